@@ -1,0 +1,42 @@
+"""Chat templates and token boundaries, for generate, reference, train and answer alike.
+
+A prompt's tokens end where the assistant's first token is to be sampled; a response's tokens are the sampled ones,
+with the end token when the model finished and without it when it was cut. They are never decoded and encoded again.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from stages.cli import StageError
+
+
+def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
+    """Token ids of one user message and the assistant's header, with exactly one BOS where the tokenizer has one.
+
+    tokenizer: a transformers tokenizer with a chat template. Raises StageError where there is no template, or where
+    the template gives no BOS or several.
+    """
+    if not tokenizer.chat_template:
+        raise StageError(f"the tokenizer of {tokenizer.name_or_path} has no chat template: use a chat model")
+    text = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    bos = tokenizer.bos_token_id
+    if bos is not None and (ids[0] != bos or ids[1] == bos):
+        found = "no BOS token" if ids[0] != bos else "more than one BOS token"
+        raise StageError(f"the chat template of {tokenizer.name_or_path} gives {found}: it must give exactly one")
+    return ids
+
+
+def fit(
+    prompt: Sequence[int], responses: Sequence[Sequence[int]], *, longest_prompt: int, longest: int, truncate: bool
+) -> tuple[list[int], list[list[int]]] | None:
+    """Cut a prompt and its responses to what training holds.
+
+    Returns the prompt's last `longest_prompt` tokens and of each response as many first tokens as fit into `longest`
+    together with it; None where something would be cut and `truncate` is false.
+    """
+    kept = list(prompt[-longest_prompt:])
+    cut = [list(response[: longest - len(kept)]) for response in responses]
+    if not truncate and (len(kept) < len(prompt) or any(len(a) < len(b) for a, b in zip(cut, responses, strict=True))):
+        return None
+    return kept, cut

@@ -1,0 +1,155 @@
+"""Files between the stages: Parquet with a written-down schema, JSON, and outputs that appear whole or not at all."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.cli import StageError
+
+_text, _ids = pa.string(), pa.list_(pa.int32())
+
+
+def _schema(**columns: pa.DataType) -> pa.Schema:
+    return pa.schema([pa.field(name, kind, nullable=name == "part") for name, kind in columns.items()])
+
+
+PROMPTS = _schema(prompt_id=_text, prompt=_text, part=_text)
+"""assets -> split. prompt_id: SHA-256 of the prompt; part: the iteration a source assigns it to, or null."""
+
+PART = _schema(prompt_id=_text, prompt=_text)
+"""split -> generate: the prompts of one iteration, or the hold-out."""
+
+RESPONSES = _schema(
+    prompt_id=_text,
+    prompt=_text,
+    prompt_token_ids=_ids,
+    responses=pa.list_(_text),
+    token_ids=pa.list_(_ids),
+    token_counts=_ids,
+    finish_reasons=pa.list_(_text),
+    seeds=pa.list_(pa.int64()),
+)
+"""generate -> rank, reference. One row per prompt, lists of K; token_ids are the sampled ones, the end token included
+where finish_reason is `stop`, absent where it is `length`."""
+
+RANKINGS = _schema(
+    prompt_id=_text,
+    logits=pa.list_(pa.list_(pa.float32())),
+    probabilities=pa.list_(pa.float64()),
+    winner=pa.int32(),
+    loser=pa.int32(),
+    tie=pa.bool_(),
+)
+"""rank -> reference. One row per prompt in the order of the responses; logits: K x K, left response by row; probabilities:
+P^ of each response; winner and loser: indices into the K responses, equal where tie."""
+
+PAIRS = _schema(
+    prompt_id=_text,
+    prompt_token_ids=_ids,
+    chosen_token_ids=_ids,
+    rejected_token_ids=_ids,
+    chosen_probability=pa.float64(),
+    rejected_probability=pa.float64(),
+    chosen_reference_logps=pa.float32(),
+    rejected_reference_logps=pa.float32(),
+)
+"""reference -> train: the tokens that are trained on, P^ and the summed log-probability under the reference pi_t."""
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write a file or folder to, moved to `path` when the block ends well and removed when it does not."""
+    partial = path.with_name(f".{path.name}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove(partial)
+    try:
+        yield partial
+        remove(path)
+        os.replace(partial, path)
+    finally:
+        remove(partial)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_table(rows: list[dict[str, Any]] | pa.Table, schema: pa.Schema, path: Path) -> None:
+    """Write rows as Parquet, in the schema's columns and types."""
+    table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows, schema=schema)
+    with replacing(path) as partial:
+        pq.write_table(table.cast(schema), partial, compression="zstd")
+
+
+def read_table(path: Path, schema: pa.Schema) -> pa.Table:
+    """Read Parquet that must have the schema's columns and types and at least one row. Raises StageError."""
+    present(path)
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise StageError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())}): {_again(path)}") from error
+    missing = [name for name in schema.names if name not in table.column_names]
+    extra = [name for name in table.column_names if name not in schema.names]
+    if missing or extra:
+        wrong = [*(f"lacks column {name!r}" for name in missing), *(f"has unknown column {name!r}" for name in extra)]
+        raise StageError(f"{path}: {', '.join(wrong)}: {_again(path)}")
+    for field in schema:
+        column = table.column(field.name)
+        if column.type != field.type:
+            raise StageError(f"{path}: column {field.name!r} is {column.type}, not {field.type}: {_again(path)}")
+        if column.null_count and not field.nullable:
+            row = column.is_null().index(True).as_py()
+            raise StageError(f"{path}: row {row}: {field.name!r} is empty: {_again(path)}")
+    if not table.num_rows:
+        raise StageError(f"{path}: no rows: {_again(path)}")
+    return table.select(schema.names)
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Write JSON with sorted keys, so that the same value gives the same bytes. NaN is refused."""
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file. Raises StageError where it is missing or not JSON."""
+    present(path)
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise StageError(f"{path}: not JSON ({error}): {_again(path)}") from error
+
+
+def present(path: Path) -> Path:
+    """`path`, which must exist. Raises StageError."""
+    if not path.exists():
+        raise StageError(f"{path} is missing: {_again(path)}")
+    return path
+
+
+def _again(path: Path) -> str:
+    return "make it with `dvc repro`" if path.parts[:1] == ("data",) else "check the path, or make the file again"
+
+
+def digest(path: Path) -> str:
+    """A hash of a file's bytes, or of the names and bytes of all files in a folder. Raises StageError where missing."""
+    present(path)
+    total = hashlib.blake2b(digest_size=16)
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            total.update(str(file.relative_to(path)).encode() + b"\0")
+            with file.open("rb") as handle:
+                total.update(hashlib.file_digest(handle, lambda: hashlib.blake2b(digest_size=16)).digest())
+    return total.hexdigest()

@@ -1,0 +1,319 @@
+"""params.yaml: every parameter declared, validated and documented once.
+
+A stage asks for the sections it reads, `load("seed", "generate")`, and dvc.yaml lists the same keys as its params;
+a test compares the two. Unknown or missing keys, wrong types and values out of range stop the stage with one message.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from stages.cli import StageError
+
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Precision = Literal["float32", "bfloat16"]
+
+MINIATURE = "miniature"
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Asset(Section):
+    """Something the experiment starts from: made here, a local directory, or a pinned revision on the Hub."""
+
+    repo: Annotated[str, Field(min_length=1)]
+    """`miniature` (made from the seed), a directory (starts with `/` or `.`), or the id of a Hub repository."""
+    revision: str | None = None
+    """40-digit commit of the Hub repository. `python -m stages.assets --pin RECIPE` looks it up."""
+
+    @property
+    def made_here(self) -> bool:
+        return self.repo == MINIATURE
+
+    @property
+    def on_hub(self) -> bool:
+        return not self.made_here and not self.repo.startswith(("/", "."))
+
+    @model_validator(mode="after")
+    def _pinned(self) -> Self:
+        if self.on_hub and not re.fullmatch("[0-9a-f]{40}", self.revision or ""):
+            raise ValueError(
+                f"revision {self.revision!r} of {self.repo} is not a full 40-digit commit: a branch or a tag may move. "
+                "Look it up once with `python -m stages.assets --pin RECIPE`, RECIPE being the folder of this file"
+            )
+        if not self.on_hub and self.revision is not None:
+            raise ValueError(f"{self.repo} is not on the Hub: leave its revision out")
+        return self
+
+
+class MiniaturePolicy(Section):
+    """Size and schooling of the miniature's base policy."""
+
+    hidden_size: Positive
+    layers: Positive
+    vocabulary: Positive
+    right_answers: Positive
+    """Clean right answers it is trained on first."""
+    mixed_answers: Positive
+    """Answers of mixed quality that follow: what SPPO then has to improve."""
+    learning_rate: PositiveFloat
+
+
+class PolicyAsset(Asset):
+    miniature: MiniaturePolicy | None = None
+
+
+class MiniatureRanker(Section):
+    """Size and schooling of the miniature's PairRM-shaped ranker."""
+
+    hidden_size: Positive
+    layers: Positive
+    prompts: Positive
+    """Prompts it is trained on, each with `candidates` responses."""
+    candidates: Annotated[int, Field(ge=2)]
+    noise: Annotated[float, Field(ge=0)]
+    """Standard deviation of the noise on each gold score that its preferences are drawn from."""
+    learning_rate: PositiveFloat
+
+
+class RankerAsset(Asset):
+    base: Asset | None = None
+    """The DeBERTa model that PairRM's configuration names, needed beside its weights."""
+    miniature: MiniatureRanker | None = None
+
+
+class Parts(Asset):
+    """A data set whose splits say which iteration a prompt belongs to."""
+
+    column: str
+    splits: dict[str, str]
+    """Iteration name -> name of the split."""
+
+
+class PromptsAsset(Asset):
+    split: str = "train"
+    column: str = "instruction"
+    count: Positive | None = None
+    """How many prompts the miniature makes."""
+    parts: Parts | None = None
+
+
+class EvaluationAsset(Asset):
+    count: Positive | None = None
+    """How many evaluation prompts, or questions a task, the miniature makes."""
+
+
+class HarnessAsset(Section):
+    """The six data sets of the Open LLM Leaderboard, each an asset."""
+
+    arc_challenge: EvaluationAsset
+    truthfulqa_mc2: EvaluationAsset
+    winogrande: EvaluationAsset
+    gsm8k: EvaluationAsset
+    hellaswag: EvaluationAsset
+    mmlu: EvaluationAsset
+
+
+class Assets(Section):
+    policy: PolicyAsset
+    ranker: RankerAsset
+    prompts: PromptsAsset
+    alpaca_eval: EvaluationAsset
+    harness: HarnessAsset
+
+
+class Split(Section):
+    prompts_per_iteration: Positive | None
+    """null: all of a given part."""
+    hold_out: NotNegative
+    """Prompts that no iteration trains on."""
+
+
+class Engine(Section):
+    """vLLM, for generate and answer alike."""
+
+    dtype: Precision
+    max_model_length: Positive
+    """Prompt and response tokens together."""
+    kv_cache_gib: PositiveFloat | None
+    """Memory for keys and values; null leaves it to vLLM (nine tenths of the GPU)."""
+
+
+class Generate(Section):
+    samples: Annotated[int, Field(ge=2)]
+    """K responses per prompt."""
+    temperature: Annotated[float, Field(ge=0)]
+    top_p: Fraction
+    max_new_tokens: Positive
+    shard_size: Positive
+    """Prompts per unit of work. The shard, not the number of devices, decides what is batched together."""
+
+
+class Answer(Section):
+    temperature: Annotated[float, Field(ge=0)]
+    top_p: Fraction
+    max_new_tokens: Positive
+    shard_size: Positive
+
+
+class Rank(Section):
+    shard_size: Positive
+    pairs_per_batch: Positive
+
+
+class Lengths(Section):
+    """What fits in training, in tokens."""
+
+    prompt: Positive
+    total: Positive
+    too_long: Literal["drop", "truncate"]
+    """drop the pair, or truncate: keep the prompt's end and the response's beginning (the released code)."""
+
+    @model_validator(mode="after")
+    def _room(self) -> Self:
+        if self.prompt >= self.total:
+            raise ValueError(f"prompt ({self.prompt}) must be below total ({self.total}), which holds the response too")
+        return self
+
+
+class Train(Section):
+    learning_rate: PositiveFloat
+    global_batch: Positive
+    """Pairs per optimizer step, on any number of devices."""
+    device_batch: Positive
+    """Pairs per device and forward pass; gradient accumulation follows from it."""
+    devices: Positive
+    epochs: PositiveFloat
+    """Epochs of the learning-rate schedule."""
+    stop_epoch: PositiveFloat
+    """Where training stops and the checkpoint goes on to the next iteration."""
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)]
+    max_grad_norm: Annotated[float, Field(ge=0)]
+    """0: no clipping."""
+    dtype: Precision
+    gradient_checkpointing: bool
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.global_batch % (self.device_batch * self.devices):
+            raise ValueError(
+                f"global_batch {self.global_batch} is not a multiple of device_batch {self.device_batch} x devices "
+                f"{self.devices}: change device_batch or devices so that it is"
+            )
+        if self.stop_epoch > self.epochs:
+            raise ValueError(f"stop_epoch {self.stop_epoch} is beyond the schedule's {self.epochs} epochs")
+        return self
+
+    @property
+    def accumulation(self) -> int:
+        return self.global_batch // (self.device_batch * self.devices)
+
+
+class EvaluateAlpaca(Section):
+    judge: Literal["gold"]
+
+
+class EvaluateLm(Section):
+    dtype: Precision
+    batch_size: Positive
+
+
+def _iterations(iterations: dict[str, str]) -> dict[str, str]:
+    known = {"base"}
+    for name, start in iterations.items():
+        if not re.fullmatch("[a-z][a-z0-9-]*", name) or name == "base":
+            raise ValueError(f"{name!r} is no name for an iteration: small letters, digits and '-', and not 'base'")
+        if start not in known:
+            raise ValueError(f"{name} starts from {start!r}, which is not one of {', '.join(sorted(known))}")
+        known.add(name)
+    return iterations
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    seed: NotNegative
+    eta: PositiveFloat
+    """SPPO's step size, 1/beta of the released code (eq. 4.7)."""
+    iterations: Annotated[dict[str, str], Field(min_length=1), AfterValidator(_iterations)]
+    """Name -> the model it starts from."""
+    assets: Assets
+    split: Split
+    engine: Engine
+    generate: Generate
+    answer: Answer
+    rank: Rank
+    lengths: Lengths
+    train: Train
+    evaluate_alpaca: EvaluateAlpaca
+    evaluate_lm: EvaluateLm
+
+
+def load(*keys: str, path: Path = Path("params.yaml")) -> Any:
+    """Read and validate the named keys of params.yaml, dots for a part of a section (`assets.policy`).
+
+    Returns an object with one attribute per key, named after its last part. No other key can be read through it.
+    Raises StageError with one line that names file, key and what is wrong.
+    """
+    document = read(path)
+    wanted: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
+    for key in keys:
+        section: type[BaseModel] = Params
+        value: Any = document
+        *parents, last = key.split(".")
+        for parent in parents:
+            section = section.model_fields[parent].annotation  # type: ignore[assignment]
+            value = value.get(parent, {}) if isinstance(value, dict) else {}
+        field = section.model_fields[last]
+        fields[last] = (Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation, ...)
+        if isinstance(value, dict) and last in value:
+            wanted[last] = value[last]
+    model = create_model("Params", __base__=Section, **fields)
+    return _validated(model, wanted, path, {key.rpartition(".")[2]: key for key in keys})
+
+
+def validate(path: Path) -> Params:
+    """Validate the whole file. Raises StageError."""
+    return _validated(Params, read(path), path, {})
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The YAML mapping in `path`, unvalidated. Raises StageError where there is none."""
+    if not path.is_file():
+        raise StageError(f"{path.resolve()} is missing: stages run in the folder of params.yaml")
+    try:
+        document = YAML(typ="safe").load(path)
+    except YAMLError as error:
+        raise StageError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(document, dict):
+        raise StageError(f"{path}: a mapping of parameters is wanted, not {type(document).__name__}")
+    return document
+
+
+def _validated(model: type[Model], values: dict[str, Any], path: Path, names: dict[str, str]) -> Model:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            where = ".".join(str(part) for part in problem["loc"])
+            head, _, tail = where.partition(".")
+            where = names.get(head, head) + (f".{tail}" if tail else "")
+            message = {"missing": "is missing", "extra_forbidden": "is not a parameter"}.get(
+                problem["type"], problem["msg"].removeprefix("Value error, ")
+            )
+            given = "" if problem["type"] in ("missing", "value_error") else f" (found {problem['input']!r})"
+            lines.append(f"{where or 'file'}: {message}{given}")
+        raise StageError(f"{path}: " + "; ".join(lines)) from error

@@ -1,0 +1,105 @@
+"""A map over shards of fixed size, one worker per device.
+
+What is computed together is decided by the shard, never by the number of devices, so the result does not depend on it.
+Finished shards lie in the scratch folder, keyed by everything that determines them: a killed stage goes on from there.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from stages import cli, files
+from stages.cli import StageError
+
+Compute = Callable[[pa.Table], pa.Table]
+
+
+def map_shards(
+    stage: str,
+    table: pa.Table,
+    size: int,
+    load: Callable[..., Compute],
+    arguments: tuple[Any, ...],
+    schema: pa.Schema,
+    key: Mapping[str, Any],
+) -> pa.Table:
+    """Apply `load(*arguments)` to each `size` rows of the table and return the results in order.
+
+    stage: names the folder in scratch. load: a module's function that prepares a device (loads a model) and returns the function of one shard.
+    schema: of each result. key: JSON values that determine the results, the inputs' digests among them.
+    Raises StageError where a worker fails.
+    """
+    name = hashlib.sha256(json.dumps([key, size], sort_keys=True).encode()).hexdigest()[:16]
+    folder = cli.SCRATCH / stage / name
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = [table.slice(start, size) for start in range(0, table.num_rows, size)]
+    paths = [folder / f"{index:05}.parquet" for index in range(len(shards))]
+    pending = [index for index, path in enumerate(paths) if not path.exists()]
+    if len(pending) < len(shards):
+        cli.log.info("%d of %d shards are finished already, in %s", len(shards) - len(pending), len(shards), folder)
+
+    devices = _devices()
+    tasks = [[(shards[index], paths[index]) for index in pending[rank :: len(devices)]] for rank in range(len(devices))]
+    tasks = [task for task in tasks if task]
+    if len(tasks) == 1:
+        _work(stage, load, arguments, schema, tasks[0])
+    elif tasks:
+        _spawn([(stage, load, arguments, schema, task) for task in tasks], devices)
+    result = pa.concat_tables([pq.read_table(path, schema=schema) for path in paths])
+    files.remove(folder)
+    return result
+
+
+def _devices() -> list[str]:
+    """CUDA_VISIBLE_DEVICES for each worker: a GPU each; without a GPU one worker, or as many as SPPO_WORKERS says."""
+    import torch
+
+    if torch.cuda.is_available():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        return visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
+    return [""] * int(os.environ.get("SPPO_WORKERS", "1"))
+
+
+def _work(
+    stage: str,
+    load: Callable[..., Compute],
+    arguments: tuple[Any, ...],
+    schema: pa.Schema,
+    tasks: list[tuple[pa.Table, Path]],
+) -> None:
+    compute = load(*arguments)
+    for shard, path in tqdm(tasks, desc=stage, unit="shard"):
+        files.write_table(compute(shard), schema, path)
+
+
+def _spawn(jobs: list[tuple[Any, ...]], devices: list[str]) -> None:
+    context = multiprocessing.get_context("spawn")
+    processes = []
+    for job, device in zip(jobs, devices, strict=False):
+        if device:
+            os.environ["CUDA_VISIBLE_DEVICES"] = device
+        processes.append(context.Process(target=_worker, args=job, daemon=True))
+        processes[-1].start()
+    for process in processes:
+        process.join()
+    failed = [index for index, process in enumerate(processes) if process.exitcode]
+    if failed:
+        raise StageError(f"worker {failed[0]} of {len(processes)} failed: its message stands above; run again to go on")
+
+
+def _worker(*job: Any) -> None:
+    cli.quiet()
+    try:
+        _work(*job)
+    except StageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,62 @@
+"""The method of SPPO (arXiv 2405.00675) as pure functions of tensors: no files, parameters or devices."""
+
+import torch
+from torch import Tensor
+
+
+def pairwise_scores(logits: Tensor) -> Tensor:
+    """Position-debiased pairwise scores s(y_i, y_j; x) = (L_ij - L_ji) / 2.
+
+    logits: (..., K, K), L_ij PairRM's logit with response i on the left and j on the right; the diagonal is ignored.
+    Returns (..., K, K), antisymmetric, so that sigmoid(s_ij) + sigmoid(s_ji) = 1.
+    """
+    return (logits - logits.transpose(-1, -2)) / 2
+
+
+def win_probabilities(scores: Tensor) -> Tensor:
+    """P^(y_i > pi_t | x) = (1/K) sum_k P(y_i > y_k | x), P = sigmoid(s), k = i counting 1/2 (section 5.3, appendix A).
+
+    scores: (..., K, K) pairwise scores. Returns (..., K), each within [1/(2K), 1 - 1/(2K)].
+    """
+    return torch.sigmoid(scores).mean(-1)
+
+
+def choose_pair(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Winner and loser: argmax and argmin over i of the mean score (1/K) sum_k s(y_i, y_k; x) (Alg. 1, section 5.1).
+
+    scores: (..., K, K) pairwise scores. Returns two int64 tensors (...). They are equal where all mean scores are: a tie.
+    """
+    mean = scores.mean(-1)
+    return mean.argmax(-1), mean.argmin(-1)
+
+
+def sppo_loss(policy_logps: Tensor, reference_logps: Tensor, probabilities: Tensor, eta: float) -> Tensor:
+    """Squared loss of eq. 4.7: mean of (log pi_theta(y|x)/pi_t(y|x) - eta (P^(y > pi_t|x) - 1/2))^2.
+
+    policy_logps, reference_logps: (N,) summed log-probabilities of the responses, in nats; probabilities: (N,) P^.
+    N counts winners and losers alike. Returns a scalar; at the start of an iteration eta^2 mean((P^ - 1/2)^2).
+    """
+    return (policy_logps - reference_logps - eta * (probabilities - 0.5)).square().mean()
+
+
+def response_logps(logits: Tensor, labels: Tensor) -> Tensor:
+    """Summed log-probability of each response.
+
+    logits: (B, L, V), position t predicting labels[:, t]; labels: (B, L) int64, -100 where no response token stands.
+    The log-softmax is taken in float32 one row at a time, so that no float32 copy of the whole batch's logits exists.
+    Returns (B,) float32, in nats.
+    """
+
+    def one(row: Tensor, target: Tensor) -> Tensor:
+        row = row.float()
+        picked = row.gather(-1, target.clamp(min=0)[:, None])[:, 0] - row.logsumexp(-1)
+        return picked.masked_fill(target == -100, 0.0).sum()
+
+    return torch.stack(
+        [
+            torch.utils.checkpoint.checkpoint(one, row, target, use_reentrant=False)
+            if logits.requires_grad
+            else one(row, target)
+            for row, target in zip(logits, labels, strict=True)
+        ]
+    )
