@@ -136,7 +136,7 @@ class Assets(Section):
 class Split(Section):
     prompts_per_iteration: Positive | None
     """null: all of a given part."""
-    hold_out: NotNegative
+    hold_out: Positive
     """Prompts that no iteration trains on."""
 
 
@@ -232,8 +232,8 @@ class EvaluateLm(Section):
 def _iterations(iterations: dict[str, str]) -> dict[str, str]:
     known = {"base"}
     for name, start in iterations.items():
-        if not re.fullmatch("[a-z][a-z0-9-]*", name) or name == "base":
-            raise ValueError(f"{name!r} is no name for an iteration: small letters, digits and '-', and not 'base'")
+        if not re.fullmatch("[a-z][a-z0-9-]*", name) or name in ("base", "hold-out"):
+            raise ValueError(f"{name!r} is no name for an iteration: small letters, digits and '-', not 'base' or 'hold-out'")
         if start not in known:
             raise ValueError(f"{name} starts from {start!r}, which is not one of {', '.join(sorted(known))}")
         known.add(name)

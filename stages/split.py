@@ -1,0 +1,93 @@
+"""Disjoint prompts for every iteration, and a hold-out that none of them trains on."""
+
+import argparse
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from stages import cli, files, params
+from stages.cli import StageError
+
+HOLD_OUT = "hold-out"
+
+
+def allot(
+    ids: Sequence[str],
+    parts: Sequence[str | None],
+    iterations: Sequence[str],
+    *,
+    seed: int,
+    prompts_per_iteration: int | None,
+    hold_out: int,
+) -> dict[str, list[int]]:
+    """Indices into `ids` of each iteration and of the hold-out, no index twice.
+
+    ids: one per prompt, different. parts: the iteration a source gives the prompt to, or None. Only the hash of seed and id
+    orders the prompts, and iterations are served in their order: neither the order of the rows nor a further iteration
+    changes what the others get. The hold-out comes first, from prompts without a part as long as there are any. An iteration
+    with a given part draws from it (all of it where prompts_per_iteration is None), the others from prompts without one.
+    Raises StageError where there are not enough.
+    """
+    order = sorted(range(len(ids)), key=lambda index: hashlib.sha256(f"{seed}/split/{ids[index]}".encode()).digest())
+    order.sort(key=lambda index: parts[index] is not None)
+    if hold_out > len(ids):
+        raise StageError(f"split.hold_out: {hold_out} prompts are wanted and there are {len(ids)}: lower it")
+    result = {HOLD_OUT: order[:hold_out]}
+    given: dict[str | None, list[int]] = {}
+    for index in order[hold_out:]:
+        given.setdefault(parts[index], []).append(index)
+    free, taken = given.get(None, []), 0
+    for name in iterations:
+        if name in given:
+            count = len(given[name]) if prompts_per_iteration is None else prompts_per_iteration
+            if count > len(given[name]):
+                raise StageError(
+                    f"{name}: {count} prompts are wanted and its part has {len(given[name])}: lower "
+                    "split.prompts_per_iteration, or make it null for all of a part"
+                )
+            result[name] = given[name][:count]
+        else:
+            if prompts_per_iteration is None:
+                raise StageError(f"{name} has no part of its own in the prompts: set split.prompts_per_iteration to a number")
+            if prompts_per_iteration > len(free) - taken:
+                raise StageError(
+                    f"{name}: {prompts_per_iteration} prompts are wanted and {len(free) - taken} of {len(ids)} are left: lower "
+                    "split.prompts_per_iteration or split.hold_out, or have more prompts (assets.prompts)"
+                )
+            result[name] = free[taken : taken + prompts_per_iteration]
+            taken += prompts_per_iteration
+    chosen = [index for indices in result.values() for index in indices]
+    assert len(chosen) == len(set(chosen))
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("prompts", type=Path, help="Parquet: prompt_id, prompt, part")
+    parser.add_argument("out", type=Path, help="folder to write: ITERATION.parquet each, and hold-out.parquet")
+    arguments = parser.parse_args()
+    wanted = params.load("seed", "iterations", "split")
+    table = files.read_table(arguments.prompts, files.PROMPTS)
+    ids: list[str] = table.column("prompt_id").to_pylist()
+    if len(set(ids)) < len(ids):
+        raise StageError(f"{arguments.prompts}: {len(ids) - len(set(ids))} prompt_id are there twice: make it with `dvc repro`")
+    result = allot(
+        ids,
+        table.column("part").to_pylist(),
+        list(wanted.iterations),
+        seed=wanted.seed,
+        prompts_per_iteration=wanted.split.prompts_per_iteration,
+        hold_out=wanted.split.hold_out,
+    )
+    with files.replacing(arguments.out) as folder:
+        folder.mkdir()
+        for name, indices in result.items():
+            part = table.select(files.PART.names).take(pa.array(indices, pa.int64()))
+            files.write_table(part, files.PART, folder / f"{name}.parquet")
+            cli.log.info("%s: %d prompts", arguments.out / f"{name}.parquet", len(indices))
+
+
+if __name__ == "__main__":
+    cli.run(main)
