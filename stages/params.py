@@ -21,6 +21,7 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Precision = Literal["float32", "bfloat16"]
 
 MINIATURE = "miniature"
+NOT_PINNED = "is not a full 40-digit commit"
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -48,10 +49,7 @@ class Asset(Section):
     @model_validator(mode="after")
     def _pinned(self) -> Self:
         if self.on_hub and not re.fullmatch("[0-9a-f]{40}", self.revision or ""):
-            raise ValueError(
-                f"revision {self.revision!r} of {self.repo} is not a full 40-digit commit: a branch or a tag may move. "
-                "Look it up once with `python -m stages.assets --pin RECIPE`, RECIPE being the folder of this file"
-            )
+            raise ValueError(f"revision {self.revision!r} of {self.repo} {NOT_PINNED}")
         if not self.on_hub and self.revision is not None:
             raise ValueError(f"{self.repo} is not on the Hub: leave its revision out")
         return self
@@ -316,4 +314,6 @@ def _validated(model: type[Model], values: dict[str, Any], path: Path, names: di
             )
             given = "" if problem["type"] in ("missing", "value_error") else f" (found {problem['input']!r})"
             lines.append(f"{where or 'file'}: {message}{given}")
+        if any(NOT_PINNED in line for line in lines):
+            lines.append(f"branches move: look commits up once with `python -m stages.assets --pin {path.parent}`")
         raise StageError(f"{path}: " + "; ".join(lines)) from error
