@@ -3,8 +3,10 @@
 Only data is taken: safetensors, JSON and tokenizer files of a model, rows of a data set; no pickles, no code.
 """
 
+import atexit
 import hashlib
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,13 +85,14 @@ def load_rows(asset: Asset, config: str | None, split: str) -> Any:
     """
     import datasets
 
-    if not asset.on_hub:
-        _directory(asset)
+    cache = None if asset.on_hub else _unshared_cache(asset)
+    there: list[str]
     what = f"{asset.repo}{f', configuration {config}' if config else ''}"
     with _reaching(f"split {split!r} of {what}", asset.repo, "dataset"):
-        if split not in (there := datasets.get_dataset_split_names(asset.repo, config, revision=asset.revision)):
+        there = datasets.get_dataset_split_names(asset.repo, config, revision=asset.revision, cache_dir=cache)
+        if split not in there:
             raise StageError(f"{what} has no split {split!r}: it has {', '.join(there)}; name one of them in params.yaml")
-        rows = datasets.load_dataset(asset.repo, config, split=split, revision=asset.revision)
+        rows = datasets.load_dataset(asset.repo, config, split=split, revision=asset.revision, cache_dir=cache)
     cli.log.info("%s, split %s: %d rows", what, split, len(rows))
     return rows
 
@@ -112,6 +115,15 @@ def _snapshot(repo: str, revision: str | None, repo_type: str, patterns: list[st
         return Path(
             snapshot_download(repo, repo_type=repo_type, revision=revision, allow_patterns=patterns, ignore_patterns=NOT_WANTED)
         )
+
+
+def _unshared_cache(asset: Asset) -> str:
+    """A cache for this process alone: `datasets` does not see that a file of a local directory has changed."""
+    _directory(asset)
+    cli.SCRATCH.mkdir(parents=True, exist_ok=True)
+    folder = tempfile.mkdtemp(prefix="datasets-", dir=cli.SCRATCH)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _names(folder: Path, patterns: list[str]) -> list[str]:
