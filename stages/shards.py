@@ -47,26 +47,30 @@ def map_shards(
     if len(pending) < len(shards):
         cli.log.info("%d of %d shards are finished already, in %s", len(shards) - len(pending), len(shards), folder)
 
-    devices = _devices()
-    tasks = [[(shards[index], paths[index]) for index in pending[rank :: len(devices)]] for rank in range(len(devices))]
+    names = devices()
+    tasks = [[(shards[index], paths[index]) for index in pending[rank :: len(names)]] for rank in range(len(names))]
     tasks = [task for task in tasks if task]
     if len(tasks) == 1:
         _work(stage, load, arguments, schema, tasks[0])
     elif tasks:
-        _spawn([(stage, load, arguments, schema, task) for task in tasks], devices)
+        _spawn([(stage, load, arguments, schema, task) for task in tasks], names)
     result = pa.concat_tables([pq.read_table(path, schema=schema) for path in paths])
     files.remove(folder)
     return result
 
 
-def _devices() -> list[str]:
-    """CUDA_VISIBLE_DEVICES for each worker: a GPU each; without a GPU one worker, or as many as SPPO_WORKERS says."""
+def devices(*, cores: bool = False) -> list[str]:
+    """CUDA_VISIBLE_DEVICES for each worker: a GPU each; without a GPU "" for as many workers as SPPO_WORKERS says.
+
+    cores: without SPPO_WORKERS one worker for each processor core, where a worker takes one thread, instead of one in all.
+    """
     import torch
 
     if torch.cuda.is_available():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         return visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
-    return [""] * int(os.environ.get("SPPO_WORKERS", "1"))
+    default = len(os.sched_getaffinity(0)) if cores else 1
+    return [""] * int(os.environ.get("SPPO_WORKERS", default))
 
 
 def _work(
@@ -81,10 +85,10 @@ def _work(
         files.write_table(compute(shard), schema, path)
 
 
-def _spawn(jobs: list[tuple[Any, ...]], devices: list[str]) -> None:
+def _spawn(jobs: list[tuple[Any, ...]], names: list[str]) -> None:
     context = multiprocessing.get_context("spawn")
     processes = []
-    for job, device in zip(jobs, devices, strict=False):
+    for job, device in zip(jobs, names, strict=False):
         if device:
             os.environ["CUDA_VISIBLE_DEVICES"] = device
         processes.append(context.Process(target=_worker, args=job, daemon=True))
