@@ -7,6 +7,7 @@ import os
 import resource
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,11 +62,23 @@ def quiet(online: bool = False) -> None:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    for category in (FutureWarning, DeprecationWarning):  # of one library about another: nothing for the reader of this log
+        warnings.filterwarnings("ignore", category=category)
     if not online:
         os.environ["HF_HUB_OFFLINE"] = "1"
         os.environ["HF_DATASETS_OFFLINE"] = "1"
     if importlib.util.find_spec("tqdm") and not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "30")
+
+
+def deterministic(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's generators and have torch refuse or warn of operations that vary between runs."""
+    import torch
+    from transformers import set_seed
+
+    set_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def _record(name: str, seconds: float) -> None:

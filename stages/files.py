@@ -153,3 +153,15 @@ def digest(path: Path) -> str:
             with file.open("rb") as handle:
                 total.update(hashlib.file_digest(handle, lambda: hashlib.blake2b(digest_size=16)).digest())
     return total.hexdigest()
+
+
+def read_records(path: Path, keys: list[str]) -> list[dict[str, Any]]:
+    """Read a JSON list of objects that all have `keys`, strings each, and at least one of them. Raises StageError."""
+    records = read_json(path)
+    if not isinstance(records, list) or not records:
+        raise StageError(f"{path}: a list of at least one object is wanted: {_again(path)}")
+    for index, record in enumerate(records):
+        for key in keys:
+            if not isinstance(record, dict) or not isinstance(record.get(key), str):
+                raise StageError(f"{path}: record {index}: {key!r} is missing or no string: {_again(path)}")
+    return records

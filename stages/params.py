@@ -55,6 +55,13 @@ class Asset(Section):
         return self
 
 
+def _sizes_wanted(asset: Any, key: str) -> Any:
+    """The asset, where its sizes under `key` are given exactly if it is made here."""
+    if asset.made_here != (getattr(asset, key) is not None):
+        raise ValueError(f"{key} {'is missing: repo is miniature' if asset.made_here else 'goes with repo: miniature only'}")
+    return asset
+
+
 class MiniaturePolicy(Section):
     """Size and schooling of the miniature's base policy."""
 
@@ -70,6 +77,10 @@ class MiniaturePolicy(Section):
 
 class PolicyAsset(Asset):
     miniature: MiniaturePolicy | None = None
+
+    @model_validator(mode="after")
+    def _sized(self) -> Self:
+        return _sizes_wanted(self, "miniature")
 
 
 class MiniatureRanker(Section):
@@ -90,6 +101,10 @@ class RankerAsset(Asset):
     """The DeBERTa model that PairRM's configuration names, needed beside its weights."""
     miniature: MiniatureRanker | None = None
 
+    @model_validator(mode="after")
+    def _sized(self) -> Self:
+        return _sizes_wanted(self, "miniature")
+
 
 class Parts(Asset):
     """A data set whose splits say which iteration a prompt belongs to."""
@@ -106,10 +121,18 @@ class PromptsAsset(Asset):
     """How many prompts the miniature makes."""
     parts: Parts | None = None
 
+    @model_validator(mode="after")
+    def _sized(self) -> Self:
+        return _sizes_wanted(self, "count")
+
 
 class EvaluationAsset(Asset):
     count: Positive | None = None
     """How many evaluation prompts, or questions a task, the miniature makes."""
+
+    @model_validator(mode="after")
+    def _sized(self) -> Self:
+        return _sizes_wanted(self, "count")
 
 
 class HarnessAsset(Section):

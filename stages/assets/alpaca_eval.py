@@ -1,0 +1,43 @@
+"""AlpacaEval's instructions and reference outputs: the canonical 805 from the Hub, or the miniature's own.
+
+The miniature's reference outputs are a second draw of the base policy, so that the base itself wins about half.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from stages import answer, cli, domain, files, params
+from stages.assets import hub
+
+LENGTH_CONTROL = ["df_gamed.csv", "instruction_difficulty.csv"]
+"""What the length-controlled win rate is fitted with, defined for the canonical instructions only."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path, help="the base policy, which answers the miniature's reference")
+    parser.add_argument("out", type=Path, help="folder with reference_outputs.json and, for the canonical set, the files of LC")
+    args = parser.parse_args()
+    wanted = params.load("seed", "engine", "answer", "assets.alpaca_eval")
+    if wanted.alpaca_eval.made_here:
+        try:
+            prompts = domain.distinct_prompts(f"{wanted.seed}/evaluation", "evaluation", wanted.alpaca_eval.count)
+        except ValueError as error:
+            raise cli.StageError(f"assets.alpaca_eval.count: {error}") from error
+        instructions = [{"dataset": "miniature", "instruction": prompt} for prompt in prompts]
+        outputs = answer.answers(args.model, "reference", instructions, wanted.seed, wanted.engine, wanted.answer)
+        with files.replacing(args.out) as partial:
+            files.write_json(outputs, partial / "reference_outputs.json")
+        return
+    reference = hub.fetch_file(wanted.alpaca_eval, "alpaca_eval_gpt4_baseline.json")
+    files.read_records(reference, ["dataset", "instruction", "output", "generator"])
+    with files.replacing(args.out) as partial:
+        partial.mkdir()
+        shutil.copyfile(reference, partial / "reference_outputs.json")
+        for name in LENGTH_CONTROL:
+            shutil.copyfile(hub.fetch_file(wanted.alpaca_eval, name), partial / name)
+
+
+if __name__ == "__main__":
+    cli.run(main, online=True)

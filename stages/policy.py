@@ -1,0 +1,155 @@
+"""A policy under transformers.Trainer and DeepSpeed ZeRO-3: what reference and train share.
+
+Both run on `train.devices` processes, a GPU each where there are GPUs. Called without a launcher they start torchrun for
+more than one process; under DeepSpeed's launcher or torchrun (several nodes, say) they take the place it gives them.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from stages import cli, params, pointers, sppo
+from stages.cli import StageError
+
+
+def launch(devices: int, run: Callable[[], None]) -> None:
+    """Call `run` in each of `devices` processes of one distributed group.
+
+    Raises StageError where there are fewer GPUs than `devices` (processors take any number), or where a process fails.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
+    if "LOCAL_RANK" in os.environ:
+        run()
+        return
+    if torch.cuda.is_available() and devices > torch.cuda.device_count():
+        raise StageError(
+            f"train.devices is {devices}, and this machine has {torch.cuda.device_count()} GPUs: set train.devices to that "
+            "(the global batch stays as it is: more accumulation takes the missing devices' place)"
+        )
+    if devices == 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        run()
+        return
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={devices}"]
+    if subprocess.run([*command, *sys.orig_argv[1:]], check=False).returncode:
+        raise StageError("a training process failed: its message stands above")
+
+
+def trainer_arguments(
+    devices: int, device_batch: int, dtype: params.Precision, seed: int, *, accumulation: int = 1, max_grad_norm: float = 0, **more: Any
+) -> Any:
+    """TrainingArguments under DeepSpeed ZeRO-3, with `more` of their own; call it within the distributed group.
+
+    Raises StageError where a launcher started another number of processes than `devices`.
+    """
+    import deepspeed
+    import torch
+    from transformers import TrainingArguments
+    from transformers.utils import logging as transformers_logging
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else a minute's C++ build at the first start on CPU
+    deepspeed.utils.logger.setLevel("WARNING")
+    transformers_logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
+    deepspeed.init_distributed(verbose=False)
+    if int(os.environ["WORLD_SIZE"]) != devices:
+        raise StageError(f"the launcher started {os.environ['WORLD_SIZE']} processes: train.devices is {devices}")
+    cli.deterministic(seed)
+    zero3 = {
+        "zero_optimization": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True},
+        "bf16": {"enabled": dtype == "bfloat16"},  # with float32 master weights
+        "train_micro_batch_size_per_gpu": device_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": max_grad_norm,
+        "zero_allow_untested_optimizer": True,  # RMSprop, which DeepSpeed has no kernel of its own for
+        "steps_per_print": 10**9,
+    }
+    return TrainingArguments(
+        output_dir=str(cli.SCRATCH / "trainer"),
+        deepspeed=zero3,
+        bf16=dtype == "bfloat16",
+        per_device_train_batch_size=device_batch,
+        per_device_eval_batch_size=device_batch,
+        gradient_accumulation_steps=accumulation,
+        max_grad_norm=max_grad_norm,
+        seed=seed,
+        report_to=[],
+        save_strategy="no",
+        remove_unused_columns=False,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        disable_tqdm=not sys.stderr.isatty(),
+        **more,
+    )
+
+
+def is_main() -> bool:
+    """Whether this process writes: the first of the distributed group."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def load(path: Path, dtype: params.Precision) -> tuple[Any, Any]:
+    """Model and tokenizer of a checkpoint, in safetensors only and without remote code."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    local = pointers.resolve(path)
+    model = AutoModelForCausalLM.from_pretrained(local, dtype=getattr(torch, dtype), use_safetensors=True)
+    return model, AutoTokenizer.from_pretrained(local)
+
+
+def collator(tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+    """`collate` with the tokenizer's padding token, or its end token where it has none: the attention mask hides either."""
+    return partial(collate, pad=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+
+
+def collate(rows: list[dict[str, Any]], pad: int) -> dict[str, Any]:
+    """Rows of files.PAIRS -> one right-padded batch of 2B sequences: the chosen half first, the rejected half after it.
+
+    input_ids, attention_mask, labels: (2B, L) int64, labels -100 outside the response. Of the columns that are there,
+    probabilities: (2B,) float32, P^; reference_logps: (2B,) float32, nats.
+    """
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    sides = [(row, side) for side in ("chosen", "rejected") for row in rows]
+    ids = [torch.tensor(row["prompt_token_ids"] + row[f"{side}_token_ids"]) for row, side in sides]
+    labels = [torch.tensor([-100] * len(row["prompt_token_ids"]) + row[f"{side}_token_ids"]) for row, side in sides]
+    batch = {
+        "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad),
+        "attention_mask": pad_sequence([torch.ones_like(one) for one in ids], batch_first=True, padding_value=0),
+        "labels": pad_sequence(labels, batch_first=True, padding_value=-100),
+    }
+    for name, column in (("probabilities", "probability"), ("reference_logps", "reference_logps")):
+        if f"chosen_{column}" in rows[0]:
+            batch[name] = torch.tensor([row[f"{side}_{column}"] for row, side in sides], dtype=torch.float32)
+    return batch
+
+
+def batch_logps(model: Any, batch: dict[str, Any]) -> Any:
+    """Summed log-probability of each response of a collated batch: (2B,) float32, nats.
+
+    Logits are computed from the position before the batch's first response token on: those before it predict prompts.
+    """
+    labels = batch["labels"]
+    first = int((labels != -100).int().argmax(1).min())
+    logits = model(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        use_cache=False,
+        logits_to_keep=labels.size(1) - first + 1,
+    ).logits
+    return sppo.response_logps(logits[:, :-1], labels[:, first:])

@@ -1,0 +1,99 @@
+"""Log-probabilities of winners and losers under the reference pi_t, the start of the iteration (eq. 4.7).
+
+Pairs are fixed here, as they are trained: ties dropped, tokens cut to what training holds. eta does not enter, so a sweep
+over eta reuses them.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from stages import chat, cli, files, params, policy
+from stages.cli import StageError
+
+
+def pairs(responses: pa.Table, rankings: pa.Table, lengths: params.Lengths) -> list[dict[str, Any]]:
+    """Winner and loser of every prompt that is no tie and, unless lengths.too_long is `truncate`, fits.
+
+    Returns rows of files.PAIRS without the reference's columns. Raises StageError where the two tables are not of the same
+    prompts in the same order, or where no pair is left.
+    """
+    if responses.column("prompt_id") != rankings.column("prompt_id"):
+        raise StageError("responses and rankings are not of the same prompts in the same order: rank the responses again")
+    rows: list[dict[str, Any]] = []
+    ties = too_long = 0
+    for response, ranking in zip(responses.to_pylist(), rankings.to_pylist(), strict=True):
+        if ranking["tie"]:
+            ties += 1
+            continue
+        winner, loser = ranking["winner"], ranking["loser"]
+        fitted = chat.fit(
+            response["prompt_token_ids"],
+            [response["token_ids"][winner], response["token_ids"][loser]],
+            longest_prompt=lengths.prompt,
+            longest=lengths.total,
+            truncate=lengths.too_long == "truncate",
+        )
+        if fitted is None:
+            too_long += 1
+            continue
+        prompt, (chosen, rejected) = fitted
+        rows.append({
+            "prompt_id": response["prompt_id"],
+            "prompt_token_ids": prompt,
+            "chosen_token_ids": chosen,
+            "rejected_token_ids": rejected,
+            "chosen_probability": ranking["probabilities"][winner],
+            "rejected_probability": ranking["probabilities"][loser],
+        })
+    cli.log.info("%d pairs; %d ties and %d too long pairs dropped", len(rows), ties, too_long)
+    if not rows:
+        raise StageError(f"no pair is left of {len(responses)} prompts ({ties} ties, {too_long} too long): see lengths")
+    return rows
+
+
+def score(rows: list[dict[str, Any]], model_path: Path, devices: int, device_batch: int, dtype: params.Precision) -> Any:
+    """(N, 2) float32 NumPy array: summed log-probabilities, in nats, of chosen and rejected under the model."""
+    import torch
+    from transformers import Trainer
+
+    arguments = policy.trainer_arguments(devices, device_batch, dtype, seed=0)
+    model, tokenizer = policy.load(model_path, dtype)
+
+    class Scorer(Trainer):  # type: ignore[misc]
+        def _prepare_inputs(self, inputs: Any) -> Any:
+            return inputs  # on their device already; Trainer would cast float tensors to bfloat16 under DeepSpeed
+
+        def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
+            with torch.no_grad():
+                chosen, rejected = policy.batch_logps(model, inputs).chunk(2)
+            return None, torch.stack([chosen, rejected], 1), None
+
+    return Scorer(model=model, args=arguments, data_collator=policy.collator(tokenizer)).predict(rows).predictions
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path, help="the policy pi_t that drew the responses")
+    parser.add_argument("responses", type=Path)
+    parser.add_argument("rankings", type=Path)
+    parser.add_argument("out", type=Path, help="Parquet of pairs with their reference log-probabilities")
+    args = parser.parse_args()
+    wanted = params.load("lengths", "train.devices", "train.device_batch", "train.dtype")
+    responses = files.read_table(args.responses, files.RESPONSES)
+    rows = pairs(responses, files.read_table(args.rankings, files.RANKINGS), wanted.lengths)
+
+    def run() -> None:
+        logps = score(rows, args.model, wanted.devices, wanted.device_batch, wanted.dtype)
+        if policy.is_main():
+            for row, (chosen, rejected) in zip(rows, logps.tolist(), strict=True):
+                row["chosen_reference_logps"], row["rejected_reference_logps"] = chosen, rejected
+            files.write_table(rows, files.PAIRS, args.out)
+
+    policy.launch(wanted.devices, run)
+
+
+if __name__ == "__main__":
+    cli.run(main)

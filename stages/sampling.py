@@ -1,0 +1,115 @@
+"""Sampling from a policy with vLLM, for generate and answer alike: one request per prompt, a seed per sample."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from stages import chat, cli, files, params, pointers, shards
+from stages.cli import StageError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What is drawn: `samples` responses a prompt, seeded by (seed, name, prompt_id, sample)."""
+
+    samples: int
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    seed: int
+    name: str
+    """Whose draw it is, an iteration's for example: the same prompt gets other seeds under another name."""
+
+
+def sample_seed(seed: int, name: str, prompt_id: str) -> int:
+    """The seed of a prompt's first sample; sample k has the k-th after it (that is how vLLM seeds the samples of a request).
+
+    56 bits of a hash: two prompts' runs of seeds do not meet, and neither device nor order enters.
+    """
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}/{prompt_id}".encode()).digest()[:7], "big")
+
+
+def respond(
+    stage: str, part: pa.Table, model: Path, engine: params.Engine, sampling: Sampling, shard_size: int, *, leave_out: bool
+) -> pa.Table:
+    """Draw responses to every prompt of a table of files.PART and return a table of files.RESPONSES, in the same order.
+
+    stage: whose scratch folder holds finished shards. leave_out: whether prompts that leave no room for max_new_tokens
+    within engine.max_model_length are left out and counted in the log. Otherwise their responses may be shorter.
+    Raises StageError for a prompt that leaves no room at all.
+    """
+    from transformers import AutoTokenizer
+
+    local = pointers.resolve(model)
+    tokenizer = AutoTokenizer.from_pretrained(local)
+    prompts = part.column("prompt").to_pylist()
+    prompt_ids = [chat.prompt_ids(tokenizer, prompt) for prompt in prompts]
+    room = sampling.max_new_tokens if leave_out else 1
+    fits = [len(ids) + room <= engine.max_model_length for ids in prompt_ids]
+    if not leave_out and not all(fits):
+        row = fits.index(False)
+        raise StageError(
+            f"prompt {part.column('prompt_id')[row]} has {len(prompt_ids[row])} tokens: "
+            f"engine.max_model_length {engine.max_model_length} leaves no room to answer; raise it"
+        )
+    if not any(fits):
+        raise StageError(f"no prompt leaves room for {room} tokens in engine.max_model_length {engine.max_model_length}: raise it")
+    cli.log.info("%d prompts, %d left out as too long for the engine", sum(fits), len(fits) - sum(fits))
+    tokenized = part.append_column("prompt_token_ids", pa.array(prompt_ids, pa.list_(pa.int32()))).filter(pa.array(fits))
+    key = {
+        "model": files.digest(model),
+        "prompts": hashlib.sha256("".join(tokenized.column("prompt_id").to_pylist()).encode()).hexdigest(),
+        "engine": engine.model_dump(),
+        "sampling": vars(sampling),
+    }
+    table = shards.map_shards(stage, tokenized, shard_size, load, (local, engine, sampling), files.RESPONSES, key)
+    reasons = [reason for row in table.column("finish_reasons").to_pylist() for reason in row]
+    tokens = sum(count for row in table.column("token_counts").to_pylist() for count in row)
+    cli.log.info("%d responses, %d tokens, %d cut at the limit", len(reasons), tokens, reasons.count("length"))
+    return table
+
+
+def load(model: Path, engine: params.Engine, sampling: Sampling) -> Callable[[pa.Table], pa.Table]:
+    """Start vLLM on this process's device. Returns the function that answers one shard of tokenized prompts."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine in this process: nothing reorders its requests
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    import torch
+    from vllm import LLM, SamplingParams
+
+    settings: dict[str, Any] = {"use_tqdm_on_load": False}
+    if engine.kv_cache_gib is not None:
+        settings["kv_cache_memory_bytes"] = int(engine.kv_cache_gib * 2**30)
+    if not torch.cuda.is_available():
+        # Per-request seeds fail on the processor with chunked prefill; eager saves a compilation that does not pay here.
+        settings |= {"enforce_eager": True, "enable_chunked_prefill": False, "max_num_batched_tokens": engine.max_model_length * 8}
+    llm = LLM(model=str(model), dtype=engine.dtype, max_model_len=engine.max_model_length, seed=sampling.seed, **settings)
+
+    def answer(shard: pa.Table) -> pa.Table:
+        rows = shard.to_pylist()
+        seeds = [sample_seed(sampling.seed, sampling.name, row["prompt_id"]) for row in rows]
+        requests = [
+            SamplingParams(
+                n=sampling.samples,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                max_tokens=sampling.max_new_tokens,
+                seed=seed,
+            )
+            for seed in seeds
+        ]
+        outputs = llm.generate([{"prompt_token_ids": row["prompt_token_ids"]} for row in rows], requests, use_tqdm=False)
+        for row, seed, output in zip(rows, seeds, outputs, strict=True):
+            drawn = sorted(output.outputs, key=lambda sample: sample.index)
+            row["responses"] = [sample.text for sample in drawn]
+            row["token_ids"] = [list(sample.token_ids) for sample in drawn]
+            row["token_counts"] = [len(sample.token_ids) for sample in drawn]
+            row["finish_reasons"] = [sample.finish_reason for sample in drawn]
+            row["seeds"] = [seed + sample.index for sample in drawn]
+        return pa.Table.from_pylist(rows, schema=files.RESPONSES)
+
+    return answer
