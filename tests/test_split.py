@@ -1,0 +1,149 @@
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages import files, split
+from stages.assets.prompts import table
+from stages.cli import ROOT, StageError
+
+ITERATIONS = ["iter1", "iter2", "iter3"]
+Parts = list[str | None]
+parts_lists = st.lists(st.sampled_from([None, None, "iter1", "iter2"]), min_size=40, max_size=120)
+
+
+def allot(
+    parts: Parts,
+    iterations: list[str] = ITERATIONS,
+    seed: int = 1,
+    each: int | None = 5,
+    hold_out: int = 4,
+    order: list[int] | None = None,
+) -> dict[str, list[str]]:
+    """The ids that each iteration and the hold-out get; order: the rows' order in the input."""
+    ids = [hashlib.sha256(str(index).encode()).hexdigest() for index in range(len(parts))]
+    rows = order or list(range(len(parts)))
+    found = split.allot(
+        [ids[row] for row in rows],
+        [parts[row] for row in rows],
+        iterations,
+        seed=seed,
+        prompts_per_iteration=each,
+        hold_out=hold_out,
+    )
+    return {name: [ids[rows[index]] for index in indices] for name, indices in found.items()}
+
+
+def _enough(parts: Parts) -> bool:
+    return parts.count(None) >= 4 + 3 * 5 and all(parts.count(name) in (0, *range(5, 200)) for name in ("iter1", "iter2"))
+
+
+@settings(deadline=None)
+@given(parts_lists.filter(_enough), st.integers(0, 3))
+def test_no_prompt_is_in_two_files(parts: Parts, seed: int) -> None:
+    found = allot(parts, seed=seed)
+    ids = [name for part in found.values() for name in part]
+    assert len(ids) == len(set(ids)) == 4 + 3 * 5
+    assert list(found) == ["hold-out", *ITERATIONS]
+
+
+@settings(deadline=None)
+@given(parts_lists.filter(_enough), st.randoms())
+def test_the_order_of_the_rows_does_not_matter(parts: Parts, random: object) -> None:
+    order = list(range(len(parts)))
+    random.shuffle(order)  # type: ignore[attr-defined]
+    assert allot(parts, order=order) == allot(parts)
+
+
+@settings(deadline=None)
+@given(parts_lists.filter(lambda parts: _enough(parts) and parts.count(None) >= 24))
+def test_a_further_iteration_leaves_the_others_as_they_were(parts: Parts) -> None:
+    three, four = allot(parts), allot(parts, [*ITERATIONS, "iter4"])
+    assert {name: four[name] for name in three} == three
+    two = allot(parts, ITERATIONS[:2])
+    assert {name: three[name] for name in two} == two
+
+
+def test_another_seed_draws_others() -> None:
+    parts: Parts = [None] * 100
+    assert allot(parts, seed=1) != allot(parts, seed=2)
+
+
+def test_given_parts_stay_whole_while_others_suffice_for_the_hold_out() -> None:
+    parts: Parts = ["iter1"] * 10 + ["iter2"] * 11 + [None] * 4
+    found = allot(parts, ["iter1", "iter2"], each=None, hold_out=4)
+    assert {name: len(ids) for name, ids in found.items()} == {"hold-out": 4, "iter1": 10, "iter2": 11}
+    found = allot(parts, ["iter1", "iter2"], each=None, hold_out=6)
+    assert len(found["hold-out"]) == 6
+    assert len(found["iter1"]) + len(found["iter2"]) == 19
+
+
+def test_a_part_of_an_absent_iteration_goes_to_nobody() -> None:
+    parts: Parts = ["iter9"] * 10 + [None] * 20
+    found = allot(parts, ["iter1"])
+    absent = {hashlib.sha256(str(index).encode()).hexdigest() for index in range(10)}
+    assert not absent & {name for ids in found.values() for name in ids}
+
+
+@pytest.mark.parametrize(
+    ("parts", "each", "hold_out", "message"),
+    [
+        ([None] * 20, 5, 21, "split.hold_out: 21 prompts are wanted and there are 20"),
+        ([None] * 18, 5, 4, "iter3: 5 prompts are wanted and 4 of 18 are left: lower split.prompts_per_iteration"),
+        ([None] * 20, None, 4, "iter1 has no part of its own in the prompts: set split.prompts_per_iteration"),
+        (
+            ["iter1"] * 3 + [None] * 20,
+            5,
+            4,
+            "iter1: 5 prompts are wanted and its part has 3: lower split.prompts_per_iteration",
+        ),
+    ],
+)
+def test_too_few_prompts_are_said_with_the_parameter(parts: Parts, each: int | None, hold_out: int, message: str) -> None:
+    with pytest.raises(StageError) as error:
+        allot(parts, each=each, hold_out=hold_out)
+    assert str(error.value).startswith(message)
+
+
+def _stage(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "stages.split", *arguments],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_stage_writes_a_file_each_byte_for_byte_stable(tmp_path: Path) -> None:
+    rows: list[tuple[str, str | None]] = [(f"Question {index}?", None) for index in range(60)]
+    settings = "seed: 3\nsplit: {{prompts_per_iteration: 10, hold_out: 7}}\niterations: {{iter1: base, iter2: iter1{}}}\n"
+    outs = []
+    for more, order in (("", rows), (", iter3: iter2", rows[::-1])):
+        (tmp_path / "params.yaml").write_text(settings.format(more))
+        files.write_table(table(order), files.PROMPTS, tmp_path / "prompts.parquet")
+        done = _stage(tmp_path, "prompts.parquet", "out")
+        assert done.returncode == 0, done.stderr
+        outs.append({path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()})
+    assert set(outs[0]) == {"hold-out.parquet", "iter1.parquet", "iter2.parquet"}
+    assert set(outs[1]) == {*outs[0], "iter3.parquet"}
+    assert {name: outs[1][name] for name in outs[0]} == outs[0]
+    assert files.read_table(tmp_path / "out" / "hold-out.parquet", files.PART).num_rows == 7
+
+
+def test_the_stage_refuses_repeated_ids_and_missing_input(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(
+        "seed: 3\nsplit: {prompts_per_iteration: 1, hold_out: 1}\niterations: {iter1: base}\n"
+    )
+    files.write_table(table([("Same?", None)] * 5), files.PROMPTS, tmp_path / "prompts.parquet")
+    for name, message in (
+        ("prompts.parquet", "split: error: prompts.parquet: 4 prompt_id are there twice: make it with `dvc repro`\n"),
+        ("none.parquet", "split: error: none.parquet is missing: check the path, or make the file again\n"),
+    ):
+        done = _stage(tmp_path, name, "out")
+        assert (done.returncode, done.stderr) == (1, message)
+    assert not (tmp_path / "out").exists()
