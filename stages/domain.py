@@ -148,8 +148,11 @@ def distinct_prompts(seed: str, use: Use, count: int) -> list[str]:
     """`count` different prompts. Raises ValueError where the domain has fewer."""
     found: dict[str, None] = {}
     source = prompts(random.Random(seed), use)
-    for _ in range(100 * count + 1000):
+    repeated = 0
+    while repeated < 20_000:
+        before = len(found)
         found[next(source)[0]] = None
+        repeated = 0 if len(found) > before else repeated + 1
         if len(found) == count:
             return list(found)
     raise ValueError(f"the miniature's domain has about {len(found)} prompts for {use}, not {count}")

@@ -91,7 +91,10 @@ def evaluate(
     }
     failed = [row["instruction"] for row in annotations if row["preference"] is None or row["preference"] != row["preference"]]
     metrics["n_failed"] = len(failed)
-    kept = [{name: value for name, value in row.items() if not name.endswith(VARYING)} for row in annotations]
+    kept = [
+        {name: None if value != value else value for name, value in row.items() if not name.endswith(VARYING)}
+        for row in annotations
+    ]
     return metrics, kept
 
 

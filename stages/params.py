@@ -242,7 +242,8 @@ class Train(Section):
 
 
 class EvaluateAlpaca(Section):
-    judge: Literal["gold"]
+    judge: Literal["gold", "weighted_alpaca_eval_gpt4_turbo"]
+    """`gold`, the miniature's own rule, or AlpacaEval 2.0's annotator, which asks OpenAI."""
 
 
 class EvaluateLm(Section):

@@ -120,7 +120,6 @@ def test_the_stage_makes_the_miniatures_prompts_from_the_seed(here: Path) -> Non
     assert len(set(table.column("prompt_id").to_pylist())) == 300
 
 
-@pytest.mark.slow
 def test_more_prompts_than_the_domain_has_are_refused(here: Path) -> None:
     done = _stage(here, "{repo: miniature, count: 5300}")
     assert done.returncode == 1

@@ -1,0 +1,38 @@
+# make repro and make test do all the set-up on a fresh machine: Python 3.11, a C++ compiler, Git, and a package index.
+
+SHELL := /bin/bash
+export PATH := $(CURDIR)/.venv/main/bin:$(PATH)
+
+.PHONY: help env repro test test-all check clean
+
+help:
+	@echo "make env       install the three environments into .venv"
+	@echo "make repro     run the miniature experiment, prompts to tables; again: only what changed"
+	@echo "make test      format, lint, types and all tests but the slowest"
+	@echo "make test-all  the slowest tests too"
+	@echo "make check     format, lint and types only"
+	@echo "make clean     remove unfinished work (scratch/); results and caches stay"
+
+env:
+	@requirements/install.sh
+
+repro: env
+	@python -m stages.timings start
+	dvc repro
+	@python -m stages.timings show
+	@echo "Look at reports/alpaca_eval.md, reports/open_llm_leaderboard.md and the others beside them; plots: dvc plots show"
+
+test: check
+	pytest -m "not slowest" --durations=15
+
+test-all: check
+	pytest -m "" --durations=15
+
+check: env
+	ruff format --check stages tests
+	ruff check stages tests
+	mypy
+
+clean:
+	@du -sh scratch 2>/dev/null || true
+	rm -rf scratch

@@ -1,0 +1,115 @@
+"""dvc.yaml declares everything its stages read: DVC follows neither imports nor reads of params.yaml."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from dvc.repo import Repo
+from ruamel.yaml import YAML
+
+from stages import params
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted(path.parent for path in ROOT.glob("recipes/*/dvc.yaml"))
+CANNOT_CHANGE_RESULTS = {"stages/cli.py", "stages/params.py", "stages/__init__.py", "stages/assets/__init__.py"}
+STAGES = {stage.addressing: stage for stage in Repo(ROOT).index.stages if getattr(stage, "cmd", None)}
+PER_ITERATION = ["generate", "rank", "reference", "train", "answer", "evaluate-alpaca", "evaluate-lm"]
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The names that a module imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def closure(module: str, found: set[str]) -> set[str]:
+    """The project's files that a module imports, and theirs."""
+    path = module.replace(".", "/") + ".py"
+    if module.startswith("stages") and (ROOT / path).is_file() and path not in found:
+        found.add(path)
+        for name in imports(ROOT / path):
+            closure(name, found)
+    return found
+
+
+def module_of(stage) -> str:
+    return re.search(r"python -m (\S+)", stage.cmd)[1]
+
+
+def code_deps(stage) -> set[str]:
+    paths = {Path(dep.fs_path).resolve().relative_to(ROOT).as_posix() for dep in stage.deps if not hasattr(dep, "params")}
+    return {path for path in paths if path.startswith("stages/")}
+
+
+def loaded_keys(module: str) -> set[str]:
+    """The keys that the module's calls of params.load name."""
+    tree = ast.parse((ROOT / (module.replace(".", "/") + ".py")).read_text())
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "params.load"]
+    return {argument.value for call in calls for argument in call.args}
+
+
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
+def test_a_stage_depends_on_exactly_the_code_it_imports(stage):
+    wanted = closure(module_of(stage), set()) - CANNOT_CHANGE_RESULTS
+    assert {path for path in code_deps(stage) if path.endswith(".py")} == wanted
+
+
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
+def test_a_stage_declares_exactly_the_parameters_it_reads(stage):
+    declared = {key for dep in stage.deps if hasattr(dep, "params") for key in dep.params}
+    assert declared == loaded_keys(module_of(stage))
+
+
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
+def test_a_stage_depends_on_the_versions_of_its_environment(stage):
+    source = (ROOT / (module_of(stage).replace(".", "/") + ".py")).read_text()
+    environment = re.search(r'cli\.run\(main.*environment="(\w+)"', source)
+    wanted = f"requirements/{environment[1] if environment else 'main'}.in"
+    assert wanted in {Path(dep.fs_path).resolve().relative_to(ROOT).as_posix() for dep in stage.deps if not hasattr(dep, "params")}
+
+
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
+def test_every_dependency_and_output_is_in_the_command(stage):
+    """A path that the command does not name is one the stage cannot know (the reports and code apart)."""
+    if stage.addressing.endswith("report"):
+        return
+    data = [out.def_path for out in stage.outs] + [dep.def_path for dep in stage.deps if dep.def_path.startswith("data/")]
+    words = stage.cmd.split()
+    assert all(path in words or any(path.startswith(word + "/") for word in words) for path in data)
+
+
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
+def test_only_the_reports_are_uncached(stage):
+    assert {out.use_cache for out in stage.outs} == {not stage.addressing.endswith("report")}
+    assert not any(out.persist for out in stage.outs)
+
+
+@pytest.mark.parametrize("folder", [ROOT, *RECIPES], ids=lambda path: path.name)
+def test_every_iteration_has_its_stages(folder):
+    prefix = "" if folder == ROOT else f"{folder.relative_to(ROOT).as_posix()}/dvc.yaml:"
+    for name in params.read(folder / "params.yaml")["iterations"]:
+        for stage in PER_ITERATION:
+            assert f"{prefix}{stage}@{name}" in STAGES
+
+
+def test_there_is_a_recipe():
+    assert RECIPES
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_a_recipe_has_the_same_pipeline_but_for_the_root(recipe):
+    load = YAML(typ="safe").load
+    ours, theirs = load(ROOT / "dvc.yaml"), load(recipe / "dvc.yaml")
+    assert theirs.pop("vars") == [{"root": "../../"}]
+    assert ours.pop("vars") == [{"root": ""}]
+    assert ours == theirs
+
+
+def test_analytics_are_off():
+    assert "analytics = false" in (ROOT / ".dvc/config").read_text()
