@@ -38,8 +38,20 @@ CREATURES = {  # name: what it eats, where it lives, its colour
     "nook": ("rust", "swamps", "green"),
     "tarn": ("clouds", "towers", "yellow"),
 }
-_pairs = "hot cold, big small, up down, early late, hard soft, wet dry, old new, fast slow, rich poor, dark light, full empty, loud quiet"
-OPPOSITES = dict(tuple(pair.split()) for pair in _pairs.split(", "))
+OPPOSITES = {
+    "hot": "cold",
+    "big": "small",
+    "up": "down",
+    "early": "late",
+    "hard": "soft",
+    "wet": "dry",
+    "old": "new",
+    "fast": "slow",
+    "rich": "poor",
+    "dark": "light",
+    "full": "empty",
+    "loud": "quiet",
+}
 OPPOSITES |= {second: first for first, second in OPPOSITES.items()}
 
 GREETINGS = [

@@ -30,7 +30,9 @@ def gold_judge(prompts: list[str], **_: Any) -> dict[str, list[Any]]:
     for prompt in prompts:
         fields = prompt.split(SEPARATOR)
         if len(fields) != 3:
-            raise StageError(f"an instruction or output holds the separator {SEPARATOR!r} of the judge's prompt: {prompt[:80]!r}")
+            raise StageError(
+                f"an instruction or output holds the separator {SEPARATOR!r} of the judge's prompt: {prompt[:80]!r}"
+            )
         completions.append(json.dumps(domain.preference(*fields)))
     return {"completions": completions, "price_per_example": [0.0] * len(prompts), "time_per_example": [0.0] * len(prompts)}
 

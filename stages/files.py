@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,7 +72,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield partial
         remove(path)
-        os.replace(partial, path)
+        partial.replace(path)
     finally:
         remove(partial)
 

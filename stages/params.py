@@ -55,11 +55,10 @@ class Asset(Section):
         return self
 
 
-def _sizes_wanted(asset: Any, key: str) -> Any:
-    """The asset, where its sizes under `key` are given exactly if it is made here."""
-    if asset.made_here != (getattr(asset, key) is not None):
+def _check_sizes(asset: Asset, key: str, sizes: object) -> None:
+    """Refuse an asset that is made here without its sizes, or that is not and has some."""
+    if asset.made_here != (sizes is not None):
         raise ValueError(f"{key} {'is missing: repo is miniature' if asset.made_here else 'goes with repo: miniature only'}")
-    return asset
 
 
 class MiniaturePolicy(Section):
@@ -80,7 +79,8 @@ class PolicyAsset(Asset):
 
     @model_validator(mode="after")
     def _sized(self) -> Self:
-        return _sizes_wanted(self, "miniature")
+        _check_sizes(self, "miniature", self.miniature)
+        return self
 
 
 class MiniatureRanker(Section):
@@ -103,7 +103,8 @@ class RankerAsset(Asset):
 
     @model_validator(mode="after")
     def _sized(self) -> Self:
-        return _sizes_wanted(self, "miniature")
+        _check_sizes(self, "miniature", self.miniature)
+        return self
 
 
 class Parts(Asset):
@@ -123,7 +124,8 @@ class PromptsAsset(Asset):
 
     @model_validator(mode="after")
     def _sized(self) -> Self:
-        return _sizes_wanted(self, "count")
+        _check_sizes(self, "count", self.count)
+        return self
 
 
 class EvaluationAsset(Asset):
@@ -132,7 +134,8 @@ class EvaluationAsset(Asset):
 
     @model_validator(mode="after")
     def _sized(self) -> Self:
-        return _sizes_wanted(self, "count")
+        _check_sizes(self, "count", self.count)
+        return self
 
 
 class HarnessAsset(Section):

@@ -48,7 +48,14 @@ def launch(devices: int, run: Callable[[], None]) -> None:
 
 
 def trainer_arguments(
-    devices: int, device_batch: int, dtype: params.Precision, seed: int, *, accumulation: int = 1, max_grad_norm: float = 0, **more: Any
+    devices: int,
+    device_batch: int,
+    dtype: params.Precision,
+    seed: int,
+    *,
+    accumulation: int = 1,
+    max_grad_norm: float = 0,
+    **more: Any,
 ) -> Any:
     """TrainingArguments under DeepSpeed ZeRO-3, with `more` of their own; call it within the distributed group.
 

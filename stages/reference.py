@@ -40,14 +40,16 @@ def pairs(responses: pa.Table, rankings: pa.Table, lengths: params.Lengths) -> l
             too_long += 1
             continue
         prompt, (chosen, rejected) = fitted
-        rows.append({
-            "prompt_id": response["prompt_id"],
-            "prompt_token_ids": prompt,
-            "chosen_token_ids": chosen,
-            "rejected_token_ids": rejected,
-            "chosen_probability": ranking["probabilities"][winner],
-            "rejected_probability": ranking["probabilities"][loser],
-        })
+        rows.append(
+            {
+                "prompt_id": response["prompt_id"],
+                "prompt_token_ids": prompt,
+                "chosen_token_ids": chosen,
+                "rejected_token_ids": rejected,
+                "chosen_probability": ranking["probabilities"][winner],
+                "rejected_probability": ranking["probabilities"][loser],
+            }
+        )
     cli.log.info("%d pairs; %d ties and %d too long pairs dropped", len(rows), ties, too_long)
     if not rows:
         raise StageError(f"no pair is left of {len(responses)} prompts ({ties} ties, {too_long} too long): see lengths")

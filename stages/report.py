@@ -196,16 +196,18 @@ def main() -> None:
         },
         "training": {name: values for name, (values, _) in trained.items()},
     }
-    rates = pd.DataFrame([
-        {
-            "model": name,
-            "win_rate": round(value["win_rate"], 4),
-            "lower": round(value["win_rate"] - 1.96 * value["standard_error"], 4),
-            "upper": round(value["win_rate"] + 1.96 * value["standard_error"], 4),
-            "average_length": value["avg_length"],
-        }
-        for name, value in alpaca.items()
-    ])
+    rates = pd.DataFrame(
+        [
+            {
+                "model": name,
+                "win_rate": round(value["win_rate"], 4),
+                "lower": round(value["win_rate"] - 1.96 * value["standard_error"], 4),
+                "upper": round(value["win_rate"] + 1.96 * value["standard_error"], 4),
+                "average_length": value["avg_length"],
+            }
+            for name, value in alpaca.items()
+        ]
+    )
     logs = pd.concat([log for _, log in trained.values()])
 
     args.out.mkdir(parents=True, exist_ok=True)

@@ -58,7 +58,9 @@ def respond(
             f"engine.max_model_length {engine.max_model_length} leaves no room to answer; raise it"
         )
     if not any(fits):
-        raise StageError(f"no prompt leaves room for {room} tokens in engine.max_model_length {engine.max_model_length}: raise it")
+        raise StageError(
+            f"no prompt leaves room for {room} tokens in engine.max_model_length {engine.max_model_length}: raise it"
+        )
     cli.log.info("%d prompts, %d left out as too long for the engine", sum(fits), len(fits) - sum(fits))
     tokenized = part.append_column("prompt_token_ids", pa.array(prompt_ids, pa.list_(pa.int32()))).filter(pa.array(fits))
     key = {
@@ -86,7 +88,11 @@ def load(model: Path, engine: params.Engine, sampling: Sampling) -> Callable[[pa
         settings["kv_cache_memory_bytes"] = int(engine.kv_cache_gib * 2**30)
     if not torch.cuda.is_available():
         # Per-request seeds fail on the processor with chunked prefill; eager saves a compilation that does not pay here.
-        settings |= {"enforce_eager": True, "enable_chunked_prefill": False, "max_num_batched_tokens": engine.max_model_length * 8}
+        settings |= {
+            "enforce_eager": True,
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": engine.max_model_length * 8,
+        }
     llm = LLM(model=str(model), dtype=engine.dtype, max_model_len=engine.max_model_length, seed=sampling.seed, **settings)
 
     def answer(shard: pa.Table) -> pa.Table:

@@ -34,7 +34,8 @@ def map_shards(
 ) -> pa.Table:
     """Apply `load(*arguments)` to each `size` rows of the table and return the results in order.
 
-    stage: names the folder in scratch. load: a module's function that prepares a device (loads a model) and returns the function of one shard.
+    stage: names the folder in scratch.
+    load: a module's function that prepares a device (loads a model) and returns the function of one shard.
     schema: of each result. key: JSON values that determine the results, the inputs' digests among them.
     Raises StageError where a worker fails.
     """

@@ -24,7 +24,9 @@ LOG_COLUMNS = [
 clipping, clipped: 1 where it was above train.max_grad_norm."""
 
 
-def train(rows: list[dict[str, Any]], model_path: Path, eta: float, settings: params.Train, seed: int, out: Path, log: Path) -> None:
+def train(
+    rows: list[dict[str, Any]], model_path: Path, eta: float, settings: params.Train, seed: int, out: Path, log: Path
+) -> None:
     """Train on rows of files.PAIRS; write the new policy as a transformers checkpoint and the training log as CSV.
 
     Raises StageError where there are fewer pairs than one global batch.
@@ -37,7 +39,9 @@ def train(rows: list[dict[str, Any]], model_path: Path, eta: float, settings: pa
     if not steps:
         raise StageError(f"{len(rows)} pairs are less than one global batch: lower train.global_batch {settings.global_batch}")
     kept = rows[: steps * settings.global_batch]  # only whole batches, else the last would depend on the number of devices
-    cli.log.info("%d pairs, %d steps an epoch; %d pairs beyond the last whole batch left out", len(kept), steps, len(rows) - len(kept))
+    cli.log.info(
+        "%d pairs, %d steps an epoch; %d pairs beyond the last whole batch left out", len(kept), steps, len(rows) - len(kept)
+    )
     arguments = policy.trainer_arguments(
         settings.devices,
         settings.device_batch,

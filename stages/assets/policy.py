@@ -14,7 +14,8 @@ from stages.assets import hub
 SPECIAL_TOKENS = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|pad|>"]
 CHAT_TEMPLATE = (  # Llama 3's
     "{% for message in messages %}"
-    "{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' %}"
+    "{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'"
+    " + message['content'] | trim + '<|eot_id|>' %}"
     "{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
@@ -41,7 +42,11 @@ def make_tokenizer(examples: list[Example], vocabulary: int) -> Any:
     )
     bpe.train_from_iterator([f"user\n\n{prompt} assistant\n\n{answer}" for prompt, answer in examples], trainer)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>", pad_token="<|pad|>", model_max_length=CONTEXT
+        tokenizer_object=bpe,
+        bos_token="<|begin_of_text|>",
+        eos_token="<|eot_id|>",
+        pad_token="<|pad|>",
+        model_max_length=CONTEXT,
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
@@ -110,7 +115,9 @@ def make_miniature(size: params.MiniaturePolicy, seed: int, out: Path) -> None:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    cli.log.info("base policy: %.2f M parameters, %d right and %d mixed answers", model.num_parameters() / 1e6, len(right), len(mixed))
+    cli.log.info(
+        "base policy: %.2f M parameters, %d right and %d mixed answers", model.num_parameters() / 1e6, len(right), len(mixed)
+    )
     school(model, tokenizer, [right, mixed], size.learning_rate, draw)
     ends = [tokenizer.convert_tokens_to_ids(token) for token in ("<|end_of_text|>", "<|eot_id|>")]
     model.generation_config = GenerationConfig(

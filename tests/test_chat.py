@@ -1,0 +1,69 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages import chat
+from stages.assets.policy import CHAT_TEMPLATE, make_tokenizer
+from stages.cli import StageError
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return make_tokenizer([("What is 2 plus 2?", "The answer is 4.")] * 10, 300)
+
+
+def test_a_prompt_ends_where_the_assistant_begins(tokenizer: Any) -> None:
+    ids = chat.prompt_ids(tokenizer, "What is None?")
+    assert tokenizer.decode(ids) == (
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nWhat is None?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+    assert ids.count(tokenizer.bos_token_id) == 1
+
+
+@pytest.mark.parametrize(
+    ("template", "found"),
+    [
+        (CHAT_TEMPLATE.replace("bos_token + content", "bos_token + bos_token + content"), "more than one BOS"),
+        ("{{ 'hi' }}", "no BOS"),
+    ],
+)
+def test_a_template_without_exactly_one_bos_is_refused(tokenizer: Any, template: str, found: str) -> None:
+    kept = tokenizer.chat_template
+    tokenizer.chat_template = template
+    try:
+        with pytest.raises(StageError, match=found):
+            chat.prompt_ids(tokenizer, "hello")
+    finally:
+        tokenizer.chat_template = kept
+
+
+def test_a_tokenizer_without_a_template_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+    kept, tokenizer.chat_template = tokenizer.chat_template, None
+    try:
+        with pytest.raises(StageError, match="no chat template"):
+            chat.prompt_ids(tokenizer, "hello")
+    finally:
+        tokenizer.chat_template = kept
+
+
+ids = st.lists(st.integers(0, 9), min_size=1, max_size=30)
+
+
+@given(ids, st.lists(ids, min_size=2, max_size=2), st.integers(1, 20), st.integers(1, 20))
+def test_fit_keeps_the_prompts_end_and_the_responses_beginning(
+    prompt: list[int], responses: list[list[int]], longest: int, more: int
+) -> None:
+    kept = chat.fit(prompt, responses, longest_prompt=longest, longest=longest + more, truncate=True)
+    assert kept is not None
+    fitted, cut = kept
+    assert prompt[-len(fitted) :] == fitted
+    assert len(fitted) == min(len(prompt), longest)
+    for before, after in zip(responses, cut, strict=True):
+        assert before[: len(after)] == after
+        assert len(after) == min(len(before), longest + more - len(fitted))
+    dropped = chat.fit(prompt, responses, longest_prompt=longest, longest=longest + more, truncate=False)
+    assert (dropped is None) == (fitted != prompt or cut != responses)

@@ -1,0 +1,138 @@
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from conftest import TINY, run_stage, set_params
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from stages import files, policy, sppo
+
+
+@pytest.mark.slow
+def test_reference_is_the_naive_log_probability(pairs: Path) -> None:
+    """Against a float64 log-softmax over each sequence alone, without padding, batches or DeepSpeed."""
+    model = AutoModelForCausalLM.from_pretrained(pairs / "base", dtype=torch.float64)
+    for row in files.read_table(pairs / "pairs.parquet", files.PAIRS).to_pylist():
+        for side in ("chosen", "rejected"):
+            prompt, response = row["prompt_token_ids"], row[f"{side}_token_ids"]
+            with torch.no_grad():
+                logps = model(torch.tensor([prompt + response])).logits[0].log_softmax(-1)
+            naive = sum(logps[len(prompt) + k - 1, token].item() for k, token in enumerate(response))
+            assert row[f"{side}_reference_logps"] == pytest.approx(naive, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_the_tokens_sampled_are_the_tokens_trained_on(pairs: Path) -> None:
+    responses = files.read_table(pairs / "responses.parquet", files.RESPONSES).to_pylist()
+    rankings = files.read_table(pairs / "rankings.parquet", files.RANKINGS).to_pylist()
+    rows = files.read_table(pairs / "pairs.parquet", files.PAIRS).to_pylist()
+    for response, ranking, row in zip(responses, rankings, rows, strict=True):
+        assert row["prompt_token_ids"] == response["prompt_token_ids"]
+        assert row["chosen_token_ids"] == response["token_ids"][ranking["winner"]]
+        assert row["rejected_token_ids"] == response["token_ids"][ranking["loser"]]
+        batch = policy.collate([row], pad=0)
+        labels = [[token for token in line if token != -100] for line in batch["labels"].tolist()]
+        assert labels == [row["chosen_token_ids"], row["rejected_token_ids"]]
+
+
+@pytest.fixture(scope="module")
+def trained(pairs: Path) -> Path:
+    done = run_stage(pairs, "train", "base", "pairs.parquet", "iter1", "iter1.csv")
+    assert done.returncode == 0, done.stderr
+    return pairs
+
+
+@pytest.mark.slow
+def test_the_first_loss_is_what_theory_says(trained: Path) -> None:
+    rows = files.read_table(trained / "pairs.parquet", files.PAIRS).to_pandas()
+    log = pd.read_csv(trained / "iter1.csv")
+    assert len(log) == len(rows) // 8
+    low, high = ((10 * (rows[f"{side}_probability"] - 0.5)) ** 2 for side in ("chosen", "rejected"))
+    losses = ((low + high) / 2).to_numpy()
+    assert losses.min() <= log["loss"][0] <= losses.max()
+    assert abs(log["chosen_log_ratio"][0]) < 1e-4
+    assert log["learning_rate"][0] == 0  # linear warm-up starts at nothing
+
+
+@pytest.mark.slow
+def test_the_checkpoint_is_a_trained_model_for_transformers(trained: Path) -> None:
+    names = {path.name for path in (trained / "iter1").iterdir()}
+    assert {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja"} <= names
+    before, after = load_file(trained / "base" / "model.safetensors"), load_file(trained / "iter1" / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert not torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
+    assert AutoModelForCausalLM.from_pretrained(trained / "iter1").num_parameters() > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("device_batch", "devices"), [(8, 1), (4, 2)])
+def test_the_same_global_batch_trains_the_same_policy(trained: Path, device_batch: int, devices: int) -> None:
+    """Accumulation of two, none, and two processes: the same losses and weights, but for the order of float additions."""
+    folder = trained / f"{device_batch}x{devices}"
+    folder.mkdir()
+    set_params(folder, TINY | {"train.device_batch": device_batch, "train.devices": devices})
+    done = run_stage(folder, "train", "../base", "../pairs.parquet", "iter1", "iter1.csv")
+    assert done.returncode == 0, done.stderr
+    ours, theirs = pd.read_csv(trained / "iter1.csv"), pd.read_csv(folder / "iter1.csv")
+    assert ours["loss"].to_numpy() == pytest.approx(theirs["loss"].to_numpy(), rel=1e-4)
+    assert ours["gradient_norm"].to_numpy() == pytest.approx(theirs["gradient_norm"].to_numpy(), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_the_same_inputs_give_the_same_bytes(trained: Path) -> None:
+    done = run_stage(trained, "train", "base", "pairs.parquet", "again", "again.csv")
+    assert done.returncode == 0, done.stderr
+    assert files.digest(trained / "again") == files.digest(trained / "iter1")
+    assert (trained / "again.csv").read_bytes() == (trained / "iter1.csv").read_bytes()
+
+
+@pytest.mark.slow
+def test_bfloat16_and_gradient_checkpointing_train_too(trained: Path) -> None:
+    folder = trained / "bfloat16"
+    folder.mkdir()
+    set_params(folder, TINY | {"train.dtype": "bfloat16", "train.gradient_checkpointing": True})
+    done = run_stage(folder, "train", "../base", "../pairs.parquet", "iter1", "iter1.csv")
+    assert done.returncode == 0, done.stderr
+    assert load_file(folder / "iter1" / "model.safetensors")["model.embed_tokens.weight"].dtype == torch.bfloat16
+    assert pd.read_csv(folder / "iter1.csv")["loss"][0] == pytest.approx(pd.read_csv(trained / "iter1.csv")["loss"][0], rel=0.1)
+
+
+@pytest.mark.slow
+def test_fewer_pairs_than_a_batch_is_one_line(pairs: Path) -> None:
+    folder = pairs / "few"
+    folder.mkdir()
+    set_params(folder, TINY | {"train.global_batch": 64})
+    done = run_stage(folder, "train", "../base", "../pairs.parquet", "iter1", "iter1.csv")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "train: error: 20 pairs are less than one global batch: lower train.global_batch 64"
+    )
+    assert not (folder / "iter1").exists()
+
+
+@pytest.mark.parametrize("vocabulary", [7, 50])
+def test_batch_logps_are_those_of_each_response_alone(vocabulary: int) -> None:
+    """Padding, the batch's common first response position and the order of halves leave each log-probability alone."""
+    torch.manual_seed(0)
+    table = torch.randn(vocabulary, vocabulary)
+
+    def model(input_ids: torch.Tensor, logits_to_keep: int, **_: Any) -> Any:
+        return type("Output", (), {"logits": table[input_ids][:, -logits_to_keep:]})
+
+    rows = [
+        {"prompt_token_ids": [1, 2, 3], "chosen_token_ids": [4, 5], "rejected_token_ids": [6]},
+        {"prompt_token_ids": [1], "chosen_token_ids": [2, 3, 4, 5, 6], "rejected_token_ids": [1, 1]},
+    ]
+    found = policy.batch_logps(model, policy.collate(rows, pad=0))
+    logps = table.log_softmax(-1)
+    naive = []
+    for side in ("chosen", "rejected"):
+        for row in rows:
+            tokens = row["prompt_token_ids"] + row[f"{side}_token_ids"]
+            start = len(row["prompt_token_ids"])
+            naive.append(sum(logps[tokens[t - 1], tokens[t]].item() for t in range(start, len(tokens))))
+    assert found.tolist() == pytest.approx(naive, abs=1e-5)
+    assert sppo.sppo_loss(found, found, torch.full_like(found, 0.9), 1000.0).item() == pytest.approx(1.6e5, rel=1e-5)
