@@ -21,7 +21,8 @@ def test_responses_are_the_tokens_that_were_sampled(tiny: Path) -> None:
         ):
             assert len(ids) == count <= 24
             assert (ids[-1] == tokenizer.eos_token_id) == (reason == "stop")
-            assert tokenizer.decode(ids, skip_special_tokens=True) == text
+            cut_character = "\ufffd"  # the cut may fall within a character: vLLM then leaves its bytes out of the text
+            assert tokenizer.decode(ids, skip_special_tokens=True).rstrip(cut_character) == text.rstrip(cut_character)
             reasons.add(reason)
     assert reasons == {"stop", "length"}
 

@@ -71,7 +71,9 @@ def test_a_stage_depends_on_the_versions_of_its_environment(stage):
     source = (ROOT / (module_of(stage).replace(".", "/") + ".py")).read_text()
     environment = re.search(r'cli\.run\(main.*environment="(\w+)"', source)
     wanted = f"requirements/{environment[1] if environment else 'main'}.in"
-    assert wanted in {Path(dep.fs_path).resolve().relative_to(ROOT).as_posix() for dep in stage.deps if not hasattr(dep, "params")}
+    assert wanted in {
+        Path(dep.fs_path).resolve().relative_to(ROOT).as_posix() for dep in stage.deps if not hasattr(dep, "params")
+    }
 
 
 @pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)

@@ -47,14 +47,18 @@ def trained(pairs: Path) -> Path:
 
 @pytest.mark.slow
 def test_the_first_loss_is_what_theory_says(trained: Path) -> None:
+    """eta^2 mean (P^ - 1/2)^2, all pairs being one global batch."""
+    folder = trained / "whole"
+    folder.mkdir()
+    set_params(folder, TINY | {"train.global_batch": 20, "eta": 1000})
+    done = run_stage(folder, "train", "../base", "../pairs.parquet", "iter1", "iter1.csv")
+    assert done.returncode == 0, done.stderr
     rows = files.read_table(trained / "pairs.parquet", files.PAIRS).to_pandas()
-    log = pd.read_csv(trained / "iter1.csv")
-    assert len(log) == len(rows) // 8
-    low, high = ((10 * (rows[f"{side}_probability"] - 0.5)) ** 2 for side in ("chosen", "rejected"))
-    losses = ((low + high) / 2).to_numpy()
-    assert losses.min() <= log["loss"][0] <= losses.max()
+    probabilities = pd.concat([rows["chosen_probability"], rows["rejected_probability"]])
+    log = pd.read_csv(folder / "iter1.csv")
+    assert log["loss"].tolist() == pytest.approx([1e6 * ((probabilities - 0.5) ** 2).mean()], rel=1e-4)
+    assert log["learning_rate"].tolist() == [0]  # linear warm-up starts at nothing
     assert abs(log["chosen_log_ratio"][0]) < 1e-4
-    assert log["learning_rate"][0] == 0  # linear warm-up starts at nothing
 
 
 @pytest.mark.slow

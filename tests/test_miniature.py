@@ -1,0 +1,141 @@
+"""The whole pipeline, by DVC as users run it, in a copy of the repository: one iteration at the smallest sizes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import TINY, set_params
+from ruamel.yaml import YAML
+
+from stages.cli import ROOT
+
+SMALLEST = TINY | {
+    "iterations": {"iter1": "base"},
+    "assets.ranker.miniature.prompts": 60,
+    "assets.prompts.count": 120,
+    "assets.alpaca_eval.count": 40,
+    "split.prompts_per_iteration": 32,
+    "split.hold_out": 8,
+    "assets.harness": {
+        **{
+            task: {"repo": "miniature", "count": 4}
+            for task in ("arc_challenge", "truthfulqa_mc2", "winogrande", "gsm8k", "hellaswag")
+        },
+        "mmlu": {"repo": "miniature", "count": 1},
+    },
+}
+
+pytestmark = pytest.mark.slow
+
+
+def dvc(folder: Path, *arguments: str) -> str:
+    """Run DVC and return what it printed; it must succeed."""
+    paths = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": paths, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        ["dvc", *arguments],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def ran(output: str) -> set[str]:
+    """The stages that `dvc repro` or `dvc exp run` says it ran."""
+    return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage '")}
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone of the working tree with the smallest parameters, run once."""
+    folder = tmp_path_factory.mktemp("checkout") / "sppo"
+    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in names.splitlines():
+        if (ROOT / name).is_file() and name != "dvc.lock" and not name.startswith("reports/"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
+    set_params(folder, SMALLEST)
+    for command in (
+        ["init", "-q"],
+        ["add", "-A"],
+        ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "smallest"],
+    ):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+    dvc(folder, "repro")
+    subprocess.run(["git", "add", "-A"], cwd=folder, check=True)
+    subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "run"], cwd=folder, check=True)
+    return folder
+
+
+def test_the_reports_hold_every_model_and_figure(checkout: Path) -> None:
+    reports = checkout / "reports"
+    for page in ("alpaca_eval.md", "open_llm_leaderboard.md"):
+        rows = [line.split("|")[1].strip() for line in (reports / page).read_text().splitlines() if line.startswith("|")]
+        assert rows[2:] == ["base", "iter1"]
+    metrics = json.loads((reports / "metrics.json").read_text())
+    assert set(metrics) == {"alpaca_eval", "open_llm_leaderboard", "training"}
+    annotations = json.loads((checkout / "data/alpaca_eval/iter1/annotations.json").read_text())
+    mean = 100 * sum(row["preference"] - 1 for row in annotations) / 40
+    assert metrics["alpaca_eval"]["iter1"]["win_rate"] == pytest.approx(mean, rel=1e-4)
+    tasks = ["arc_challenge", "truthfulqa_mc2", "winogrande", "gsm8k", "hellaswag", "mmlu"]
+    board = metrics["open_llm_leaderboard"]["base"]
+    assert board["average"] == pytest.approx(sum(board[task] for task in tasks) / 6, rel=1e-4)
+    log = pd.read_csv(reports / "training.csv")
+    assert set(log["iteration"]) == {"iter1"}
+    assert len(log) == metrics["training"]["iter1"]["steps"] == metrics["training"]["iter1"]["pairs"] // 8
+
+
+def test_nothing_runs_twice(checkout: Path) -> None:
+    assert ran(dvc(checkout, "repro")) == set()
+    status = subprocess.run(["git", "status", "--short"], cwd=checkout, capture_output=True, text=True, check=True)
+    assert status.stdout == ""
+
+
+def test_the_lock_names_every_output(checkout: Path) -> None:
+    lock = YAML(typ="safe").load(checkout / "dvc.lock")
+    assert all(out["md5"] for stage in lock["stages"].values() for out in stage["outs"])
+
+
+def test_eta_reruns_training_and_what_follows_it(checkout: Path) -> None:
+    before = json.loads((checkout / "reports/metrics.json").read_text())
+    output = dvc(checkout, "exp", "run", "-n", "large-eta", "-S", "eta=1000")
+    assert ran(output) == {"train@iter1", "answer@iter1", "evaluate-alpaca@iter1", "evaluate-lm@iter1", "report"}
+    after = json.loads((checkout / "reports/metrics.json").read_text())
+    ratio = after["training"]["iter1"]["theoretical_first_loss"] / before["training"]["iter1"]["theoretical_first_loss"]
+    assert ratio == pytest.approx(1e4, rel=1e-3)
+    assert "large-eta" in dvc(checkout, "exp", "show", "--csv")
+    assert "first_loss" in dvc(checkout, "metrics", "diff", "HEAD")
+    subprocess.run(["git", "checkout", "-q", "."], cwd=checkout, check=True)
+    assert ran(dvc(checkout, "repro")) == set()
+
+
+def test_a_further_iteration_runs_only_itself(checkout: Path) -> None:
+    output = dvc(checkout, "exp", "run", "-S", "+iterations.iter2=iter1")
+    new = {f"{stage}@iter2" for stage in ("generate", "rank", "reference", "train", "answer", "evaluate-alpaca", "evaluate-lm")}
+    assert ran(output) == new | {"split", "report"}
+    assert "| iter2 |" in (checkout / "reports/alpaca_eval.md").read_text()
+    subprocess.run(["git", "checkout", "-q", "."], cwd=checkout, check=True)
+
+
+def test_a_plot_is_drawn_for_every_declaration(checkout: Path) -> None:
+    found = json.loads(dvc(checkout, "plots", "show", "--json"))
+    assert not found.get("errors")
+    assert {name.rpartition("::")[2] for name in found["data"]} == {"training loss", "win rate", "response length"}
+
+
+@pytest.mark.slowest
+def test_a_second_run_gives_the_same_lock(checkout: Path) -> None:
+    before = (checkout / "dvc.lock").read_bytes()
+    dvc(checkout, "repro", "--force")
+    assert (checkout / "dvc.lock").read_bytes() == before
