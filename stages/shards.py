@@ -31,13 +31,15 @@ def map_shards(
     arguments: tuple[Any, ...],
     schema: pa.Schema,
     key: Mapping[str, Any],
+    *,
+    cores: bool = False,
 ) -> pa.Table:
     """Apply `load(*arguments)` to each `size` rows of the table and return the results in order.
 
     stage: names the folder in scratch.
     load: a module's function that prepares a device (loads a model) and returns the function of one shard.
     schema: of each result. key: JSON values that determine the results, the inputs' digests among them.
-    Raises StageError where a worker fails.
+    cores: see `devices`. Raises StageError where a worker fails.
     """
     name = hashlib.sha256(json.dumps([key, size], sort_keys=True).encode()).hexdigest()[:16]
     folder = cli.SCRATCH / stage / name
@@ -48,7 +50,7 @@ def map_shards(
     if len(pending) < len(shards):
         cli.log.info("%d of %d shards are finished already, in %s", len(shards) - len(pending), len(shards), folder)
 
-    names = devices()
+    names = devices(cores=cores)
     tasks = [[(shards[index], paths[index]) for index in pending[rank :: len(names)]] for rank in range(len(names))]
     tasks = [task for task in tasks if task]
     if len(tasks) == 1:

@@ -1,0 +1,153 @@
+"""Rank the K responses of each prompt with PairRM: all ordered pairs, P^, winner and loser (Alg. 1, section 5.1).
+
+PairRM reads the instruction itself, not its chat template, and two responses; llm-blender cuts texts beyond PairRM's
+limits, by how long the batch's texts are. Here a batch is one prompt's, which gives the scores of batch size 1.
+"""
+
+import argparse
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from stages import cli, files, params, pointers, shards, sppo
+from stages.cli import StageError
+
+MARKERS = ["<|source|>", "<|candidate1|>", "<|candidate2|>", "<|candidate|>"]
+"""PairRM's own tokens. One within a text would be taken for the place of a prompt or response: its bars become spaces."""
+
+
+def load_blender(ranker: Path) -> Any:
+    """llm-blender with PairRM, from a folder with `PairRM` and `base`, on a GPU in half precision, else in float32."""
+    import torch
+    import transformers.utils.hub
+    from transformers import AutoTokenizer
+
+    transformers.utils.hub.TRANSFORMERS_CACHE = "unused"  # llm-blender 0.0.2 imports the name; transformers 4.57 dropped it
+    import llm_blender
+    from llm_blender.blender import blender_utils
+    from llm_blender.pair_ranker import model_util
+
+    # PairRM's checkpoint holds every weight (safetensors' strict loading sees to that): of its base model only the
+    # configuration and the tokenizer are needed, and DeBERTa's own weights are to be had as a pickle only.
+    model_util.build_pretrained_model = _untrained
+    # llm-blender pads on the left where a model's name has "llama" in it, and here the name is a path.
+    blender_utils.build_tokenizer = AutoTokenizer.from_pretrained
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pairrm, base = pointers.resolve(ranker / "PairRM"), pointers.resolve(ranker / "base")
+    logging.disable(logging.WARNING)
+    with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
+        blender = llm_blender.Blender()
+        blender.loadranker(str(pairrm), device=device, model_name=str(base))
+    logging.disable(logging.NOTSET)
+    return blender
+
+
+def _untrained(model_type: str, model_name: str, **_: Any) -> Any:
+    from transformers import AutoConfig, AutoModel
+
+    model = AutoModel.from_config(AutoConfig.from_pretrained(model_name))
+    model.config.out_hidden_state_size = model.config.hidden_size  # as llm-blender's own function does
+    return model
+
+
+def without_markers(text: str) -> str:
+    """The text with PairRM's own tokens made plain: `<|source|>` becomes `< source >`."""
+    for marker in MARKERS:
+        text = text.replace(marker, marker.replace("|", " "))
+    return text
+
+
+def pair_logits(blender: Any, prompt: str, responses: list[str], pairs_per_batch: int) -> Any:
+    """PairRM's logits (K, K) float32 of K responses, L_ij with response i on the left; 0 where two texts are identical."""
+    import torch
+
+    distinct = list(dict.fromkeys(responses))
+    logits = torch.zeros(len(distinct), len(distinct))
+    if len(distinct) > 1:
+        collator = copy.copy(blender.ranker_collator)
+        texts = {"source": without_markers(prompt), "candidates": [without_markers(text) for text in distinct]}
+        batch = {key: value.to(blender.ranker_config.device) for key, value in collator([texts]).items() if value is not None}
+        left, right = torch.where(~torch.eye(len(distinct), dtype=torch.bool))
+        for start in range(0, len(left), pairs_per_batch):
+            i, j = left[start : start + pairs_per_batch], right[start : start + pairs_per_batch]
+            with torch.no_grad():
+                output = blender.ranker._forward(
+                    batch["source_ids"].expand(len(i), -1),
+                    batch["source_attention_mask"].expand(len(i), -1),
+                    batch["candidate_ids"][0, i],
+                    batch["candidate_attention_mask"][0, i],
+                    batch["candidate_ids"][0, j],
+                    batch["candidate_attention_mask"][0, j],
+                )
+            logits[i, j] = output["logits"].float().cpu()
+    where = torch.tensor([distinct.index(response) for response in responses])
+    return logits[where][:, where]
+
+
+def ranking(prompt_id: str, logits: Any, responses: list[str]) -> dict[str, Any]:
+    """One row of files.RANKINGS. Raises StageError where a logit is not finite."""
+    if not logits.isfinite().all():
+        raise StageError(f"prompt {prompt_id}: PairRM's logits are not finite: check the ranker's weights")
+    scores = sppo.pairwise_scores(logits.double())
+    winner, loser = (int(index) for index in sppo.choose_pair(scores))
+    tie = responses[winner] == responses[loser]
+    return {
+        "prompt_id": prompt_id,
+        "logits": logits.tolist(),
+        "probabilities": sppo.win_probabilities(scores).tolist(),
+        "winner": winner,
+        "loser": winner if tie else loser,
+        "tie": tie,
+    }
+
+
+def load(ranker: Path, pairs_per_batch: int) -> Callable[[pa.Table], pa.Table]:
+    """Load PairRM on this process's device. Returns the function that ranks one shard of files.RESPONSES."""
+    import torch
+
+    torch.set_num_threads(1)  # the order of sums, and so the last digits, must not depend on the number of cores
+    blender = load_blender(ranker)
+
+    def rank(shard: pa.Table) -> pa.Table:
+        rows = []
+        for row in shard.to_pylist():
+            logits = pair_logits(blender, row["prompt"], row["responses"], pairs_per_batch)
+            rows.append(ranking(row["prompt_id"], logits, row["responses"]))
+        return pa.Table.from_pylist(rows, schema=files.RANKINGS)
+
+    return rank
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("ranker", type=Path, help="folder with PairRM and base")
+    parser.add_argument("responses", type=Path)
+    parser.add_argument("out", type=Path, help="Parquet of rankings")
+    args = parser.parse_args()
+    settings = params.load("rank").rank
+    responses = files.read_table(args.responses, files.RESPONSES)
+    samples = [len(row) for row in responses.column("responses").to_pylist()]
+    for row, count in enumerate(samples):
+        if count != samples[0] or count < 2:
+            raise StageError(
+                f"{args.responses}: row {row} has {count} responses"
+                + (f", row 0 has {samples[0]}" if count >= 2 else ", at least 2 are wanted")
+                + ": generate them again"
+            )
+    key = {"ranker": files.digest(args.ranker), "responses": files.digest(args.responses), "rank": settings.model_dump()}
+    arguments = (args.ranker, settings.pairs_per_batch)
+    rankings = shards.map_shards("rank", responses, settings.shard_size, load, arguments, files.RANKINGS, key, cores=True)
+    ties = sum(rankings.column("tie").to_pylist())
+    cli.log.info("%d prompts of %d responses ranked, %d ties", rankings.num_rows, samples[0], ties)
+    files.write_table(rankings, files.RANKINGS, args.out)
+
+
+if __name__ == "__main__":
+    cli.run(main, environment="rank")
