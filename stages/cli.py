@@ -1,6 +1,5 @@
 """How every stage starts and ends: its environment, its log, its errors and its exit code."""
 
-import importlib.util
 import json
 import logging
 import os
@@ -68,17 +67,18 @@ def quiet(online: bool = False) -> None:
     if not online:
         os.environ["HF_HUB_OFFLINE"] = "1"
         os.environ["HF_DATASETS_OFFLINE"] = "1"
-    if importlib.util.find_spec("tqdm") and not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_MININTERVAL", "30")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars, ours and the libraries', are for terminals
 
 
 def deterministic(seed: int) -> None:
-    """Seed Python's, NumPy's and torch's generators and have torch refuse or warn of operations that vary between runs."""
+    """Seed Python's, NumPy's and torch's generators and have torch use operations that do not vary between runs."""
     import torch
     from transformers import set_seed
 
     set_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # slow, for finding bugs
 
 
 def _record(name: str, seconds: float) -> None:

@@ -4,6 +4,7 @@ Both run on `train.devices` processes, a GPU each where there are GPUs. Called w
 more than one process; under DeepSpeed's launcher or torchrun (several nodes, say) they take the place it gives them.
 """
 
+import logging
 import os
 import socket
 import subprocess
@@ -69,6 +70,7 @@ def trainer_arguments(
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else a minute's C++ build at the first start on CPU
     deepspeed.utils.logger.setLevel("WARNING")
     transformers_logging.set_verbosity_error()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)  # it warns that accumulation is DeepSpeed's, as is meant
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
     deepspeed.init_distributed(verbose=False)

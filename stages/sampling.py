@@ -1,6 +1,7 @@
 """Sampling from a policy with vLLM, for generate and answer alike: one request per prompt, a seed per sample."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -81,6 +82,8 @@ def load(model: Path, engine: params.Engine, sampling: Sampling) -> Callable[[pa
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine in this process: nothing reorders its requests
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     import torch
+
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # that there is no Triton without a GPU is known
     from vllm import LLM, SamplingParams
 
     settings: dict[str, Any] = {"use_tqdm_on_load": False}

@@ -1,0 +1,108 @@
+"""Real text through the miniature's models: code, tables, many scripts and long inputs. The answers are poor, the text is real.
+
+SPPO_REFERENCE names a folder with alpaca_eval/alpaca_eval_gpt4_baseline.json (AlpacaEval's 805 instructions) and
+alpaca_eval/sppo_outputs/*/model_outputs.json (published responses to them).
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import TINY, run_stage, set_params
+
+from stages import files
+
+REFERENCE = os.environ.get("SPPO_REFERENCE")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not REFERENCE, reason="SPPO_REFERENCE names no folder of AlpacaEval reference data"),
+]
+
+
+def published(name: str) -> list[dict[str, str]]:
+    return json.loads((Path(str(REFERENCE)) / "alpaca_eval" / name).read_text())
+
+
+@pytest.fixture(scope="module")
+def world(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """params.yaml over the 805 instructions as a local data set in UltraFeedback's form, a tiny policy and ranker."""
+    folder = tmp_path_factory.mktemp("real")
+    (folder / "prompts").mkdir()
+    instructions = [row["instruction"] for row in published("alpaca_eval_gpt4_baseline.json")]
+    pq.write_table(pa.table({"instruction": instructions}), folder / "prompts" / "train.parquet")
+    overrides = {
+        "assets.prompts": {"repo": "./prompts", "split": "train", "column": "instruction"},
+        "assets.ranker.miniature": {
+            "hidden_size": 32,
+            "layers": 1,
+            "prompts": 60,
+            "candidates": 3,
+            "noise": 0.5,
+            "learning_rate": 2.0e-3,
+        },
+        "iterations": {"iter1": "base"},
+        "split.prompts_per_iteration": 780,
+        "split.hold_out": 10,
+        "engine.max_model_length": 1024,
+        "generate.shard_size": 256,
+        "lengths.too_long": "truncate",
+    }
+    set_params(folder, TINY | overrides)
+    (folder / "base").symlink_to(tiny / "base")
+    done = run_stage(folder, "assets.ranker", "ranker")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_real_instructions_pass_every_stage_to_a_trained_policy(world: Path) -> None:
+    for module, *arguments in (
+        ("assets.prompts", "prompts.parquet"),
+        ("split", "prompts.parquet", "split"),
+        ("generate", "iter1", "base", "split/iter1.parquet", "responses.parquet"),
+        ("rank", "ranker", "responses.parquet", "rankings.parquet"),
+        ("reference", "base", "responses.parquet", "rankings.parquet", "pairs.parquet"),
+        ("train", "base", "pairs.parquet", "iter1", "iter1.csv"),
+    ):
+        done = run_stage(world, module, *arguments)
+        assert done.returncode == 0, done.stderr
+    part = files.read_table(world / "split" / "iter1.parquet", files.PART).to_pandas()
+    responses = files.read_table(world / "responses.parquet", files.RESPONSES).to_pandas()
+    pairs = files.read_table(world / "pairs.parquet", files.PAIRS).to_pandas()
+    real = {row["instruction"] for row in published("alpaca_eval_gpt4_baseline.json")}
+    assert set(part["prompt"]) <= real
+    assert 700 < len(responses) < len(part) == 780  # a few leave no room in the tiny policy's context
+    assert len(pairs) > 700
+    assert pairs["prompt_token_ids"].map(len).max() == 128
+    assert (pairs[["chosen_reference_logps", "rejected_reference_logps"]] < 0).all(axis=None)
+    assert len(pd.read_csv(world / "iter1.csv")) == len(pairs) // 8
+
+
+def test_published_responses_are_ranked_against_each_other(world: Path) -> None:
+    """Twenty prompts, responses of thousands of characters, far beyond what PairRM holds uncut."""
+    names = ("Meta-Llama-3-8B-Instruct", "SPPO-Llama-3-Instruct-8B-PairRM")
+    outputs = [published(f"sppo_outputs/{name}/model_outputs.json")[::40][:20] for name in names]
+    rows = [
+        {
+            "prompt_id": str(index),
+            "prompt": base["instruction"],
+            "prompt_token_ids": [1],
+            "responses": [base["output"], sppo["output"]],
+            "token_ids": [[1], [1]],
+            "token_counts": [1, 1],
+            "finish_reasons": ["stop", "stop"],
+            "seeds": [0, 1],
+        }
+        for index, (base, sppo) in enumerate(zip(*outputs, strict=True))
+    ]
+    files.write_table(rows, files.RESPONSES, world / "published.parquet")
+    done = run_stage(world, "rank", "ranker", "published.parquet", "published-rankings.parquet")
+    assert done.returncode == 0, done.stderr
+    rankings = files.read_table(world / "published-rankings.parquet", files.RANKINGS).to_pylist()
+    assert len(rankings) == 20
+    for ranking in rankings:
+        assert sum(ranking["probabilities"]) == pytest.approx(1)
+        assert {ranking["winner"], ranking["loser"]} == {0, 1}
