@@ -1,0 +1,213 @@
+"""The method against naive loops over Python floats, and the invariants that the paper's equations imply."""
+
+import math
+import random
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from stages import sppo
+
+Matrix = list[list[float]]
+logit = st.floats(-30, 30, allow_nan=False, width=32)
+eta = st.floats(0.1, 2000)
+
+
+@st.composite
+def matrices(draw: st.DrawFn, values: st.SearchStrategy[float] = logit) -> Matrix:
+    size = draw(st.integers(2, 6))
+    return draw(st.lists(st.lists(values, min_size=size, max_size=size), min_size=size, max_size=size))
+
+
+@st.composite
+def responses(draw: st.DrawFn) -> tuple[list[float], list[float], list[float]]:
+    """Log-probabilities under policy and reference, and P^, of up to 8 responses."""
+    size = draw(st.integers(1, 8))
+    logps = st.lists(st.floats(-500, 0), min_size=size, max_size=size)
+    return draw(logps), draw(logps), draw(st.lists(st.floats(0, 1), min_size=size, max_size=size))
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def scores_of(logits: Matrix) -> Tensor:
+    return sppo.pairwise_scores(torch.tensor(logits, dtype=torch.float64))
+
+
+@settings(deadline=None)
+@given(matrices())
+def test_scores_are_half_the_difference_of_the_two_orders(logits: Matrix) -> None:
+    scores = scores_of(logits).tolist()
+    for i in range(len(logits)):
+        for j in range(len(logits)):
+            assert scores[i][j] == pytest.approx((logits[i][j] - logits[j][i]) / 2)
+
+
+@settings(deadline=None)
+@given(matrices())
+def test_probabilities_are_the_mean_of_pairwise_ones(logits: Matrix) -> None:
+    size = len(logits)
+    found = sppo.win_probabilities(scores_of(logits)).tolist()
+    for i in range(size):
+        wins = [0.5 if i == k else sigmoid((logits[i][k] - logits[k][i]) / 2) for k in range(size)]
+        assert found[i] == pytest.approx(sum(wins) / size)
+
+
+@settings(deadline=None)
+@given(matrices())
+def test_pairwise_probabilities_sum_to_one(logits: Matrix) -> None:
+    scores = scores_of(logits)
+    assert torch.equal(scores, -scores.T)
+    pairwise = torch.sigmoid(scores)
+    torch.testing.assert_close(pairwise + pairwise.T, torch.ones_like(pairwise))
+
+
+@settings(deadline=None)
+@given(matrices())
+def test_probabilities_are_bounded_and_half_on_average(logits: Matrix) -> None:
+    size = len(logits)
+    found = sppo.win_probabilities(scores_of(logits))
+    assert found.min() >= 1 / (2 * size) - 1e-12
+    assert found.max() <= 1 - 1 / (2 * size) + 1e-12
+    assert found.mean().item() == pytest.approx(0.5)
+
+
+def test_the_bounds_are_reached_by_one_that_wins_and_one_that_loses_always() -> None:
+    found = sppo.win_probabilities(scores_of([[0, 90, 90], [-90, 0, 90], [-90, -90, 0]]))
+    torch.testing.assert_close(found, torch.tensor([5 / 6, 1 / 2, 1 / 6], dtype=torch.float64))
+
+
+@settings(deadline=None)
+@given(matrices(), st.floats(-20, 20))
+def test_a_preference_for_one_side_changes_nothing(logits: Matrix, bias: float) -> None:
+    biased = [[value + bias for value in row] for row in logits]
+    torch.testing.assert_close(scores_of(biased), scores_of(logits))
+
+
+@settings(deadline=None)
+@given(matrices())
+def test_winner_and_loser_have_the_highest_and_lowest_mean_score(logits: Matrix) -> None:
+    size = len(logits)
+    means = [sum((logits[i][k] - logits[k][i]) / 2 for k in range(size)) / size for i in range(size)]
+    winner, loser = sppo.choose_pair(scores_of(logits))
+    assert means[winner] == pytest.approx(max(means))
+    assert means[loser] == pytest.approx(min(means))
+
+
+def test_the_pair_is_chosen_by_mean_score_not_by_win_probability() -> None:
+    # The first wins once by far and loses once by little, the second beats both by little: P^ would choose the second.
+    logits = [[0, -1, 9], [1, 0, 1], [-9, -1, 0]]
+    scores = scores_of([[float(value) for value in row] for row in logits])
+    assert sppo.win_probabilities(scores).argmax() == 1
+    assert [int(index) for index in sppo.choose_pair(scores)] == [0, 2]
+
+
+def test_equal_responses_are_a_tie() -> None:
+    winner, loser = sppo.choose_pair(scores_of([[0.0, 2.0, 2.0], [2.0, 0.0, 2.0], [2.0, 2.0, 0.0]]))
+    assert winner == loser
+
+
+@settings(deadline=None)
+@given(matrices(st.integers(-40, 40).map(float)), st.randoms())
+def test_the_order_of_responses_does_not_matter(logits: Matrix, shuffler: random.Random) -> None:
+    order = list(range(len(logits)))
+    shuffler.shuffle(order)
+    scores, moved = scores_of(logits), scores_of([[logits[i][j] for j in order] for i in order])
+    torch.testing.assert_close(sppo.win_probabilities(moved), sppo.win_probabilities(scores)[order])
+    for one, other in zip(sppo.choose_pair(moved), sppo.choose_pair(scores), strict=True):
+        # Of several that are equally good the first is taken: the mean score is what must agree.
+        assert moved.mean(-1)[one].item() == pytest.approx(scores.mean(-1)[other].item())
+
+
+@settings(deadline=None)
+@given(matrices(), matrices())
+def test_prompts_of_a_batch_do_not_mix(first: Matrix, second: Matrix) -> None:
+    size = min(len(first), len(second))
+    both = [scores_of([row[:size] for row in logits[:size]]) for logits in (first, second)]
+    batch = torch.stack(both)
+    for function in (sppo.win_probabilities, lambda scores: torch.stack(sppo.choose_pair(scores), -1)):
+        torch.testing.assert_close(function(batch), torch.stack([function(scores) for scores in both]))
+
+
+@settings(deadline=None)
+@given(responses(), eta)
+def test_loss_is_eq_4_7(values: tuple[list[float], list[float], list[float]], eta: float) -> None:
+    policy, reference, probabilities = values
+    squares = [(a - b - eta * (p - 0.5)) ** 2 for a, b, p in zip(policy, reference, probabilities, strict=True)]
+    tensors = [torch.tensor(value, dtype=torch.float64) for value in values]
+    assert sppo.sppo_loss(*tensors, eta).item() == pytest.approx(sum(squares) / len(squares))
+
+
+@settings(deadline=None)
+@given(responses(), eta)
+def test_the_initial_loss_is_eta_squared_times_the_variance_about_a_half(
+    values: tuple[list[float], list[float], list[float]], eta: float
+) -> None:
+    logps, probabilities = torch.tensor(values[0]).double(), torch.tensor(values[2]).double()
+    expected = eta**2 * sum((p - 0.5) ** 2 for p in values[2]) / len(values[2])
+    assert sppo.sppo_loss(logps, logps, probabilities, eta).item() == pytest.approx(expected, rel=1e-5, abs=1e-9)
+
+
+def test_the_loss_is_zero_where_the_log_ratio_is_eta_times_the_margin() -> None:
+    reference, probabilities = torch.tensor([-50.0, -20.0]).double(), torch.tensor([0.9, 0.1]).double()
+    assert sppo.sppo_loss(reference + 10 * (probabilities - 0.5), reference, probabilities, 10).item() == pytest.approx(0)
+
+
+def test_the_loss_and_what_leads_to_it_have_right_gradients() -> None:
+    torch.manual_seed(0)
+    logps, logits = torch.randn(6, dtype=torch.float64, requires_grad=True), torch.randn(4, 4, dtype=torch.float64)
+    reference, probabilities = torch.randn(6).double(), torch.rand(6).double()
+    assert torch.autograd.gradcheck(lambda policy: sppo.sppo_loss(policy, reference, probabilities, 7.0), (logps,))
+    assert torch.autograd.gradcheck(lambda x: sppo.win_probabilities(sppo.pairwise_scores(x)), (logits.requires_grad_(),))
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
+    """Logits (B, L, V) and labels (B, L), some of them -100."""
+    rows, length, vocabulary = (draw(st.integers(1, most)) for most in (3, 5, 6))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
+    logits = 5 * torch.randn(rows, length, vocabulary, generator=generator)
+    label = st.integers(-1, vocabulary - 1).map(lambda index: -100 if index < 0 else index)
+    labels = draw(st.lists(st.lists(label, min_size=length, max_size=length), min_size=rows, max_size=rows))
+    return logits, torch.tensor(labels)
+
+
+@settings(deadline=None)
+@given(batches())
+def test_response_logps_are_sums_of_log_softmax(batch: tuple[Tensor, Tensor]) -> None:
+    logits, labels = batch
+    found = sppo.response_logps(logits, labels)
+    assert found.dtype == torch.float32
+    for row, (values, targets) in enumerate(zip(logits.tolist(), labels.tolist(), strict=True)):
+        total = 0.0
+        for scores, target in zip(values, targets, strict=True):
+            if target != -100:
+                total += scores[target] - math.log(sum(math.exp(score) for score in scores))
+        assert found[row].item() == pytest.approx(total, rel=1e-5, abs=1e-4)
+
+
+def test_response_logps_of_bf16_logits_are_summed_in_float32() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 300, 50).bfloat16(), torch.randint(0, 50, (2, 300))
+    expected = logits.double().log_softmax(-1).gather(-1, labels[..., None]).sum((1, 2)).float()
+    torch.testing.assert_close(sppo.response_logps(logits, labels), expected, rtol=1e-6, atol=1e-3)
+
+
+def _gradient(function: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labels: Tensor) -> Tensor:
+    logits = logits.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(function(logits, labels).sum(), logits)
+    return gradient
+
+
+@settings(deadline=None)
+@given(batches())
+def test_response_logps_have_the_gradient_of_softmax(batch: tuple[Tensor, Tensor]) -> None:
+    logits, labels = batch
+    taken = (labels != -100)[..., None]
+    expected = (torch.nn.functional.one_hot(labels.clamp(min=0), logits.shape[-1]) - logits.softmax(-1)) * taken
+    torch.testing.assert_close(_gradient(sppo.response_logps, logits, labels), expected)
