@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from stages.cli import StageError
+from stages.cli import ROOT, StageError
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -342,5 +342,7 @@ def _validated(model: type[Model], values: dict[str, Any], path: Path, names: di
             given = "" if problem["type"] in ("missing", "value_error") else f" (found {problem['input']!r})"
             lines.append(f"{where or 'file'}: {message}{given}")
         if any(NOT_PINNED in line for line in lines):
-            lines.append(f"branches move: look commits up once with `python -m stages.assets --pin {path.parent}`")
+            folder = path.resolve().parent
+            folder = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
+            lines.append(f"branches move: look commits up once with `python -m stages.assets --pin {folder}`")
         raise StageError(f"{path}: " + "; ".join(lines)) from error

@@ -5,18 +5,14 @@ limits, by how long the batch's texts are. Here a batch is one prompt's, which g
 """
 
 import argparse
-import contextlib
 import copy
-import io
-import logging
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from stages import cli, files, params, pointers, shards, sppo
+from stages import cli, files, pairrm, params, pointers, shards, sppo
 from stages.cli import StageError
 
 MARKERS = ["<|source|>", "<|candidate1|>", "<|candidate2|>", "<|candidate|>"]
@@ -26,26 +22,22 @@ MARKERS = ["<|source|>", "<|candidate1|>", "<|candidate2|>", "<|candidate|>"]
 def load_blender(ranker: Path) -> Any:
     """llm-blender with PairRM, from a folder with `PairRM` and `base`, on a GPU in half precision, else in float32."""
     import torch
-    import transformers.utils.hub
     from transformers import AutoTokenizer
 
-    transformers.utils.hub.TRANSFORMERS_CACHE = "unused"  # llm-blender 0.0.2 imports the name; transformers 4.57 dropped it
-    import llm_blender
-    from llm_blender.blender import blender_utils
-    from llm_blender.pair_ranker import model_util
-
-    # PairRM's checkpoint holds every weight (safetensors' strict loading sees to that): of its base model only the
-    # configuration and the tokenizer are needed, and DeBERTa's own weights are to be had as a pickle only.
-    model_util.build_pretrained_model = _untrained
-    # llm-blender pads on the left where a model's name has "llama" in it, and here the name is a path.
-    blender_utils.build_tokenizer = AutoTokenizer.from_pretrained
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    pairrm, base = pointers.resolve(ranker / "PairRM"), pointers.resolve(ranker / "base")
-    logging.disable(logging.WARNING)
-    with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
+    weights, base = pointers.resolve(ranker / "PairRM"), pointers.resolve(ranker / "base")
+    with pairrm.loading():
+        import llm_blender
+        from llm_blender.blender import blender_utils
+        from llm_blender.pair_ranker import model_util
+
+        # PairRM's checkpoint holds every weight (safetensors' strict loading sees to that): of its base model only the
+        # configuration and the tokenizer are needed, and DeBERTa's own weights are to be had as a pickle only.
+        model_util.build_pretrained_model = _untrained
+        # llm-blender pads on the left where a model's name has "llama" in it, and here the name is a path.
+        blender_utils.build_tokenizer = AutoTokenizer.from_pretrained
         blender = llm_blender.Blender()
-        blender.loadranker(str(pairrm), device=device, model_name=str(base))
-    logging.disable(logging.NOTSET)
+        blender.loadranker(str(weights), device=device, model_name=str(base))
     return blender
 
 

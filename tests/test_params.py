@@ -43,7 +43,7 @@ def test_the_miniature_is_valid() -> None:
             "engine.dtype: Input should be 'float32' or 'bfloat16' (found 'float16')",
         ),
         (lambda d: d["lengths"].update(prompt=256), "lengths: prompt (256) must be below total (256)"),
-        (lambda d: d["train"].update(devices=3), "train: global_batch 16 is not a multiple of device_batch 8 x devices 3"),
+        (lambda d: d["train"].update(devices=3), "train: global_batch 16 is not a multiple of device_batch 16 x devices 3"),
         (lambda d: d["train"].update(stop_epoch=7), "train: stop_epoch 7.0 is beyond the schedule's 6.0 epochs"),
         (lambda d: d.update(iterations={}), "iterations: "),
         (lambda d: d.update(iterations={"iter1": "iter2"}), "iterations: iter1 starts from 'iter2', which is not one of base"),
@@ -76,7 +76,7 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["5e-7", "5.0e-7", "5E-07", "0.0000005"])
 def test_numbers_are_read_as_yaml_1_2_reads_them(tmp_path: Path, text: str) -> None:
     root = (ROOT / "params.yaml").read_text()
-    (tmp_path / "params.yaml").write_text(root.replace("  learning_rate: 3.0e-5\n", f"  learning_rate: {text}\n"))
+    (tmp_path / "params.yaml").write_text(root.replace("  learning_rate: 5.0e-5\n", f"  learning_rate: {text}\n"))
     assert params.validate(tmp_path / "params.yaml").train.learning_rate == 5e-7
 
 
@@ -116,7 +116,7 @@ def test_the_recipe_is_valid_but_for_revisions_to_look_up(tmp_path: Path) -> Non
         *problems, remedy = str(error.value).removeprefix(f"{RECIPE}: ").split("; ")
         assert len(problems) == len(re.findall(r"revision: null", text))
         assert all(problem.endswith("is not a full 40-digit commit") for problem in problems)
-        assert remedy.endswith(f"`python -m stages.assets --pin {RECIPE.parent}`")
+        assert remedy.endswith(f"`python -m stages.assets --pin recipes/llama-3-8b`")
     pinned = tmp_path / "params.yaml"
     pinned.write_text(text.replace("revision: null", f"revision: {'a' * 40}"))
     recipe = params.validate(pinned)

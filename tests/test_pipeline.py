@@ -2,10 +2,14 @@
 
 import ast
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import run_stage
 from dvc.repo import Repo
 from ruamel.yaml import YAML
 
@@ -115,3 +119,41 @@ def test_a_recipe_has_the_same_pipeline_but_for_the_root(recipe):
 
 def test_analytics_are_off():
     assert "analytics = false" in (ROOT / ".dvc/config").read_text()
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_a_dry_run_lists_the_recipes_stages(recipe, tmp_path):
+    """With something in the place of every input: DVC looks for them even when it only says what it would run."""
+    for name in ("stages", "requirements", ".dvc/config", "params.yaml", "dvc.yaml"):
+        (shutil.copytree if (ROOT / name).is_dir() else copy_file)(ROOT / name, tmp_path / name)
+    there = tmp_path / recipe.relative_to(ROOT)
+    shutil.copytree(recipe, there)
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    prefix = f"{recipe.relative_to(ROOT).as_posix()}/dvc.yaml:"
+    ours = {name.removeprefix(prefix): stage for name, stage in STAGES.items() if name.startswith(prefix)}
+    for stage in ours.values():
+        for out in stage.outs:
+            (there / out.def_path).parent.mkdir(parents=True, exist_ok=True)
+            (there / out.def_path).touch()
+    (there / "data/split").unlink()
+    for name in params.read(recipe / "params.yaml")["iterations"]:
+        (there / "data/split").mkdir(exist_ok=True)
+        (there / f"data/split/{name}.parquet").touch()
+    dvc = [sys.executable, "-m", "dvc", "repro", "--dry"]
+    done = subprocess.run(dvc, cwd=there, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(re.findall(r"Running stage '(\S+)'", done.stdout)) == set(ours)
+    assert "PYTHONPATH=../../ python -m stages.train data/models/base data/pairs/iter1.parquet" in done.stdout
+
+
+def copy_file(source, target):
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_a_recipe_that_is_not_pinned_is_refused(recipe):
+    done = run_stage(recipe, "assets.ranker", "data/ranker")
+    assert done.returncode == 1
+    assert f"python -m stages.assets --pin {recipe.relative_to(ROOT).as_posix()}" in done.stderr.splitlines()[-1]
+    assert not (recipe / "data").exists()

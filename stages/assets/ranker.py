@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from stages import cli, domain, files, params
+from stages import cli, domain, files, pairrm, params
 from stages.assets import hub
 from stages.cli import StageError, log
 from stages.params import Asset, MiniatureRanker, RankerAsset
@@ -152,13 +152,7 @@ def write_base(prompts: list[Prompt], size: MiniatureRanker, out: Path) -> None:
 
 def untrained(out: Path) -> tuple[Any, Any]:
     """Write llm-blender's configuration to `out`/PairRM and build, over `out`/base, the ranker and its tokenizer."""
-    import transformers.utils.hub
     from transformers import AutoTokenizer
-
-    # llm-blender 0.0.2 imports a name that transformers 4.57 no longer has.
-    transformers.utils.hub.TRANSFORMERS_CACHE = "unused"
-    from llm_blender.pair_ranker.config import RankerConfig
-    from llm_blender.pair_ranker.model_util import build_collator, build_ranker
 
     config = {
         "ranker_type": "pairranker",
@@ -176,8 +170,12 @@ def untrained(out: Path) -> tuple[Any, Any]:
     }
     files.write_json(config, out / "PairRM" / "config.json")
     tokenizer = AutoTokenizer.from_pretrained(out / "base")
-    build_collator("pairranker", tokenizer, 1224, 412)  # gives the tokenizer PairRM's four markers
-    ranker = build_ranker("pairranker", "deberta", str(out / "base"), None, RankerConfig.from_dict(config), tokenizer)
+    with pairrm.loading():
+        from llm_blender.pair_ranker.config import RankerConfig
+        from llm_blender.pair_ranker.model_util import build_collator, build_ranker
+
+        build_collator("pairranker", tokenizer, 1224, 412)  # gives the tokenizer PairRM's four markers
+        ranker = build_ranker("pairranker", "deberta", str(out / "base"), None, RankerConfig.from_dict(config), tokenizer)
     return ranker, tokenizer
 
 
