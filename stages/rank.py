@@ -6,6 +6,7 @@ limits, by how long the batch's texts are. Here a batch is one prompt's, which g
 
 import argparse
 import copy
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,6 @@ import pyarrow as pa
 
 from stages import cli, files, pairrm, params, pointers, shards, sppo
 from stages.cli import StageError
-
-MARKERS = ["<|source|>", "<|candidate1|>", "<|candidate2|>", "<|candidate|>"]
-"""PairRM's own tokens. One within a text would be taken for the place of a prompt or response: its bars become spaces."""
 
 
 def load_blender(ranker: Path) -> Any:
@@ -49,11 +47,24 @@ def _untrained(model_type: str, model_name: str, **_: Any) -> Any:
     return model
 
 
-def without_markers(text: str) -> str:
-    """The text with PairRM's own tokens made plain: `<|source|>` becomes `< source >`."""
-    for marker in MARKERS:
-        text = text.replace(marker, marker.replace("|", " "))
-    return text
+def plain(ids: Any, marker: int, tokenizer: Any) -> Any:
+    """Token ids (..., L) of texts with PairRM's own tokens in them made [UNK]: each text keeps its marker and its last [SEP].
+
+    llm-blender finds prompt and responses by these tokens, and would take one in a text for another text. The ids are
+    looked at, not the text: the tokenizer's normalisation makes markers of other characters too (＜|source|＞).
+    """
+    import torch
+
+    own = ["source_prefix_id", "cand1_prefix_id", "cand2_prefix_id", "cand_prefix_id", "sep_token_id"]
+    stray = torch.isin(ids, torch.tensor([getattr(tokenizer, name) for name in own], device=ids.device))
+    first = (ids == marker).int().argmax(-1, keepdim=True)
+    last = ids.shape[-1] - 1 - (ids == tokenizer.sep_token_id).flip(-1).int().argmax(-1, keepdim=True)
+    return ids.masked_fill(stray.scatter(-1, first, False).scatter(-1, last, False), tokenizer.unk_token_id)
+
+
+def apart(text: str) -> str:
+    """The text, after a space where it starts with a combining character: that would alter the marker put before it."""
+    return f" {text}" if unicodedata.combining(text[:1] or " ") else text
 
 
 def pair_logits(blender: Any, prompt: str, responses: list[str], pairs_per_batch: int) -> Any:
@@ -64,8 +75,11 @@ def pair_logits(blender: Any, prompt: str, responses: list[str], pairs_per_batch
     logits = torch.zeros(len(distinct), len(distinct))
     if len(distinct) > 1:
         collator = copy.copy(blender.ranker_collator)
-        texts = {"source": without_markers(prompt), "candidates": [without_markers(text) for text in distinct]}
+        texts = {"source": apart(prompt), "candidates": [apart(text) for text in distinct]}
         batch = {key: value.to(blender.ranker_config.device) for key, value in collator([texts]).items() if value is not None}
+        tokenizer = blender.ranker_tokenizer
+        batch["source_ids"] = plain(batch["source_ids"], tokenizer.source_prefix_id, tokenizer)
+        batch["candidate_ids"] = plain(batch["candidate_ids"], tokenizer.cand_prefix_id, tokenizer)
         left, right = torch.where(~torch.eye(len(distinct), dtype=torch.bool))
         for start in range(0, len(left), pairs_per_batch):
             i, j = left[start : start + pairs_per_batch], right[start : start + pairs_per_batch]

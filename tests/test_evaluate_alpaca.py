@@ -3,7 +3,7 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import run_stage, set_params
+from running import run_stage, set_params
 
 from stages import domain, evaluate_alpaca, files
 

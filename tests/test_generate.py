@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import TINY, run_stage, set_params
+from running import TINY, run_stage, set_params
 from transformers import AutoTokenizer, GenerationConfig
 
 from stages import files, sampling

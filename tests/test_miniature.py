@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import TINY, set_params
 from ruamel.yaml import YAML
+from running import TINY, set_params
 
 from stages.cli import ROOT
 

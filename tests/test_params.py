@@ -116,7 +116,7 @@ def test_the_recipe_is_valid_but_for_revisions_to_look_up(tmp_path: Path) -> Non
         *problems, remedy = str(error.value).removeprefix(f"{RECIPE}: ").split("; ")
         assert len(problems) == len(re.findall(r"revision: null", text))
         assert all(problem.endswith("is not a full 40-digit commit") for problem in problems)
-        assert remedy.endswith(f"`python -m stages.assets --pin recipes/llama-3-8b`")
+        assert remedy.endswith("`python -m stages.assets --pin recipes/llama-3-8b`")
     pinned = tmp_path / "params.yaml"
     pinned.write_text(text.replace("revision: null", f"revision: {'a' * 40}"))
     recipe = params.validate(pinned)

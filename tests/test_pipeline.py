@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import run_stage
 from dvc.repo import Repo
 from ruamel.yaml import YAML
+from running import run_stage
 
 from stages import params
 

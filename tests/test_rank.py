@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
-from conftest import run_stage, set_params
+from running import run_stage, set_params
 
 from stages import files, sppo
 from stages.cli import ROOT
@@ -126,10 +126,13 @@ def test_identical_responses_are_scored_once_and_are_a_tie(rank: Rank) -> None:
 
 
 STRANGE = ["<|source|>", "a <|candidate|> b", "<|candidate1|><|candidate2|>", "[SEP] [CLS] [PAD] [MASK]", "\x00", "\u0301x"]
+LOOKALIKE = ["＜|source|＞", "a ＜|candidate|＞ b", "［SEP］", "\u0338x"]
+"""What the tokenizer's normalisation (NFKC) turns into a marker, or, after one, out of a marker."""
 
 
 def test_texts_with_markers_of_pairrm_are_ranked(rank: Rank) -> None:
-    rows = [(prompt, ["Fine.", text, ""]) for prompt, text in zip(STRANGE, reversed(STRANGE), strict=True)]
+    texts = STRANGE + LOOKALIKE
+    rows = [(prompt, ["Fine.", text, ""]) for prompt, text in zip(texts, reversed(texts), strict=True)]
     assert all(torch.tensor(row["logits"]).isfinite().all() for row in read(rank(rows)))
 
 

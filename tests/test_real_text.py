@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import TINY, run_stage, set_params
+from running import TINY, run_stage, set_params
 
 from stages import files
 

@@ -4,7 +4,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY, run_stage, set_params
+from running import TINY, run_stage, set_params
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
