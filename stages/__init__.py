@@ -1,7 +1,12 @@
 """SPPO (arXiv 2405.00675) from prompts to published tables: one module per stage of dvc.yaml."""
 
 import os
+import sys
 
 # Before torch loads OpenMP, whose threads else burn whole cores waiting for each other: several times slower where
 # another process wants a core too, no faster where none does.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+# Progress bars, ours and the libraries', are for terminals; tqdm reads this when it is imported.
+if not sys.stderr.isatty():
+    os.environ.setdefault("TQDM_DISABLE", "1")

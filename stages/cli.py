@@ -67,8 +67,6 @@ def quiet(online: bool = False) -> None:
     if not online:
         os.environ["HF_HUB_OFFLINE"] = "1"
         os.environ["HF_DATASETS_OFFLINE"] = "1"
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars, ours and the libraries', are for terminals
 
 
 def deterministic(seed: int) -> None:

@@ -26,7 +26,7 @@ SMALLEST = TINY | {
             task: {"repo": "miniature", "count": 4}
             for task in ("arc_challenge", "truthfulqa_mc2", "winogrande", "gsm8k", "hellaswag")
         },
-        "mmlu": {"repo": "miniature", "count": 1},
+        "mmlu": {"repo": "miniature", "count": 2},
     },
 }
 
