@@ -15,8 +15,8 @@ from stages import cli, domain, files, params
 from stages.cli import StageError
 
 JUDGES = Path(__file__).parent / "judges"
-SEPARATOR = "\x1e"
-"""Between the three fields of judges/gold/prompt.txt."""
+SEPARATOR = "\x1e<|field of the gold judge|>\x1e"
+"""Between the three fields of judges/gold/prompt.txt: long, for a policy may sample any single character."""
 
 VARYING = ("date", "version", "time_per_example")
 """Ends of the names of annotation columns that change from run to run."""

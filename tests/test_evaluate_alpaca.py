@@ -17,7 +17,8 @@ def world(tmp_path: Path) -> Path:
     prompts = domain.distinct_prompts("tests", "evaluation", 60)
     reference = [{"dataset": "x", "instruction": text, "output": "Ugh.", "generator": "reference"} for text in prompts]
     answers = [
-        row | {"output": "Sure! I do not know." if k % 3 else "Ugh.", "generator": "ours"} for k, row in enumerate(reference)
+        row | {"output": "Sure! I\x1e do not know." if k % 3 else "Ugh.", "generator": "ours"}
+        for k, row in enumerate(reference)
     ]
     files.write_json(reference, tmp_path / "set" / "reference_outputs.json")
     files.write_json(answers, tmp_path / "answers.json")
