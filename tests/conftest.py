@@ -30,24 +30,11 @@ def pairs(tiny: Path) -> Path:
     """`tiny` with rankings of the responses by chance and the pairs with their reference log-probabilities."""
     import torch
 
-    from stages import files, sppo
+    from stages import files, rank
 
-    rows = []
     torch.manual_seed(0)
-    for row in files.read_table(tiny / "responses.parquet", files.RESPONSES).to_pylist():
-        logits = torch.randn(3, 3)
-        scores = sppo.pairwise_scores(logits.double())
-        winner, loser = (int(index) for index in sppo.choose_pair(scores))
-        rows.append(
-            {
-                "prompt_id": row["prompt_id"],
-                "logits": logits.tolist(),
-                "probabilities": sppo.win_probabilities(scores).tolist(),
-                "winner": winner,
-                "loser": loser,
-                "tie": False,
-            }
-        )
+    responses = files.read_table(tiny / "responses.parquet", files.RESPONSES).to_pylist()
+    rows = [rank.ranking(row["prompt_id"], torch.randn(3, 3), row["responses"]) for row in responses]
     files.write_table(rows, files.RANKINGS, tiny / "rankings.parquet")
     done = run_stage(tiny, "reference", "base", "responses.parquet", "rankings.parquet", "pairs.parquet")
     assert done.returncode == 0, done.stderr
