@@ -32,7 +32,7 @@ fi
 sync() {  # NAME REQUIREMENTS...
   local name=$1; shift
   [ -x ".venv/$name/bin/python" ] || $uv venv --quiet --python 3.11 ".venv/$name"
-  $uv pip sync --quiet --python ".venv/$name" "${options[@]}" "$@"
+  $uv pip sync --quiet --compile-bytecode --python ".venv/$name" "${options[@]}" "$@"
 }
 sync main requirements/main-$build.txt requirements/dev.txt
 sync rank requirements/rank-$build.txt

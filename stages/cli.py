@@ -1,5 +1,6 @@
 """How every stage starts and ends: its environment, its log, its errors and its exit code."""
 
+import gc
 import json
 import logging
 import os
@@ -35,6 +36,7 @@ def run(main: Callable[[], None], *, environment: str = "main", online: bool = F
         started = time.monotonic()
         main()
         _record(name, time.monotonic() - started)
+        gc.freeze()  # else Python looks through torch's and vLLM's every object before it exits: seconds
     except StageError as error:
         if os.environ.get("SPPO_DEBUG"):
             raise

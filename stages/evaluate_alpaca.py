@@ -72,7 +72,7 @@ def evaluate(
             "fn_completion_parser": parse_gold,
         }
     elif "OPENAI_API_KEY" not in os.environ and "OPENAI_CLIENT_CONFIG_PATH" not in os.environ:
-        raise StageError(f"the judge {judge} is asked over the network: set OPENAI_API_KEY (see README.md, The judge)")
+        raise StageError(f"the judge {judge} is asked over the network: set OPENAI_API_KEY")
     if cache:
         cache.parent.mkdir(parents=True, exist_ok=True)
     table, annotations = alpaca_evaluate(

@@ -7,7 +7,6 @@ devices share the tasks out, so the results do not depend on how many there are.
 import argparse
 import contextlib
 import functools
-import hashlib
 import json
 import math
 import multiprocessing
@@ -109,9 +108,8 @@ def evaluate_all(model: Path, data_sets: Path, dtype: str, batch_size: int) -> d
     Finished tasks lie in the scratch folder, keyed by model, data sets and parameters: a killed stage goes on from there.
     Raises StageError where a worker dies or a task fails.
     """
-    key = json.dumps([files.digest(model), files.digest(data_sets), dtype, batch_size])
-    scratch = (cli.SCRATCH / "evaluate_lm" / hashlib.sha256(key.encode()).hexdigest()[:16]).resolve()
-    scratch.mkdir(parents=True, exist_ok=True)
+    key = {"model": files.digest(model), "sets": files.digest(data_sets), "dtype": dtype, "batch_size": batch_size}
+    scratch = shards.scratch("evaluate_lm", key).resolve()
     pending = [task for task in TASKS if not (scratch / f"{task}.json").exists()]
     if len(pending) < len(TASKS):
         cli.log.info("%d of %d tasks are finished already, in %s", len(TASKS) - len(pending), len(TASKS), scratch)

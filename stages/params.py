@@ -139,7 +139,7 @@ class EvaluationAsset(Asset):
 
 
 class HarnessAsset(Section):
-    """The six data sets of the Open LLM Leaderboard, each an asset."""
+    """The six data sets of the Open LLM Leaderboard, each an asset, in the published tables' order."""
 
     arc_challenge: EvaluationAsset
     truthfulqa_mc2: EvaluationAsset

@@ -11,7 +11,7 @@ import pandas as pd
 from stages import cli, files, params
 
 BASE = "base"
-TASKS = ["arc_challenge", "truthfulqa_mc2", "winogrande", "gsm8k", "hellaswag", "mmlu"]
+TASKS = list(params.HarnessAsset.model_fields)
 """The columns of the Open LLM Leaderboard v1, in the published order."""
 SAMPLES = 8
 """Prompts in samples.md."""

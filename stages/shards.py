@@ -41,9 +41,7 @@ def map_shards(
     schema: of each result. key: JSON values that determine the results, the inputs' digests among them.
     cores: see `devices`. Raises StageError where a worker fails.
     """
-    name = hashlib.sha256(json.dumps([key, size], sort_keys=True).encode()).hexdigest()[:16]
-    folder = cli.SCRATCH / stage / name
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = scratch(stage, {**key, "shard_size": size})
     shards = [table.slice(start, size) for start in range(0, table.num_rows, size)]
     paths = [folder / f"{index:05}.parquet" for index in range(len(shards))]
     pending = [index for index, path in enumerate(paths) if not path.exists()]
@@ -60,6 +58,13 @@ def map_shards(
     result = pa.concat_tables([pq.read_table(path, schema=schema) for path in paths])
     files.remove(folder)
     return result
+
+
+def scratch(stage: str, key: Mapping[str, Any]) -> Path:
+    """The stage's folder of unfinished work for `key`, JSON values that determine the results. It is made if need be."""
+    folder = cli.SCRATCH / stage / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def devices(*, cores: bool = False) -> list[str]:
