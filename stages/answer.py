@@ -1,4 +1,4 @@
-"""Answer the AlpacaEval instructions with a policy: alpaca-eval's model_outputs.json."""
+"""Answer the AlpacaEval instructions and the hold-out with a policy: alpaca-eval's model_outputs.json, and Parquet."""
 
 import argparse
 import hashlib
@@ -10,17 +10,11 @@ import pyarrow as pa
 from stages import cli, files, params, sampling
 
 
-def answers(
-    model: Path, name: str, instructions: list[dict[str, str]], seed: int, engine: params.Engine, answer: params.Answer
-) -> list[dict[str, Any]]:
-    """One answer to each instruction, in alpaca-eval's form: dataset, instruction, output, generator.
-
-    instructions: rows with the keys `dataset` and `instruction`. name: the generator's, and part of every sample's seed.
-    """
-    texts = [row["instruction"] for row in instructions]
+def draw(model: Path, name: str, texts: list[str], seed: int, engine: params.Engine, answer: params.Answer) -> pa.Table:
+    """One response to each of the texts, as files.RESPONSES. name: the generator's, and part of every sample's seed."""
     ids = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
     part = pa.table({"prompt_id": ids, "prompt": texts}, schema=files.PART)
-    draw = sampling.Sampling(
+    wanted = sampling.Sampling(
         samples=1,
         temperature=answer.temperature,
         top_p=answer.top_p,
@@ -28,10 +22,17 @@ def answers(
         seed=seed,
         name=f"answer/{name}",
     )
-    table = sampling.respond("answer", part, model, engine, draw, answer.shard_size, leave_out=False)
+    return sampling.respond("answer", part, model, engine, wanted, answer.shard_size, leave_out=False)
+
+
+def outputs(name: str, instructions: list[dict[str, str]], responses: pa.Table) -> list[dict[str, Any]]:
+    """Answers in alpaca-eval's form: dataset, instruction, output, generator.
+
+    instructions: rows with the keys `dataset` and `instruction`; responses: to them, in their order.
+    """
     return [
-        {"dataset": row["dataset"], "instruction": row["instruction"], "output": responses[0], "generator": name}
-        for row, responses in zip(instructions, table.column("responses").to_pylist(), strict=True)
+        {"dataset": row["dataset"], "instruction": row["instruction"], "output": drawn[0], "generator": name}
+        for row, drawn in zip(instructions, responses.column("responses").to_pylist(), strict=True)
     ]
 
 
@@ -40,11 +41,16 @@ def main() -> None:
     parser.add_argument("name", help="name of the model: the generator in model_outputs.json, part of every sample's seed")
     parser.add_argument("model", type=Path)
     parser.add_argument("alpaca_eval", type=Path, help="folder of the evaluation set, from assets")
+    parser.add_argument("hold_out", type=Path, help="Parquet of the hold-out's prompts, from split")
     parser.add_argument("out", type=Path, help="model_outputs.json")
+    parser.add_argument("hold_out_out", type=Path, help="Parquet of the responses to the hold-out")
     args = parser.parse_args()
     wanted = params.load("seed", "engine", "answer")
     instructions = files.read_records(args.alpaca_eval / "reference_outputs.json", ["dataset", "instruction"])
-    files.write_json(answers(args.model, args.name, instructions, wanted.seed, wanted.engine, wanted.answer), args.out)
+    texts = [row["instruction"] for row in instructions] + files.read_table(args.hold_out, files.PART)["prompt"].to_pylist()
+    responses = draw(args.model, args.name, texts, wanted.seed, wanted.engine, wanted.answer)  # together: one start of vLLM
+    files.write_json(outputs(args.name, instructions, responses.slice(0, len(instructions))), args.out)
+    files.write_table(responses.slice(len(instructions)), files.RESPONSES, args.hold_out_out)
 
 
 if __name__ == "__main__":

@@ -10,16 +10,23 @@ from typing import Any
 from stages.cli import StageError
 
 
-def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
-    """Token ids of one user message and the assistant's header, with exactly one BOS where the tokenizer has one.
+def prompt_text(tokenizer: Any, prompt: str) -> str:
+    """One user message and the assistant's header in the chat template of a transformers tokenizer.
 
-    tokenizer: a transformers tokenizer with a chat template. Raises StageError where there is no template, or where
-    the template gives no BOS or several.
+    Raises StageError where there is no template.
     """
     if not tokenizer.chat_template:
         raise StageError(f"the tokenizer of {tokenizer.name_or_path} has no chat template: use a chat model")
-    text = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    text: str = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
+    return text
+
+
+def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
+    """Token ids of `prompt_text`, with exactly one BOS where the tokenizer has one.
+
+    Raises StageError where there is no template, or where it gives no BOS or several.
+    """
+    ids: list[int] = tokenizer(prompt_text(tokenizer, prompt), add_special_tokens=False)["input_ids"]
     bos = tokenizer.bos_token_id
     if bos is not None and (ids[0] != bos or ids[1] == bos):
         found = "no BOS token" if ids[0] != bos else "more than one BOS token"

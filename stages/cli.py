@@ -1,19 +1,23 @@
 """How every stage starts and ends: its environment, its log, its errors and its exit code."""
 
+import contextlib
 import gc
 import json
 import logging
 import os
+import platform
 import resource
 import sys
 import time
 import warnings
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRATCH = Path(os.environ.get("SPPO_SCRATCH", "scratch"))
 """Unfinished work and timings: never a stage's input or output, ignored by Git and DVC."""
+RECORDS = Path("data/records")
 
 log = logging.getLogger("stages")
 
@@ -22,20 +26,29 @@ class StageError(Exception):
     """Bad input, stated for people: one message that names the file, the row or key, and the remedy."""
 
 
-def run(main: Callable[[], None], *, environment: str = "main", online: bool = False) -> None:
+TOOLS = ["torch", "transformers", "vllm", "deepspeed", "accelerate", "peft", "llm-blender", "alpaca-eval", "lm-eval", "pandas"]
+"""Whose versions a stage's record names, where its environment has them."""
+
+
+def run(main: Callable[[], None], *, environment: str = "main", online: bool = False, record: bool = True) -> None:
     """Run a stage's `main` in its environment and exit: 0, or 1 with one line on stderr for a StageError.
 
     environment: `main`, `rank` or `harness`, a folder of .venv; another interpreter hands over to that one.
     online: whether the stage may ask the Hugging Face Hub. Only `assets` does; all others read local files.
+    record: whether it writes its record, for `report` to read, under DVC.
     SPPO_DEBUG=1 shows the traceback of a StageError.
     """
     name = Path(sys.argv[0]).stem
+    launched = "LOCAL_RANK" in os.environ  # one of several processes of a stage, whose parent keeps the books
     try:
         _enter(environment)
         quiet(online)
         started = time.monotonic()
         main()
-        _record(name, time.monotonic() - started)
+        if not launched:
+            _account(name, time.monotonic() - started)
+            if record and "DVC_STAGE" in os.environ:
+                _record(os.environ["DVC_STAGE"].rpartition(":")[2])
         gc.freeze()  # else Python looks through torch's and vLLM's every object before it exits: seconds
     except StageError as error:
         if os.environ.get("SPPO_DEBUG"):
@@ -81,7 +94,7 @@ def deterministic(seed: int) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # slow, for finding bugs
 
 
-def _record(name: str, seconds: float) -> None:
+def _account(name: str, seconds: float) -> None:
     """Append seconds and peak memory to the timings that `python -m stages.timings` prints after a run."""
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     stage = os.environ.get("DVC_STAGE", name)
@@ -89,3 +102,18 @@ def _record(name: str, seconds: float) -> None:
     SCRATCH.mkdir(parents=True, exist_ok=True)
     with (SCRATCH / "timings.jsonl").open("a") as file:
         file.write(json.dumps({"stage": stage, "seconds": round(seconds, 1), "peak_gb": round(peak / 2**20, 2)}) + "\n")
+
+
+def _record(stage: str) -> None:
+    """Write one of the stage's outs: Python, the versions of TOOLS, and the kind and number of devices it could use."""
+    versions = {}
+    for tool in TOOLS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[tool] = metadata.version(tool)
+    device = {"kind": f"{platform.machine()} processor", "count": 1}
+    torch = sys.modules.get("torch")  # a stage without it uses no GPU
+    if torch and torch.cuda.is_available():
+        device = {"kind": torch.cuda.get_device_name(), "count": torch.cuda.device_count()}
+    record = {"python": platform.python_version(), "tools": versions, "device": device}
+    RECORDS.mkdir(parents=True, exist_ok=True)
+    (RECORDS / f"{stage}.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")

@@ -29,6 +29,7 @@ PART = _schema(prompt_id=_text, prompt=_text)
 RESPONSES = _schema(
     prompt_id=_text,
     prompt=_text,
+    templated_prompt=_text,
     prompt_token_ids=_ids,
     responses=pa.list_(_text),
     token_ids=pa.list_(_ids),
@@ -36,8 +37,8 @@ RESPONSES = _schema(
     finish_reasons=pa.list_(_text),
     seeds=pa.list_(pa.int64()),
 )
-"""generate -> rank, reference. One row per prompt, lists of K; token_ids are the sampled ones, the end token included
-where finish_reason is `stop`, absent where it is `length`."""
+"""generate -> rank, reference. One row per prompt, lists of K; templated_prompt: the text that prompt_token_ids are of;
+token_ids are the sampled ones, the end token included where finish_reason is `stop`, absent where it is `length`."""
 
 RANKINGS = _schema(
     prompt_id=_text,
@@ -46,9 +47,12 @@ RANKINGS = _schema(
     winner=pa.int32(),
     loser=pa.int32(),
     tie=pa.bool_(),
+    prompt_cut=pa.bool_(),
+    responses_cut=pa.int32(),
 )
 """rank -> reference. One row per prompt in the order of the responses; logits: K x K, left response by row; probabilities:
-P^ of each response; winner and loser: indices into the K responses, equal where tie."""
+P^ of each response; winner and loser: indices into the K responses, equal where tie; what was too long for the ranker, which
+read its beginning only: prompt_cut, and how many responses_cut."""
 
 PAIRS = _schema(
     prompt_id=_text,
@@ -59,8 +63,12 @@ PAIRS = _schema(
     rejected_probability=pa.float64(),
     chosen_reference_logps=pa.float32(),
     rejected_reference_logps=pa.float32(),
+    prompt_cut=pa.int32(),
+    chosen_cut=pa.int32(),
+    rejected_cut=pa.int32(),
 )
-"""reference -> train: the tokens that are trained on, P^ and the summed log-probability under the reference pi_t."""
+"""reference -> train: the tokens that are trained on, P^ and the summed log-probability under the reference pi_t; how many
+tokens of prompt and responses were cut to fit."""
 
 
 @contextmanager

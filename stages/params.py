@@ -20,6 +20,8 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Precision = Literal["float32", "bfloat16"]
 
+BASE = "base"
+"""The model that the first iteration starts from."""
 MINIATURE = "miniature"
 NOT_PINNED = "is not a full 40-digit commit"
 
@@ -192,6 +194,12 @@ class Answer(Section):
 
 
 class Rank(Section):
+    probability: Literal["pairwise", "aggregate"]
+    """How P^ follows from PairRM's logits: the mean of pairwise win probabilities (section 5.3), or the released code's
+    sigmoid of differences of aggregate scores."""
+    input: Literal["instruction", "templated"]
+    """What PairRM reads as the prompt: the instruction itself, as it was trained, or the policy's chat template around it,
+    special tokens included (the released code)."""
     shard_size: Positive
     pairs_per_batch: Positive
 
@@ -211,7 +219,21 @@ class Lengths(Section):
         return self
 
 
+class Lora(Section):
+    """Low-rank adapters on all linear layers instead of full training, merged into the checkpoint that is handed on."""
+
+    rank: NotNegative
+    """0: no adapters, all weights are trained."""
+    alpha: Positive
+    """The adapters' product is scaled by alpha / rank."""
+
+
 class Train(Section):
+    loss: Literal["sppo", "sppo_hard", "dpo", "ipo"]
+    """sppo: eq. 4.7; sppo_hard: the same with 1 and 0 in the place of P^; dpo and ipo: the paper's baselines, with beta."""
+    beta: PositiveFloat | None
+    """Of dpo and ipo; null for the others, whose step size is eta."""
+    lora: Lora
     learning_rate: PositiveFloat
     global_batch: Positive
     """Pairs per optimizer step, on any number of devices."""
@@ -235,6 +257,10 @@ class Train(Section):
                 f"global_batch {self.global_batch} is not a multiple of device_batch {self.device_batch} x devices "
                 f"{self.devices}: change device_batch or devices so that it is"
             )
+        if (self.beta is None) == (self.loss in ("dpo", "ipo")):
+            raise ValueError(
+                f"beta {'is missing: loss' if self.beta is None else 'goes with loss dpo or ipo, and it'} is {self.loss}"
+            )
         if self.stop_epoch > self.epochs:
             raise ValueError(f"stop_epoch {self.stop_epoch} is beyond the schedule's {self.epochs} epochs")
         return self
@@ -255,9 +281,9 @@ class EvaluateLm(Section):
 
 
 def _iterations(iterations: dict[str, str]) -> dict[str, str]:
-    known = {"base"}
+    known = {BASE}
     for name, start in iterations.items():
-        if not re.fullmatch("[a-z][a-z0-9-]*", name) or name in ("base", "hold-out"):
+        if not re.fullmatch("[a-z][a-z0-9-]*", name) or name in (BASE, "hold-out"):
             raise ValueError(f"{name!r} is no name for an iteration: small letters, digits and '-', not 'base' or 'hold-out'")
         if start not in known:
             raise ValueError(f"{name} starts from {start!r}, which is not one of {', '.join(sorted(known))}")
@@ -283,6 +309,61 @@ class Params(Section):
     train: Train
     evaluate_alpaca: EvaluateAlpaca
     evaluate_lm: EvaluateLm
+
+
+class PublishedAlpacaEval(Section):
+    """One model's published figures: percent, and length in characters."""
+
+    length_controlled_winrate: float
+    lc_standard_error: float | None = None
+    win_rate: float
+    standard_error: float | None = None
+    avg_length: float
+
+
+class PublishedTable(Section):
+    source: str
+
+
+class PublishedAlpacaEvalTable(PublishedTable):
+    judge: str
+    models: dict[str, PublishedAlpacaEval]
+
+
+class PublishedHarnessTable(PublishedTable):
+    models: dict[str, dict[str, float]]
+    """Model -> task or `average` -> percent."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        for name, figures in self.models.items():
+            if list(figures) != [*HarnessAsset.model_fields, "average"]:
+                raise ValueError(f"{name}: the six tasks and their average are wanted, in the published order")
+        return self
+
+
+class Published(Section):
+    """published.yaml: the figures that the reports compare with, by the names of params.yaml's models."""
+
+    models: dict[str, str]
+    """Model -> the published model's name."""
+    alpaca_eval: PublishedAlpacaEvalTable
+    open_llm_leaderboard: PublishedHarnessTable
+
+
+class PublishedFile(Section):
+    published: Published | None
+    """null where there are none."""
+
+
+def published(path: Path) -> Published | None:
+    """Read and validate published.yaml. Raises StageError."""
+    return _validated(PublishedFile, read(path), path, {}).published
+
+
+def models(iterations: dict[str, str]) -> list[str]:
+    """The names of all models: the base and one of each iteration."""
+    return [BASE, *iterations]
 
 
 def load(*keys: str, path: Path = Path("params.yaml")) -> Any:
@@ -317,7 +398,7 @@ def validate(path: Path) -> Params:
 def read(path: Path) -> dict[str, Any]:
     """The YAML mapping in `path`, unvalidated. Raises StageError where there is none."""
     if not path.is_file():
-        raise StageError(f"{path.resolve()} is missing: stages run in the folder of params.yaml")
+        raise StageError(f"{path.resolve()} is missing: stages run in the folder of params.yaml and published.yaml")
     try:
         document = YAML(typ="safe").load(path)
     except YAMLError as error:

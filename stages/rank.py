@@ -1,6 +1,6 @@
 """Rank the K responses of each prompt with PairRM: all ordered pairs, P^, winner and loser (Alg. 1, section 5.1).
 
-PairRM reads the instruction itself, not its chat template, and two responses; llm-blender cuts texts beyond PairRM's
+PairRM reads the instruction (rank.input says in which form) and two responses; llm-blender cuts texts beyond PairRM's
 limits, by how long the batch's texts are. Here a batch is one prompt's, which gives the scores of batch size 1.
 """
 
@@ -67,17 +67,25 @@ def apart(text: str) -> str:
     return f" {text}" if unicodedata.combining(text[:1] or " ") else text
 
 
-def pair_logits(blender: Any, prompt: str, responses: list[str], pairs_per_batch: int) -> Any:
-    """PairRM's logits (K, K) float32 of K responses, L_ij with response i on the left; 0 where two texts are identical."""
+def pair_logits(blender: Any, prompt: str, responses: list[str], pairs_per_batch: int) -> tuple[Any, bool, int]:
+    """PairRM's logits (K, K) float32 of K responses, L_ij with response i on the left; 0 where two texts are identical.
+
+    Besides, whether llm-blender cut the prompt, and how many of the K responses it cut.
+    """
     import torch
 
     distinct = list(dict.fromkeys(responses))
     logits = torch.zeros(len(distinct), len(distinct))
+    prompt_cut, cut = False, [False] * len(distinct)
     if len(distinct) > 1:
         collator = copy.copy(blender.ranker_collator)
         texts = {"source": apart(prompt), "candidates": [apart(text) for text in distinct]}
         batch = {key: value.to(blender.ranker_config.device) for key, value in collator([texts]).items() if value is not None}
         tokenizer = blender.ranker_tokenizer
+        prompt_cut = cut_short(batch["source_attention_mask"][0], collator.source_prefix + texts["source"], tokenizer)
+        for index, text in enumerate(texts["candidates"]):
+            mask = batch["candidate_attention_mask"][0, index]
+            cut[index] = cut_short(mask, collator.candidate_prefix + text, tokenizer)
         batch["source_ids"] = plain(batch["source_ids"], tokenizer.source_prefix_id, tokenizer)
         batch["candidate_ids"] = plain(batch["candidate_ids"], tokenizer.cand_prefix_id, tokenizer)
         left, right = torch.where(~torch.eye(len(distinct), dtype=torch.bool))
@@ -93,28 +101,38 @@ def pair_logits(blender: Any, prompt: str, responses: list[str], pairs_per_batch
                     batch["candidate_attention_mask"][0, j],
                 )
             logits[i, j] = output["logits"].float().cpu()
-    where = torch.tensor([distinct.index(response) for response in responses])
-    return logits[where][:, where]
+    where = [distinct.index(response) for response in responses]
+    return logits[where][:, where], prompt_cut, sum(cut[index] for index in where)
 
 
-def ranking(prompt_id: str, logits: Any, responses: list[str]) -> dict[str, Any]:
-    """One row of files.RANKINGS. Raises StageError where a logit is not finite."""
+def cut_short(mask: Any, text: str, tokenizer: Any) -> bool:
+    """Whether the tokens under the mask (L,) are fewer than those of the text, as llm-blender prepares it."""
+    whole = tokenizer(text.replace(tokenizer.sep_token, " "), verbose=False)["input_ids"]
+    return int(mask.sum()) < len(whole)
+
+
+def ranking(prompt_id: str, logits: Any, responses: list[str], probability: str) -> dict[str, Any]:
+    """Of one row of files.RANKINGS what follows from the logits; probability: rank.probability.
+
+    Raises StageError where a logit is not finite.
+    """
     if not logits.isfinite().all():
         raise StageError(f"prompt {prompt_id}: PairRM's logits are not finite: check the ranker's weights")
     scores = sppo.pairwise_scores(logits.double())
     winner, loser = (int(index) for index in sppo.choose_pair(scores))
     tie = responses[winner] == responses[loser]
+    compared = sppo.aggregate_scores(scores) if probability == "aggregate" else scores
     return {
         "prompt_id": prompt_id,
         "logits": logits.tolist(),
-        "probabilities": sppo.win_probabilities(scores).tolist(),
+        "probabilities": sppo.win_probabilities(compared).tolist(),
         "winner": winner,
         "loser": winner if tie else loser,
         "tie": tie,
     }
 
 
-def load(ranker: Path, pairs_per_batch: int) -> Callable[[pa.Table], pa.Table]:
+def load(ranker: Path, settings: params.Rank) -> Callable[[pa.Table], pa.Table]:
     """Load PairRM on this process's device. Returns the function that ranks one shard of files.RESPONSES."""
     import torch
 
@@ -124,8 +142,10 @@ def load(ranker: Path, pairs_per_batch: int) -> Callable[[pa.Table], pa.Table]:
     def rank(shard: pa.Table) -> pa.Table:
         rows = []
         for row in shard.to_pylist():
-            logits = pair_logits(blender, row["prompt"], row["responses"], pairs_per_batch)
-            rows.append(ranking(row["prompt_id"], logits, row["responses"]))
+            prompt = row["prompt" if settings.input == "instruction" else "templated_prompt"]
+            logits, prompt_cut, responses_cut = pair_logits(blender, prompt, row["responses"], settings.pairs_per_batch)
+            chosen = ranking(row["prompt_id"], logits, row["responses"], settings.probability)
+            rows.append(chosen | {"prompt_cut": prompt_cut, "responses_cut": responses_cut})
         return pa.Table.from_pylist(rows, schema=files.RANKINGS)
 
     return rank
@@ -148,10 +168,14 @@ def main() -> None:
                 + ": generate them again"
             )
     key = {"ranker": files.digest(args.ranker), "responses": files.digest(args.responses), "rank": settings.model_dump()}
-    arguments = (args.ranker, settings.pairs_per_batch)
-    rankings = shards.map_shards("rank", responses, settings.shard_size, load, arguments, files.RANKINGS, key, cores=True)
-    ties = sum(rankings.column("tie").to_pylist())
+    rankings = shards.map_shards(
+        "rank", responses, settings.shard_size, load, (args.ranker, settings), files.RANKINGS, key, cores=True
+    )
+    ties, prompts_cut, responses_cut = (
+        sum(rankings.column(name).to_pylist()) for name in ("tie", "prompt_cut", "responses_cut")
+    )
     cli.log.info("%d prompts of %d responses ranked, %d ties", rankings.num_rows, samples[0], ties)
+    cli.log.info("too long for the ranker and cut: %d prompts, %d responses", prompts_cut, responses_cut)
     files.write_table(rankings, files.RANKINGS, args.out)
 
 

@@ -48,6 +48,9 @@ def pairs(responses: pa.Table, rankings: pa.Table, lengths: params.Lengths) -> l
                 "rejected_token_ids": rejected,
                 "chosen_probability": ranking["probabilities"][winner],
                 "rejected_probability": ranking["probabilities"][loser],
+                "prompt_cut": len(response["prompt_token_ids"]) - len(prompt),
+                "chosen_cut": len(response["token_ids"][winner]) - len(chosen),
+                "rejected_cut": len(response["token_ids"][loser]) - len(rejected),
             }
         )
     cli.log.info("%d pairs; %d ties and %d too long pairs dropped", len(rows), ties, too_long)

@@ -8,30 +8,14 @@ from typing import Any
 
 import pandas as pd
 
-from stages import cli, files, params
+from stages import cli, files, health, markdown, params, provenance
+from stages.markdown import number
 
-BASE = "base"
 TASKS = list(params.HarnessAsset.model_fields)
 """The columns of the Open LLM Leaderboard v1, in the published order."""
+ALPACA_METRICS = ["length_controlled_winrate", "lc_standard_error", "win_rate", "standard_error", "avg_length"]
 SAMPLES = 8
 """Prompts in samples.md."""
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table, first column to the left, the others to the right. Cells are escaped."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *[[escape(cell) for cell in row] for row in rows]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
-def escape(text: str) -> str:
-    """Text as Markdown shows it verbatim within a table cell: no markup, no HTML, no line breaks."""
-    for mark in "\\`*_[]#|~":
-        text = text.replace(mark, "\\" + mark)
-    return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").split())
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def read_alpaca(folder: Path) -> dict[str, Any]:
@@ -52,116 +36,144 @@ def read_harness(folder: Path) -> dict[str, dict[str, Any]]:
     return summary
 
 
-def harness_average(summary: dict[str, dict[str, Any]]) -> tuple[float, float]:
-    """The plain mean of the six tasks and its standard error, the tasks being independent."""
-    value = sum(summary[task]["value"] for task in TASKS) / len(TASKS)
-    error = math.sqrt(sum(summary[task]["standard_error"] ** 2 for task in TASKS)) / len(TASKS)
-    return value, error
+def harness_figures(summary: dict[str, dict[str, Any]]) -> dict[str, tuple[float, float]]:
+    """Task, and `average` (plain, of independent tasks) -> value and standard error in percent."""
+    figures = {task: (summary[task]["value"], summary[task]["standard_error"]) for task in TASKS}
+    mean = sum(value for value, _ in figures.values()) / len(TASKS)
+    return figures | {"average": (mean, math.hypot(*[error for _, error in figures.values()]) / len(TASKS))}
 
 
-def alpaca_table(alpaca: dict[str, dict[str, Any]]) -> str:
-    first = alpaca[BASE]
+def judged(error: float | None, published_error: float | None, difference: float) -> str:
+    """Whether a difference is within the 95 % error of both; where no error was published, ours stands for it too."""
+    if error is None:
+        return "–"
+    limit = 1.96 * math.hypot(error, error if published_error is None else published_error)
+    return "yes" if abs(difference) <= limit else "no"
+
+
+def alpaca_page(alpaca: dict[str, dict[str, Any]], published: params.Published | None) -> str:
+    """alpaca_eval.md: the models' figures, and beside them the published ones where there are any."""
+    first = alpaca[params.BASE]
     rows = [
         [
             name,
             number(metrics.get("length_controlled_winrate")),
+            number(metrics.get("lc_standard_error")),
             number(metrics["win_rate"]),
             number(metrics["standard_error"]),
             number(metrics["avg_length"], 0),
         ]
         for name, metrics in alpaca.items()
     ]
+    header = ["model", "LC win rate", "standard error", "win rate", "standard error", "average length"]
     lines = [
         "# AlpacaEval 2.0\n",
-        table(["model", "LC win rate", "win rate", "standard error", "average length"], rows),
+        markdown.table(header, rows),
         f"Win rates in percent over {first['n_total']} instructions, judged by `{first['judge']}`; length in characters.",
     ]
     if "length_controlled_absent" in first:
         lines.append(f"No LC win rate: {first['length_controlled_absent']}.")
     if first["judge"] == "gold":
         lines.append("The reference outputs are a second draw of the base policy, so the base itself wins about half.")
+    if published is None:
+        lines.append("No figures are published of these models.")
+    else:
+        lines.append(alpaca_comparison(alpaca, published))
     return "\n".join(lines) + "\n"
 
 
-def harness_table(harness: dict[str, dict[str, dict[str, Any]]]) -> str:
+def alpaca_comparison(alpaca: dict[str, dict[str, Any]], published: params.Published) -> str:
+    rows = []
+    for name, theirs in published.alpaca_eval.models.items():
+        if name not in alpaca:
+            continue
+        for label, rate, error in (
+            ("LC win rate", "length_controlled_winrate", "lc_standard_error"),
+            ("win rate", "win_rate", "standard_error"),
+            ("average length", "avg_length", ""),
+        ):
+            value, reported = alpaca[name].get(rate), getattr(theirs, rate)
+            difference = None if value is None else value - reported
+            within = "–" if difference is None else judged(alpaca[name].get(error), getattr(theirs, error, None), difference)
+            rows.append([name, published.models[name], label, number(value), number(reported), number(difference), within])
+    header = ["model", "published as", "figure", "ours", "published", "difference", "within error"]
+    judge = alpaca[params.BASE]["judge"]
+    text = f"\n## Against the published figures\n\n{markdown.table(header, rows)}\nPublished: {published.alpaca_eval.source}. "
+    text += "Within error: two-sided, 95 %, of both figures; where no standard error is published, ours stands for theirs."
+    if judge != published.alpaca_eval.judge:
+        text += (
+            f"\n\n**Another judge**: ours are of `{judge}`, the published ones of `{published.alpaca_eval.judge}`. "
+            "The differences are those of the judges too."
+        )
+    return text
+
+
+def harness_page(harness: dict[str, dict[str, dict[str, Any]]], published: params.Published | None) -> str:
+    """open_llm_leaderboard.md: the six tasks and their mean, and beside them the published ones where there are any."""
     rows = []
     for name, summary in harness.items():
-        cells = [f"{summary[task]['value']:.2f} ± {summary[task]['standard_error']:.2f}" for task in TASKS]
-        average, error = harness_average(summary)
-        rows.append([name, *cells, f"{average:.2f} ± {error:.2f}"])
-    shots = ", ".join(f"{task} {harness[BASE][task]['shots']}-shot {harness[BASE][task]['metric']}" for task in TASKS)
-    return (
+        cells = [f"{value:.2f} ± {error:.2f}" for value, error in harness_figures(summary).values()]
+        rows.append([name, *cells])
+    first = harness[params.BASE]
+    shots = ", ".join(f"{task} {first[task]['shots']}-shot {first[task]['metric']}" for task in TASKS)
+    text = (
         "# Open LLM Leaderboard v1, lm-evaluation-harness 0.4.1\n\n"
-        + table(["model", *TASKS, "average"], rows)
-        + f"\nPercent ± standard error: {shots.replace('_', chr(92) + '_')}. "
+        + markdown.table(["model", *TASKS, "average"], rows)
+        + f"\nPercent ± standard error: {markdown.escape(shots)}. "
         + "MMLU is the plain mean over its 57 subjects, as on the leaderboard.\n"
+    )
+    if published is None:
+        return text + "No figures are published of these models.\n"
+    rows = []
+    for name, theirs in published.open_llm_leaderboard.models.items():
+        if name in harness:
+            differences = []
+            for task, (value, error) in harness_figures(harness[name]).items():
+                difference = value - theirs[task]
+                outside = judged(error, None, difference) == "no"
+                differences.append(f"{difference:+.2f}{' (beyond error)' if outside else ''}")
+            rows.append([name, "published", *[number(value) for value in theirs.values()]])
+            rows.append([name, "difference", *differences])
+    return (
+        text
+        + "\n## Against the published figures\n\n"
+        + markdown.table(["model", "", *TASKS, "average"], rows)
+        + f"\nPublished: {published.open_llm_leaderboard.source}. Difference: ours minus published; beyond error: two-sided, "
+        "95 %, our standard error standing for theirs, which are not published.\n"
     )
 
 
-def training(iteration: str, data: Path, eta: float) -> tuple[dict[str, float], pd.DataFrame]:
-    """Metrics of one iteration's data and training, and its training log."""
-    responses = files.read_table(data / "responses" / f"{iteration}.parquet", files.RESPONSES)
-    rankings = files.read_table(data / "rankings" / f"{iteration}.parquet", files.RANKINGS)
-    pairs = files.read_table(data / "pairs" / f"{iteration}.parquet", files.PAIRS).to_pandas()
-    log = pd.read_csv(files.present(data / "logs" / f"{iteration}.csv"))
-    counts = [count for row in responses.column("token_counts").to_pylist() for count in row]
-    reasons = [reason for row in responses.column("finish_reasons").to_pylist() for reason in row]
-    ties = sum(rankings.column("tie").to_pylist())
-    probabilities = pd.concat([pairs["chosen_probability"], pairs["rejected_probability"]])
-    last = log.tail(max(1, len(log) // 5))
-    return {
-        "prompts": responses.num_rows,
-        "ties": ties,
-        "pairs": len(pairs),
-        "pairs_too_long": responses.num_rows - ties - len(pairs),
-        "response_tokens": sum(counts) / len(counts),
-        "responses_cut": sum(reason == "length" for reason in reasons),
-        "chosen_probability": float(pairs["chosen_probability"].mean()),
-        "rejected_probability": float(pairs["rejected_probability"].mean()),
-        "steps": len(log),
-        "theoretical_first_loss": float((eta * (probabilities - 0.5)).pow(2).mean()),
-        "first_loss": float(log["loss"].iloc[0]),
-        "last_loss": float(last["loss"].mean()),
-        "clipped_steps": float(log["clipped"].mean()),
-        "chosen_log_ratio": float(last["chosen_log_ratio"].mean()),
-        "rejected_log_ratio": float(last["rejected_log_ratio"].mean()),
-    }, log.assign(iteration=iteration)
-
-
-def training_table(metrics: dict[str, dict[str, float]]) -> str:
-    names = {
-        "pairs": "pairs",
-        "ties": "ties",
-        "pairs_too_long": "too long",
-        "response_tokens": "tokens a response",
-        "responses_cut": "responses cut",
-        "first_loss": "first loss",
-        "theoretical_first_loss": "in theory",
-        "last_loss": "last loss",
-        "clipped_steps": "clipped steps",
-        "chosen_log_ratio": "log-ratio of winners",
-        "rejected_log_ratio": "of losers",
-    }
-    rows = [[name, *[f"{values[key]:.4g}" for key in names]] for name, values in metrics.items()]
+def ranker_page(comparison: dict[str, Any]) -> str:
+    """ranker.md: the paper's Fig. 3."""
+    models = comparison["models"]
+    cells = zip(models, comparison["win_rates"], comparison["standard_errors"], strict=True)
+    rows = [
+        [
+            name,
+            *[
+                "–" if name == other else f"{rate:.1f} ± {error:.1f}"
+                for other, rate, error in zip(models, rates, errors, strict=True)
+            ],
+        ]
+        for name, rates, errors in cells
+    ]
     return (
-        "# Training\n\n"
-        + table(["iteration", *names.values()], rows)
-        + "\nFirst loss: of the first global batch; in theory, eta² mean (P^ − ½)² over all pairs. Last loss and log-ratios "
-        "(log π/π_t, summed over a response, in nats): means over the last fifth of the steps. Clipped steps: the share whose "
-        "gradient norm was above `train.max_grad_norm`; where it is 1, RMSProp normalises what clipping left and eta has next "
-        "to no effect.\n"
+        "# The ranker's view\n\n"
+        + markdown.table(["row beats column", *models], rows)
+        + "\nMean probability, in percent ± standard error, that the ranker prefers the row's response to the column's, over "
+        f"the {comparison['n']} prompts of the hold-out, one response each. The ranker is what training follows: a proxy, not "
+        "the target.\n"
     )
 
 
 def samples(answers: dict[str, list[dict[str, Any]]], seed: int) -> str:
     """Answers of all models side by side to instructions drawn by the seed."""
-    count = len(answers[BASE])
-    drawn = sorted(random.Random(f"{seed}/samples").sample(range(count), min(SAMPLES, count)))
-    rows = [[answers[BASE][row]["instruction"], *[outputs[row]["output"] for outputs in answers.values()]] for row in drawn]
-    header = ["instruction", *answers]
+    first = answers[params.BASE]
+    drawn = sorted(random.Random(f"{seed}/samples").sample(range(len(first)), min(SAMPLES, len(first))))
+    rows = [[first[row]["instruction"], *[outputs[row]["output"] for outputs in answers.values()]] for row in drawn]
     return (
-        f"# Samples\n\n{len(drawn)} of the {count} AlpacaEval instructions, drawn by the seed, and what each model answers.\n\n"
-        + table(header, rows).replace("---:", "---")
+        f"# Samples\n\n{len(drawn)} of the {len(first)} AlpacaEval instructions, drawn by the seed, and what each model "
+        "answers.\n\n" + markdown.table(["instruction", *answers], rows, text=True)
     )
 
 
@@ -170,8 +182,9 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
-    wanted = params.load("seed", "eta", "iterations")
-    models = [BASE, *wanted.iterations]
+    wanted = params.load("seed", "eta", "iterations", "assets", "generate", "rank", "lengths", "train")
+    published = params.published(Path("published.yaml"))
+    models = params.models(wanted.iterations)
     for folder in ("alpaca_eval", "harness"):
         for stray in sorted({path.name for path in (args.data / folder).iterdir()} - set(models)):
             cli.log.warning("%s is of no model in params.yaml and not reported: remove it", args.data / folder / stray)
@@ -179,23 +192,10 @@ def main() -> None:
     alpaca = {name: read_alpaca(args.data / "alpaca_eval" / name) for name in models}
     harness = {name: read_harness(args.data / "harness" / name) for name in models}
     answers = {name: files.read_records(args.data / "answers" / f"{name}.json", ["instruction", "output"]) for name in models}
-    trained = {name: training(name, args.data, wanted.eta) for name in wanted.iterations}
+    trained = {name: health.health(name, args.data, wanted.eta, wanted.train) for name in wanted.iterations}
+    found = {name: figures for name, (figures, _) in trained.items()}
+    comparison = files.read_json(args.data / "comparison.json")
 
-    metrics: dict[str, Any] = {
-        "alpaca_eval": {
-            name: {
-                key: value[key]
-                for key in ("length_controlled_winrate", "lc_standard_error", "win_rate", "standard_error", "avg_length")
-                if key in value
-            }
-            for name, value in alpaca.items()
-        },
-        "open_llm_leaderboard": {
-            name: {task: summary[task]["value"] for task in TASKS} | {"average": harness_average(summary)[0]}
-            for name, summary in harness.items()
-        },
-        "training": {name: values for name, (values, _) in trained.items()},
-    }
     rates = pd.DataFrame(
         [
             {
@@ -208,15 +208,31 @@ def main() -> None:
             for name, value in alpaca.items()
         ]
     )
+    matrix = pd.DataFrame(
+        [
+            {"model": name, "opponent": other, "win_rate": round(rate, 2)}
+            for name, rates in zip(comparison["models"], comparison["win_rates"], strict=True)
+            for other, rate in zip(comparison["models"], rates, strict=True)
+        ]
+    )
     logs = pd.concat([log for _, log in trained.values()])
-
-    args.out.mkdir(parents=True, exist_ok=True)
+    metrics: dict[str, Any] = {
+        "alpaca_eval": {name: {key: value[key] for key in ALPACA_METRICS if key in value} for name, value in alpaca.items()},
+        "open_llm_leaderboard": {
+            name: {task: value for task, (value, _) in harness_figures(summary).items()} for name, summary in harness.items()
+        },
+        "ranker": {name: row[0] for name, row in zip(comparison["models"], comparison["win_rates"], strict=True)},
+        "training": found,
+    }
     pages = {
-        "alpaca_eval.md": alpaca_table(alpaca),
-        "open_llm_leaderboard.md": harness_table(harness),
-        "training.md": training_table({name: values for name, (values, _) in trained.items()}),
+        "alpaca_eval.md": alpaca_page(alpaca, published),
+        "open_llm_leaderboard.md": harness_page(harness, published),
+        "ranker.md": ranker_page(comparison),
+        "health.md": health.page(found),
         "samples.md": samples(answers, wanted.seed),
+        "provenance.md": provenance.page(wanted, args.data, Path("dvc.lock")),
         "win_rate.csv": rates.to_csv(index=False),
+        "ranker.csv": matrix.to_csv(index=False),
         "training.csv": logs.to_csv(index=False, float_format="%.6g"),
     }
     for name, text in pages.items():
@@ -233,4 +249,4 @@ def rounded(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, record=False)  # data/records is what it reads

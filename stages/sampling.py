@@ -50,6 +50,7 @@ def respond(
     tokenizer = AutoTokenizer.from_pretrained(local)
     prompts = part.column("prompt").to_pylist()
     prompt_ids = [chat.prompt_ids(tokenizer, prompt) for prompt in prompts]
+    texts = [chat.prompt_text(tokenizer, prompt) for prompt in prompts]
     room = sampling.max_new_tokens if leave_out else 1
     fits = [len(ids) + room <= engine.max_model_length for ids in prompt_ids]
     if not leave_out and not all(fits):
@@ -63,7 +64,8 @@ def respond(
             f"no prompt leaves room for {room} tokens in engine.max_model_length {engine.max_model_length}: raise it"
         )
     cli.log.info("%d prompts, %d left out as too long for the engine", sum(fits), len(fits) - sum(fits))
-    tokenized = part.append_column("prompt_token_ids", pa.array(prompt_ids, pa.list_(pa.int32()))).filter(pa.array(fits))
+    tokenized = part.append_column("templated_prompt", pa.array(texts))
+    tokenized = tokenized.append_column("prompt_token_ids", pa.array(prompt_ids, pa.list_(pa.int32()))).filter(pa.array(fits))
     key = {
         "model": files.digest(model),
         "prompts": hashlib.sha256("".join(tokenized.column("prompt_id").to_pylist()).encode()).hexdigest(),

@@ -13,6 +13,16 @@ def pairwise_scores(logits: Tensor) -> Tensor:
     return (logits - logits.transpose(-1, -2)) / 2
 
 
+def aggregate_scores(scores: Tensor) -> Tensor:
+    """Differences of aggregates a_i - a_j, a_i = (1/K) sum_k (L_ik - L_ki): the released code's in the place of s(y_i, y_j; x).
+
+    A Bradley-Terry model, which section 5.1 says PairRM's scores are not used as. They order the responses as `scores` do,
+    about twice as far apart. scores: (..., K, K) pairwise scores. Returns (..., K, K), antisymmetric.
+    """
+    aggregate = 2 * scores.mean(-1)
+    return aggregate[..., :, None] - aggregate[..., None, :]
+
+
 def win_probabilities(scores: Tensor) -> Tensor:
     """P^(y_i > pi_t | x) = (1/K) sum_k P(y_i > y_k | x), P = sigmoid(s), k = i counting 1/2 (section 5.3, appendix A).
 
@@ -37,6 +47,37 @@ def sppo_loss(policy_logps: Tensor, reference_logps: Tensor, probabilities: Tens
     N counts winners and losers alike. Returns a scalar; at the start of an iteration eta^2 mean((P^ - 1/2)^2).
     """
     return (policy_logps - reference_logps - eta * (probabilities - 0.5)).square().mean()
+
+
+def dpo_loss(policy_logps: Tensor, reference_logps: Tensor, beta: float) -> Tensor:
+    """DPO's loss (arXiv 2305.18290, eq. 7): mean of -log sigmoid(beta (r_w - r_l)), r = log pi_theta(y|x)/pi_t(y|x).
+
+    policy_logps, reference_logps: (2N,) summed log-probabilities, in nats, of N winners and then of their losers.
+    """
+    chosen, rejected = (policy_logps - reference_logps).chunk(2)
+    return -torch.nn.functional.logsigmoid(beta * (chosen - rejected)).mean()
+
+
+def ipo_loss(policy_logps: Tensor, reference_logps: Tensor, beta: float) -> Tensor:
+    """IPO's loss (arXiv 2310.12036, eq. 17): mean of (r_w - r_l - 1/(2 beta))^2, r summed over tokens. Else as dpo_loss."""
+    chosen, rejected = (policy_logps - reference_logps).chunk(2)
+    return (chosen - rejected - 1 / (2 * beta)).square().mean()
+
+
+def loss(
+    name: str, policy_logps: Tensor, reference_logps: Tensor, probabilities: Tensor, eta: float, beta: float | None
+) -> Tensor:
+    """The loss called `name` of N winners and, after them, their losers; each argument (2N,). Returns a scalar.
+
+    sppo: eq. 4.7 with P^; sppo_hard: with 1 for each winner and 0 for each loser in its place; dpo and ipo: with beta.
+    """
+    if name == "sppo":
+        return sppo_loss(policy_logps, reference_logps, probabilities, eta)
+    if name == "sppo_hard":
+        wins = torch.ones_like(probabilities).chunk(2)[0]
+        return sppo_loss(policy_logps, reference_logps, torch.cat([wins, 1 - wins]), eta)
+    assert beta is not None  # params.py sees to it
+    return {"dpo": dpo_loss, "ipo": ipo_loss}[name](policy_logps, reference_logps, beta)
 
 
 def response_logps(logits: Tensor, labels: Tensor) -> Tensor:

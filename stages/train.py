@@ -1,4 +1,4 @@
-"""One iteration of SPPO: from pi_t to pi_t+1 by the squared loss of eq. 4.7 on winners and losers.
+"""One iteration: from pi_t to pi_t+1 by the squared loss of eq. 4.7 on winners and losers, or by a baseline's loss.
 
 The learning-rate schedule spans train.epochs, training stops at train.stop_epoch: the published models' "6 epochs, stop
 at 1". The global batch is the same pairs in the same order on any number of devices.
@@ -19,9 +19,14 @@ LOG_COLUMNS = [
     "clipped",
     "chosen_log_ratio",
     "rejected_log_ratio",
+    "kl",
 ]
-"""training log: mean over the step's global batch, log-ratios log pi_theta/pi_t in nats; gradient norm before
-clipping, clipped: 1 where it was above train.max_grad_norm."""
+"""training log: means over the step's global batch, log-ratios r = log pi_theta/pi_t in nats; gradient norm before clipping,
+clipped: 1 where it was above train.max_grad_norm; kl: the mean of r^2 / 2 over winners and losers, which estimates
+KL(pi_t || pi_theta) to second order, though of K samples from pi_t only the best and the worst enter."""
+
+START_TOLERANCE = {"float32": 0.001, "bfloat16": 0.01}
+"""How far log-probabilities may lie from the reference's before the first step, relatively: rounding, in another batch."""
 
 
 def train(
@@ -29,7 +34,8 @@ def train(
 ) -> None:
     """Train on rows of files.PAIRS; write the new policy as a transformers checkpoint and the training log as CSV.
 
-    Raises StageError where there are fewer pairs than one global batch.
+    Raises StageError where there are fewer pairs than one global batch, where the first loss is not what it must be, or
+    where a loss is not finite.
     """
     import pandas as pd
     import torch
@@ -60,6 +66,8 @@ def train(
         logging_nan_inf_filter=False,
     )
     model, tokenizer = policy.load(model_path, settings.dtype)
+    if settings.lora.rank:
+        model = adapted(model, settings.lora)
     records: list[dict[str, float]] = []
 
     class SPPOTrainer(Trainer):  # type: ignore[misc]
@@ -76,9 +84,15 @@ def train(
 
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
             logps = policy.batch_logps(model, inputs)
-            loss = sppo.sppo_loss(logps, inputs["reference_logps"], inputs["probabilities"], eta)
-            chosen, rejected = (logps - inputs["reference_logps"]).detach().chunk(2)
-            self.batch_metrics.append(torch.stack([loss.detach(), chosen.mean(), rejected.mean()]))
+            reference, probabilities = inputs["reference_logps"], inputs["probabilities"]
+            loss = sppo.loss(settings.loss, logps, reference, probabilities, eta, settings.beta)
+            ratios = (logps - reference).detach()
+            if not self.state.global_step:
+                start = sppo.loss(settings.loss, reference, reference, probabilities, eta, settings.beta)
+                check_start(loss, start, ratios, reference, START_TOLERANCE[settings.dtype])
+            chosen, rejected = ratios.chunk(2)
+            kl = ratios.square().mean() / 2
+            self.batch_metrics.append(torch.stack([loss.detach(), chosen.mean(), rejected.mean(), kl]))
             return (loss, None) if return_outputs else loss
 
         def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -100,9 +114,45 @@ def train(
     if policy.is_main():
         cli.log.info("loss %.4g at the first step, %.4g at the last", records[0]["loss"], records[-1]["loss"])
         with files.replacing(out) as partial, files.replacing(log) as partial_log:
-            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(partial, state_dict=weights)
+            if settings.lora.rank:
+                merged(model_path, settings, weights).save_pretrained(partial)
+            else:
+                trainer.accelerator.unwrap_model(trainer.model).save_pretrained(partial, state_dict=weights)
             tokenizer.save_pretrained(partial)
             pd.DataFrame(records, columns=LOG_COLUMNS).to_csv(partial_log, index=False, float_format="%.6g")
+
+
+def check_start(loss: Any, expected: Any, ratios: Any, reference_logps: Any, tolerance: float) -> None:
+    """Raise StageError where the first loss is not the one of a policy that is its own reference, but for rounding.
+
+    For SPPO that is eta^2 mean((P^ - 1/2)^2). What is compared are the log-ratios it is made of, (2B,), which must be 0:
+    where P^ is large against them, or all of it near a half, the loss itself would show too little or too much.
+    """
+    off, size = ratios.abs().mean().item(), reference_logps.abs().mean().item()
+    if not off <= tolerance * size:
+        raise StageError(
+            f"the first loss is {loss.item():.4g} and must be {expected.item():.4g}: before any step the policy is {off:.3g} "
+            f"nats of {size:.3g} a response off the reference. The pairs are of another model, template or truncation: run "
+            "reference again"
+        )
+
+
+def adapted(model: Any, lora: params.Lora) -> Any:
+    """The model with LoRA adapters on all its linear layers, all else frozen."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    return get_peft_model(model, config)
+
+
+def merged(model_path: Path, settings: params.Train, weights: dict[str, Any]) -> Any:
+    """The model at `model_path` with the adapters in `weights` (an adapted model's) merged into it."""
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()  # else the model would be loaded in ZeRO-3's parts, which the other processes hold
+    model = adapted(policy.load(model_path, settings.dtype)[0], settings.lora)
+    model.load_state_dict(weights)
+    return model.merge_and_unload()
 
 
 def main() -> None:

@@ -34,7 +34,8 @@ def pairs(tiny: Path) -> Path:
 
     torch.manual_seed(0)
     responses = files.read_table(tiny / "responses.parquet", files.RESPONSES).to_pylist()
-    rows = [rank.ranking(row["prompt_id"], torch.randn(3, 3), row["responses"]) for row in responses]
+    rows = [rank.ranking(row["prompt_id"], torch.randn(3, 3), row["responses"], "pairwise") for row in responses]
+    rows = [row | {"prompt_cut": False, "responses_cut": 0} for row in rows]
     files.write_table(rows, files.RANKINGS, tiny / "rankings.parquet")
     done = run_stage(tiny, "reference", "base", "responses.parquet", "rankings.parquet", "pairs.parquet")
     assert done.returncode == 0, done.stderr

@@ -24,6 +24,45 @@ def test_a_prompt_ends_where_the_assistant_begins(tokenizer: Any) -> None:
     assert ids.count(tokenizer.bos_token_id) == 1
 
 
+MISTRAL = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{{ '[INST] ' + message['content'] + ' [/INST]' }}"
+    "{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+GEMMA = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
+    "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("prompt", ["Hi", "  None </s> 日本語 \n", "[INST] <start_of_turn>"])
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (
+            CHAT_TEMPLATE,
+            "<|start_header_id|>user<|end_header_id|>\n\n{0}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        ),
+        (MISTRAL, "[INST] {1} [/INST]"),
+        (GEMMA, "<start_of_turn>user\n{0}<end_of_turn>\n<start_of_turn>model\n"),
+    ],
+    ids=["llama-3", "mistral", "gemma-2"],
+)
+def test_real_templates_give_one_bos_and_end_before_the_response(
+    tokenizer: Any, template: str, expected: str, prompt: str
+) -> None:
+    kept, tokenizer.chat_template = tokenizer.chat_template, template
+    try:
+        ids = chat.prompt_ids(tokenizer, prompt)
+        text = chat.prompt_text(tokenizer, prompt)
+    finally:
+        tokenizer.chat_template = kept
+    assert ids.count(tokenizer.bos_token_id) == 1
+    assert text == tokenizer.decode(ids) == tokenizer.bos_token + expected.format(prompt.strip(), prompt)
+
+
 @pytest.mark.parametrize(
     ("template", "found"),
     [

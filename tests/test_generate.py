@@ -53,10 +53,11 @@ def test_prompts_too_long_for_the_engine_are_left_out_by_generate_only(tiny: Pat
     assert files.read_table(tiny / "short.parquet", files.RESPONSES).column("prompt_id").to_pylist() == ["a"]
     (tiny / "set").mkdir(exist_ok=True)
     files.write_json([{"dataset": "x", "instruction": "word " * 500}], tiny / "set" / "reference_outputs.json")
-    done = run_stage(tiny, "answer", "base", "base", "set", "answers.json")
+    done = run_stage(tiny, "answer", "base", "base", "set", "part.parquet", "answers.json", "hold-out.parquet")
     assert done.returncode == 1
     assert "leaves no room to answer" in done.stderr.splitlines()[-1]
     assert not (tiny / "answers.json").exists()
+    assert not (tiny / "hold-out.parquet").exists()
 
 
 def test_seeds_belong_to_seed_name_and_prompt() -> None:

@@ -84,7 +84,7 @@ def test_the_reports_hold_every_model_and_figure(checkout: Path) -> None:
         rows = [line.split("|")[1].strip() for line in (reports / page).read_text().splitlines() if line.startswith("|")]
         assert rows[2:] == ["base", "iter1"]
     metrics = json.loads((reports / "metrics.json").read_text())
-    assert set(metrics) == {"alpaca_eval", "open_llm_leaderboard", "training"}
+    assert set(metrics) == {"alpaca_eval", "open_llm_leaderboard", "ranker", "training"}
     annotations = json.loads((checkout / "data/alpaca_eval/iter1/annotations.json").read_text())
     mean = 100 * sum(row["preference"] - 1 for row in annotations) / 40
     assert metrics["alpaca_eval"]["iter1"]["win_rate"] == pytest.approx(mean, rel=1e-4)
@@ -110,7 +110,7 @@ def test_the_lock_names_every_output(checkout: Path) -> None:
 def test_eta_reruns_training_and_what_follows_it(checkout: Path) -> None:
     before = json.loads((checkout / "reports/metrics.json").read_text())
     output = dvc(checkout, "exp", "run", "-n", "large-eta", "-S", "eta=1000")
-    assert ran(output) == {"train@iter1", "answer@iter1", "evaluate-alpaca@iter1", "evaluate-lm@iter1", "report"}
+    assert ran(output) == {"train@iter1", "answer@iter1", "evaluate-alpaca@iter1", "evaluate-lm@iter1", "compare", "report"}
     after = json.loads((checkout / "reports/metrics.json").read_text())
     ratio = after["training"]["iter1"]["theoretical_first_loss"] / before["training"]["iter1"]["theoretical_first_loss"]
     assert ratio == pytest.approx(1e4, rel=1e-3)
@@ -123,7 +123,7 @@ def test_eta_reruns_training_and_what_follows_it(checkout: Path) -> None:
 def test_a_further_iteration_runs_only_itself(checkout: Path) -> None:
     output = dvc(checkout, "exp", "run", "-S", "+iterations.iter2=iter1")
     new = {f"{stage}@iter2" for stage in ("generate", "rank", "reference", "train", "answer", "evaluate-alpaca", "evaluate-lm")}
-    assert ran(output) == new | {"split", "report"}
+    assert ran(output) == new | {"split", "compare", "report"}
     assert "| iter2 |" in (checkout / "reports/alpaca_eval.md").read_text()
     subprocess.run(["git", "checkout", "-q", "."], cwd=checkout, check=True)
 
@@ -134,7 +134,7 @@ def test_a_plot_is_drawn_for_every_declaration(checkout: Path) -> None:
     missing = [error["name"] for error in found.get("errors", [])]
     assert all(name.startswith("recipes/") for name in missing)  # never run, so without reports
     drawn = {name.removeprefix("dvc.yaml::") for name, plots in found["data"].items() if plots}
-    assert drawn == {"training loss", "win rate", "response length"}
+    assert drawn == {"training loss", "win rate", "response length", "ranker's win rates"}
 
 
 @pytest.mark.slowest

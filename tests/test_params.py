@@ -44,6 +44,16 @@ def test_the_miniature_is_valid() -> None:
         ),
         (lambda d: d["lengths"].update(prompt=256), "lengths: prompt (256) must be below total (256)"),
         (lambda d: d["train"].update(devices=3), "train: global_batch 16 is not a multiple of device_batch 16 x devices 3"),
+        (lambda d: d["train"].update(loss="dpo"), "train: beta is missing: loss is dpo"),
+        (lambda d: d["train"].update(beta=0.1), "train: beta goes with loss dpo or ipo, and it is sppo"),
+        (
+            lambda d: d["train"].update(loss="orpo"),
+            "train.loss: Input should be 'sppo', 'sppo_hard', 'dpo' or 'ipo' (found 'orpo')",
+        ),
+        (
+            lambda d: d["train"]["lora"].update(rank=-1),
+            "train.lora.rank: Input should be greater than or equal to 0 (found -1)",
+        ),
         (lambda d: d["train"].update(stop_epoch=7), "train: stop_epoch 7.0 is beyond the schedule's 6.0 epochs"),
         (lambda d: d.update(iterations={}), "iterations: "),
         (lambda d: d.update(iterations={"iter1": "iter2"}), "iterations: iter1 starts from 'iter2', which is not one of base"),

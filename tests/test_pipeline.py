@@ -82,12 +82,21 @@ def test_a_stage_depends_on_the_versions_of_its_environment(stage):
 
 @pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
 def test_every_dependency_and_output_is_in_the_command(stage):
-    """A path that the command does not name is one the stage cannot know (the reports and code apart)."""
+    """A path that the command does not name is one the stage cannot know (the reports, records and code apart)."""
     if stage.addressing.endswith("report"):
         return
-    data = [out.def_path for out in stage.outs] + [dep.def_path for dep in stage.deps if dep.def_path.startswith("data/")]
+    record = f"data/records/{stage.addressing.rpartition(':')[2]}.json"
+    data = [out.def_path for out in stage.outs if out.def_path != record] + [
+        dep.def_path for dep in stage.deps if dep.def_path.startswith("data/")
+    ]
     words = stage.cmd.split()
     assert all(path in words or any(path.startswith(word + "/") for word in words) for path in data)
+
+
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
+def test_a_stage_has_a_record_where_the_report_looks_for_it(stage):
+    name = stage.addressing.rpartition(":")[2]
+    assert (f"data/records/{name}.json" in {out.def_path for out in stage.outs}) == (name != "report")
 
 
 @pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
@@ -136,7 +145,7 @@ def test_a_dry_run_lists_the_recipes_stages(recipe, tmp_path):
             (there / out.def_path).parent.mkdir(parents=True, exist_ok=True)
             (there / out.def_path).touch()
     (there / "data/split").unlink()
-    for name in params.read(recipe / "params.yaml")["iterations"]:
+    for name in ["hold-out", *params.read(recipe / "params.yaml")["iterations"]]:
         (there / "data/split").mkdir(exist_ok=True)
         (there / f"data/split/{name}.parquet").touch()
     dvc = [sys.executable, "-m", "dvc", "repro", "--dry"]

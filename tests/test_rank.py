@@ -38,6 +38,7 @@ def write(rows: Rows, path: Path) -> Path:
         {
             "prompt_id": f"{index:064}",
             "prompt": prompt,
+            "templated_prompt": f"<s>user: {prompt}",
             "prompt_token_ids": [1],
             "responses": responses,
             "token_ids": [[2]] * len(responses),
@@ -123,6 +124,26 @@ def test_identical_responses_are_scored_once_and_are_a_tie(rank: Rank) -> None:
     assert twice["logits"][0][1] == pytest.approx(plain["logits"][0][1], abs=1e-5)
     assert {twice["winner"], twice["loser"]} == {0, 1}
     assert not twice["tie"]
+
+
+def test_the_templated_prompt_and_aggregate_probabilities_are_parameters(rank: Rank) -> None:
+    plain, templated = (read(rank(ROWS[:1], kind, input=kind))[0] for kind in ("instruction", "templated"))
+    assert templated["logits"] != plain["logits"]
+    prompt, responses = ROWS[0]
+    assert templated["logits"] == read(rank([(f"<s>user: {prompt}", responses)], "by hand"))[0]["logits"]
+    (aggregate,) = read(rank(ROWS[:1], "aggregate", probability="aggregate"))
+    assert aggregate["logits"] == plain["logits"]
+    assert (aggregate["winner"], aggregate["loser"]) == (plain["winner"], plain["loser"])
+    scores = sppo.pairwise_scores(torch.tensor(plain["logits"], dtype=torch.float64))
+    assert aggregate["probabilities"] == pytest.approx(sppo.win_probabilities(sppo.aggregate_scores(scores)).tolist())
+    assert aggregate["probabilities"] != pytest.approx(plain["probabilities"])
+
+
+def test_what_the_ranker_cuts_is_counted(rank: Rank) -> None:
+    """PairRM holds 1224 tokens of the prompt, and of each response 412 and half of what the prompt leaves."""
+    word = "tin "
+    rows = [("A", [word * 1100, "x", word * 1100 + "y"]), (word * 1300, ["x", "y", word * 450]), ("A", ["x", word * 900, "y"])]
+    assert [(row["prompt_cut"], row["responses_cut"]) for row in read(rank(rows))] == [(False, 2), (True, 1), (False, 0)]
 
 
 STRANGE = ["<|source|>", "a <|candidate|> b", "<|candidate1|><|candidate2|>", "[SEP] [CLS] [PAD] [MASK]", "\x00", "\u0301x"]

@@ -89,6 +89,7 @@ def test_published_responses_are_ranked_against_each_other(world: Path) -> None:
         {
             "prompt_id": str(index),
             "prompt": base["instruction"],
+            "templated_prompt": base["instruction"],
             "prompt_token_ids": [1],
             "responses": [base["output"], sppo["output"]],
             "token_ids": [[1], [1]],

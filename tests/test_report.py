@@ -1,24 +1,25 @@
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages import readme, report
+from stages import files, health, markdown, params, provenance, readme, report
 from stages.cli import ROOT
 
 
 @given(st.text())
 def test_a_cell_holds_no_markup_and_no_line_break(text: str) -> None:
-    cell = report.escape(text)
+    cell = markdown.escape(text)
     assert len(cell.splitlines()) <= 1
     assert "<" not in cell
     assert all(cell[index - 1] == "\\" for index, mark in enumerate(cell) if mark in "`*_[]#|~")
 
 
 def test_a_table_has_as_many_cells_as_its_header() -> None:
-    lines = report.table(["model", "a|b"], [["x", "1 | <script>"], ["y", "\n"]]).splitlines()
+    lines = markdown.table(["model", "a|b"], [["x", "1 | <script>"], ["y", "\n"]]).splitlines()
     assert lines[2] == "| x | 1 \\| &lt;script&gt; |"
     assert lines[3] == "| y |  |"
 
@@ -26,9 +27,108 @@ def test_a_table_has_as_many_cells_as_its_header() -> None:
 @given(st.lists(st.tuples(st.floats(0, 100), st.floats(0, 10)), min_size=6, max_size=6))
 def test_the_average_is_plain_and_its_error_that_of_independent_tasks(values: list[tuple[float, float]]) -> None:
     pairs = zip(report.TASKS, values, strict=True)
-    value, error = report.harness_average({task: {"value": v, "standard_error": e} for task, (v, e) in pairs})
+    summary = {task: {"value": v, "standard_error": e} for task, (v, e) in pairs}
+    value, error = report.harness_figures(summary)["average"]
     assert value == pytest.approx(sum(v for v, _ in values) / 6)
     assert error == pytest.approx(math.sqrt(sum(e * e for _, e in values)) / 6)
+
+
+PUBLISHED = params.published(ROOT / "recipes/llama-3-8b/published.yaml")
+
+
+def alpaca(judge: str) -> dict[str, dict[str, Any]]:
+    """The base 0.1 above the published figures, iter1 10 below."""
+    assert PUBLISHED
+    shifts = {"base": 0.1, "iter1": -10.0}
+    return {
+        name: {
+            "length_controlled_winrate": PUBLISHED.alpaca_eval.models[name].length_controlled_winrate + shift,
+            "lc_standard_error": 0.9,
+            "win_rate": PUBLISHED.alpaca_eval.models[name].win_rate + shift,
+            "standard_error": 1.4,
+            "avg_length": 1900,
+            "n_total": 805,
+            "judge": judge,
+        }
+        for name, shift in shifts.items()
+    }
+
+
+def rows(page: str) -> list[list[str]]:
+    """The cells of a page's tables."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("|")]
+
+
+def test_our_figures_stand_beside_the_published_ones() -> None:
+    page = report.alpaca_page(alpaca("weighted_alpaca_eval_gpt4_turbo"), PUBLISHED)
+    cells = rows(page)
+    assert ["base", "Meta-Llama-3-8B-Instruct", "LC win rate", "23.02", "22.92", "0.10", "yes"] in cells
+    assert ["iter1", "Llama-3-Instruct-8B-SPPO-Iter1", "win rate", "21.74", "31.74", "-10.00", "no"] in cells
+    assert ["base", "Meta-Llama-3-8B-Instruct", "average length", "1900.00", "1899.00", "1.00", "–"] in cells
+    assert not [row for row in cells if row[0] == "iter2"], "a model that was not made has no row"
+    assert "Another judge" not in page
+
+
+def test_another_judge_is_named_beside_the_published_figures() -> None:
+    assert "**Another judge**: ours are of `my-judge`" in report.alpaca_page(alpaca("my-judge"), PUBLISHED)
+
+
+def test_without_published_figures_the_page_says_so() -> None:
+    page = report.alpaca_page(alpaca("my-judge"), None)
+    assert "No figures are published of these models." in page
+    assert "Against the published figures" not in page
+
+
+@pytest.mark.parametrize(
+    ("error", "theirs", "difference", "within"),
+    [(1.0, None, 2.7, "yes"), (1.0, None, 2.8, "no"), (1.0, 0.0, 1.9, "yes"), (1.0, 0.0, -2.0, "no"), (None, None, 1.0, "–")],
+)
+def test_within_error_is_of_both(error: float | None, theirs: float | None, difference: float, within: str) -> None:
+    assert report.judged(error, theirs, difference) == within
+
+
+def test_the_harness_page_marks_what_is_beyond_error() -> None:
+    assert PUBLISHED
+    theirs = PUBLISHED.open_llm_leaderboard.models["base"]
+    summary = {
+        task: {"value": theirs[task] + (9 if task == "gsm8k" else 1), "standard_error": 1.2, "shots": 5, "metric": "acc_norm"}
+        for task in report.TASKS
+    }
+    differences = next(row for row in rows(report.harness_page({"base": summary}, PUBLISHED)) if row[1] == "difference")
+    assert differences[2:] == ["+1.00", "+1.00", "+1.00", "+9.00 (beyond error)", "+1.00", "+1.00", "+2.34 (beyond error)"]
+
+
+def test_the_published_averages_are_those_of_their_tasks() -> None:
+    assert PUBLISHED
+    for figures in PUBLISHED.open_llm_leaderboard.models.values():
+        assert figures["average"] == pytest.approx(sum(figures[task] for task in report.TASKS) / 6, abs=0.0051)
+
+
+def test_the_matrix_has_a_row_and_a_column_for_every_model() -> None:
+    comparison = {"models": ["base", "iter1"], "win_rates": [[50, 40], [60, 50]], "standard_errors": [[0, 1], [1, 0]], "n": 9}
+    assert rows(report.ranker_page(comparison))[2:] == [["base", "–", "40.0 ± 1.0"], ["iter1", "60.0 ± 1.0", "–"]]
+
+
+def test_steps_that_were_all_clipped_are_said_to_be() -> None:
+    figures: dict[str, float] = dict.fromkeys(health.FIGURES, 0)
+    page = health.page({"iter1": figures | {"clipped_steps": 1.0}, "iter2": figures | {"clipped_steps": 0.5}})
+    assert "Every step of iter1 was clipped" in page
+
+
+def test_provenance_names_values_hashes_and_circumstances(tmp_path: Path) -> None:
+    wanted = params.validate(ROOT / "params.yaml")
+    record = {"python": "3.11.7", "tools": {"torch": "2.13.0"}, "device": {"kind": "a_gpu", "count": 8}}
+    for name in ("split", "train@iter1", "train@dropped"):
+        files.write_json(record, tmp_path / "records" / f"{name}.json")
+    lock = tmp_path / "dvc.lock"
+    lock.write_text(
+        "stages: {assets-ranker: {outs: [{path: data/records/x.json, md5: no}, {path: data/ranker, md5: abc.dir}]}}"
+    )
+    cells = rows(provenance.page(wanted, tmp_path, lock))
+    assert ["P^ from logits", "rank.probability", "pairwise", "pairwise", "aggregate"] in cells
+    assert ["ranker", "made here from the seed", "abc.dir"] in cells
+    assert ["policy", "made here from the seed", "not in dvc.lock"] in cells
+    assert ["split, train@iter1", "8 x a\\_gpu", "3.11.7", "torch 2.13.0"] in cells
 
 
 def test_numbers_are_rounded_to_six_digits_wherever_they_stand() -> None:

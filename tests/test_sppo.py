@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -107,6 +108,24 @@ def test_the_pair_is_chosen_by_mean_score_not_by_win_probability() -> None:
     assert [int(index) for index in sppo.choose_pair(scores)] == [0, 2]
 
 
+@settings(deadline=None)
+@given(matrices())
+def test_the_released_codes_probabilities_are_of_aggregate_scores(logits: Matrix) -> None:
+    size = len(logits)
+    totals = [sum(logits[i][k] - logits[k][i] for k in range(size)) / size for i in range(size)]
+    aggregated = sppo.aggregate_scores(scores_of(logits))
+    found = sppo.win_probabilities(aggregated).tolist()
+    for i in range(size):
+        assert found[i] == pytest.approx(sum(sigmoid(totals[i] - totals[k]) for k in range(size)) / size)
+    pairwise = torch.sigmoid(aggregated)
+    torch.testing.assert_close(pairwise + pairwise.T, torch.ones_like(pairwise))
+
+
+def test_two_responses_have_twice_the_logit_in_aggregate() -> None:
+    scores = scores_of([[0.0, 1.0], [-0.5, 0.0]])
+    torch.testing.assert_close(sppo.aggregate_scores(scores), 2 * scores)
+
+
 def test_equal_responses_are_a_tie() -> None:
     winner, loser = sppo.choose_pair(scores_of([[0.0, 2.0, 2.0], [2.0, 0.0, 2.0], [2.0, 2.0, 0.0]]))
     assert winner == loser
@@ -153,6 +172,37 @@ def test_the_initial_loss_is_eta_squared_times_the_variance_about_a_half(
     assert sppo.sppo_loss(logps, logps, probabilities, eta).item() == pytest.approx(expected, rel=1e-5, abs=1e-9)
 
 
+@st.composite
+def paired(draw: st.DrawFn) -> tuple[list[float], list[float], list[float]]:
+    """Log-probabilities of N winners and then of their losers under policy and reference, and P^."""
+    size = 2 * draw(st.integers(1, 4))
+    logps = st.lists(st.floats(-200, 0), min_size=size, max_size=size)
+    return draw(logps), draw(logps), draw(st.lists(st.floats(0, 1), min_size=size, max_size=size))
+
+
+@settings(deadline=None)
+@given(paired(), eta, st.floats(0.001, 2))
+def test_the_baselines_losses_are_those_of_their_papers(
+    values: tuple[list[float], list[float], list[float]], eta: float, beta: float
+) -> None:
+    policy, reference, probabilities = values
+    ratios = [a - b for a, b in zip(policy, reference, strict=True)]
+    half = len(ratios) // 2
+    margins = [won - lost for won, lost in zip(ratios[:half], ratios[half:], strict=True)]
+    naive = {
+        "sppo": sum((r - eta * (p - 0.5)) ** 2 for r, p in zip(ratios, probabilities, strict=True)) / len(ratios),
+        "sppo_hard": sum((r - eta * w) ** 2 for r, w in zip(ratios, [0.5] * half + [-0.5] * half, strict=True)) / len(ratios),
+        "dpo": sum(max(-beta * m, 0) + math.log1p(math.exp(-abs(beta * m))) for m in margins) / half,
+        "ipo": sum((m - 1 / (2 * beta)) ** 2 for m in margins) / half,
+    }
+    tensors = [torch.tensor(value, dtype=torch.float64) for value in values]
+    for name, expected in naive.items():
+        assert sppo.loss(name, *tensors, eta, beta).item() == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    starts = {"sppo_hard": eta**2 / 4, "dpo": math.log(2), "ipo": 1 / (4 * beta**2)}
+    for name, expected in starts.items():
+        assert sppo.loss(name, tensors[1], *tensors[1:], eta, beta).item() == pytest.approx(expected)
+
+
 def test_the_loss_is_zero_where_the_log_ratio_is_eta_times_the_margin() -> None:
     reference, probabilities = torch.tensor([-50.0, -20.0]).double(), torch.tensor([0.9, 0.1]).double()
     assert sppo.sppo_loss(reference + 10 * (probabilities - 0.5), reference, probabilities, 10).item() == pytest.approx(0)
@@ -162,7 +212,9 @@ def test_the_loss_and_what_leads_to_it_have_right_gradients() -> None:
     torch.manual_seed(0)
     logps, logits = torch.randn(6, dtype=torch.float64, requires_grad=True), torch.randn(4, 4, dtype=torch.float64)
     reference, probabilities = torch.randn(6).double(), torch.rand(6).double()
-    assert torch.autograd.gradcheck(lambda policy: sppo.sppo_loss(policy, reference, probabilities, 7.0), (logps,))
+    for name in ("sppo", "sppo_hard", "dpo", "ipo"):
+        loss = partial(sppo.loss, name, reference_logps=reference, probabilities=probabilities, eta=7.0, beta=0.3)
+        assert torch.autograd.gradcheck(loss, (logps,))
     assert torch.autograd.gradcheck(lambda x: sppo.win_probabilities(sppo.pairwise_scores(x)), (logits.requires_grad_(),))
 
 

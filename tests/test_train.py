@@ -105,6 +105,36 @@ def test_bfloat16_and_gradient_checkpointing_train_too(trained: Path) -> None:
 
 
 @pytest.mark.slow
+def test_adapters_are_merged_and_change_the_linear_layers_only(trained: Path) -> None:
+    folder = trained / "lora"
+    folder.mkdir()
+    set_params(folder, TINY | {"train.lora.rank": 4, "train.loss": "dpo", "train.beta": 0.1})
+    done = run_stage(folder, "train", "../base", "../pairs.parquet", "iter1", "iter1.csv")
+    assert done.returncode == 0, done.stderr
+    assert pd.read_csv(folder / "iter1.csv")["loss"][0] == pytest.approx(0.6931, rel=1e-3)
+    before, after = load_file(trained / "base" / "model.safetensors"), load_file(folder / "iter1" / "model.safetensors")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if name.endswith("_proj.weight")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("column", ["chosen_reference_logps", "chosen_token_ids"])
+def test_pairs_that_are_not_of_this_policy_stop_at_the_first_step(pairs: Path, column: str) -> None:
+    """Reference log-probabilities that are a nat off, or responses cut at their beginning, as a wrong boundary would."""
+    rows = files.read_table(pairs / "pairs.parquet", files.PAIRS).to_pylist()
+    for row in rows:
+        row[column] = row[column] + 1 if column.endswith("logps") else row[column][1:]
+    folder = pairs / column
+    files.write_table(rows, files.PAIRS, folder / "pairs.parquet")
+    set_params(folder, TINY)
+    done = run_stage(folder, "train", "../base", "pairs.parquet", "iter1", "iter1.csv")
+    assert done.returncode == 1
+    assert "run reference again" in done.stderr.splitlines()[-1]
+    assert not (folder / "iter1").exists()
+
+
+@pytest.mark.slow
 def test_fewer_pairs_than_a_batch_is_one_line(pairs: Path) -> None:
     folder = pairs / "few"
     folder.mkdir()

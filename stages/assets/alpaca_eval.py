@@ -26,7 +26,8 @@ def main() -> None:
         except ValueError as error:
             raise cli.StageError(f"assets.alpaca_eval.count: {error}") from error
         instructions = [{"dataset": "miniature", "instruction": prompt} for prompt in prompts]
-        outputs = answer.answers(args.model, "reference", instructions, wanted.seed, wanted.engine, wanted.answer)
+        responses = answer.draw(args.model, "reference", prompts, wanted.seed, wanted.engine, wanted.answer)
+        outputs = answer.outputs("reference", instructions, responses)
         with files.replacing(args.out) as partial:
             files.write_json(outputs, partial / "reference_outputs.json")
         return

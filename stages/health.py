@@ -1,0 +1,115 @@
+"""Health of each iteration: what was generated, ranked, cut and dropped, and how training went."""
+
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from stages import files, markdown, params, sppo
+
+FIGURES = {
+    "prompts": "prompts",
+    "responses": "responses",
+    "duplicates": "identical to an earlier response to the prompt",
+    "empty": "empty responses",
+    "responses_cut": "cut at generate.max_new_tokens",
+    "tokens": "tokens generated",
+    "length_5": "tokens a response: 5 % quantile",
+    "length_50": "median",
+    "length_95": "95 % quantile",
+    "ranker_prompts_cut": "prompts cut by the ranker",
+    "ranker_responses_cut": "responses cut by the ranker",
+    "ties": "ties, dropped",
+    "pairs_too_long": "pairs dropped as too long",
+    "pairs": "pairs trained on",
+    "training_prompts_cut": "pairs with the prompt cut for training",
+    "training_responses_cut": "winners and losers cut for training",
+    "chosen_probability": "P^ of winners: mean",
+    "chosen_probability_5": "5 % quantile",
+    "chosen_probability_95": "95 % quantile",
+    "rejected_probability": "P^ of losers: mean",
+    "rejected_probability_5": "5 % quantile",
+    "rejected_probability_95": "95 % quantile",
+    "steps": "optimizer steps",
+    "first_loss": "loss at the first step",
+    "theoretical_first_loss": "its expectation where policy and reference agree",
+    "last_loss": "loss at the end",
+    "gradient_norm": "median gradient norm",
+    "clipped_steps": "share of steps with the gradient clipped",
+    "chosen_log_ratio": "log-ratio of winners, nats",
+    "rejected_log_ratio": "log-ratio of losers, nats",
+    "reward_margin": "reward margin",
+    "kl": "KL to the reference, nats",
+}
+"""Metric -> its row in the table."""
+
+
+def health(iteration: str, data: Path, eta: float, train: params.Train) -> tuple[dict[str, float], pd.DataFrame]:
+    """The FIGURES of one iteration, and its training log. Raises StageError where a file of it is missing or not as written."""
+    responses = files.read_table(data / "responses" / f"{iteration}.parquet", files.RESPONSES)
+    rankings = files.read_table(data / "rankings" / f"{iteration}.parquet", files.RANKINGS).to_pandas()
+    pairs = files.read_table(data / "pairs" / f"{iteration}.parquet", files.PAIRS).to_pandas()
+    log = pd.read_csv(files.present(data / "logs" / f"{iteration}.csv"))
+    texts = responses.column("responses").to_pylist()
+    counts = pd.Series([count for row in responses.column("token_counts").to_pylist() for count in row])
+    reasons = [reason for row in responses.column("finish_reasons").to_pylist() for reason in row]
+    chosen, rejected = pairs["chosen_probability"], pairs["rejected_probability"]
+    probabilities = torch.tensor(pd.concat([chosen, rejected]).to_numpy())
+    zeros = torch.zeros_like(probabilities)
+    end = log.tail(max(1, len(log) // 5)).mean(numeric_only=True)
+    return {
+        "prompts": len(texts),
+        "responses": len(counts),
+        "duplicates": sum(len(row) - len(set(row)) for row in texts),
+        "empty": sum(not text.strip() for row in texts for text in row),
+        "responses_cut": reasons.count("length"),
+        "tokens": int(counts.sum()),
+        **{f"length_{percent}": float(counts.quantile(percent / 100)) for percent in (5, 50, 95)},
+        "ranker_prompts_cut": int(rankings["prompt_cut"].sum()),
+        "ranker_responses_cut": int(rankings["responses_cut"].sum()),
+        "ties": int(rankings["tie"].sum()),
+        "pairs_too_long": len(rankings) - int(rankings["tie"].sum()) - len(pairs),
+        "pairs": len(pairs),
+        "training_prompts_cut": int((pairs["prompt_cut"] > 0).sum()),
+        "training_responses_cut": int((pairs[["chosen_cut", "rejected_cut"]] > 0).sum().sum()),
+        "chosen_probability": float(chosen.mean()),
+        **{f"chosen_probability_{percent}": float(chosen.quantile(percent / 100)) for percent in (5, 95)},
+        "rejected_probability": float(rejected.mean()),
+        **{f"rejected_probability_{percent}": float(rejected.quantile(percent / 100)) for percent in (5, 95)},
+        "steps": len(log),
+        "first_loss": float(log["loss"].iloc[0]),
+        "theoretical_first_loss": sppo.loss(train.loss, zeros, zeros, probabilities, eta, train.beta).item(),
+        "last_loss": float(end["loss"]),
+        "gradient_norm": float(log["gradient_norm"].median()),
+        "clipped_steps": float(log["clipped"].mean()),
+        "chosen_log_ratio": float(end["chosen_log_ratio"]),
+        "rejected_log_ratio": float(end["rejected_log_ratio"]),
+        "reward_margin": float(end["chosen_log_ratio"] - end["rejected_log_ratio"]) * (train.beta or 1 / eta),
+        "kl": float(end["kl"]),
+    }, log.assign(iteration=iteration)
+
+
+def shown(value: float) -> str:
+    """A count whole, any other number to four digits."""
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
+
+
+def page(found: dict[str, dict[str, float]]) -> str:
+    """health.md: the FIGURES, a column an iteration."""
+    rows = [[label, *[shown(values[name]) for values in found.values()]] for name, label in FIGURES.items()]
+    text = (
+        "# Health\n\n"
+        + markdown.table(["", *found], rows)
+        + "\nThe loss at the first step is of the first global batch, its expectation (for SPPO η² mean (P^ − ½)²) of all "
+        "pairs; every first batch was checked against its own. Loss at the end, log-ratios log π/π_t (summed over a response) "
+        "and what follows from them: means over the last fifth of the steps. Reward margin: winner's log-ratio minus loser's, "
+        "divided by η (times β for DPO and IPO). KL: mean of half the squared log-ratio, an estimate to second order, though "
+        "from the best and the worst of K responses only.\n"
+    )
+    clipped = [name for name, values in found.items() if values["clipped_steps"] == 1]
+    if clipped:
+        text += (
+            f"\n**Every step of {', '.join(clipped)} was clipped** (`train.max_grad_norm`): RMSProp normalises what clipping "
+            "left, so the size of η has next to no effect beyond how it weighs P^ against the log-ratio.\n"
+        )
+    return text

@@ -1,0 +1,63 @@
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages import compare, files
+from stages.cli import StageError
+
+
+def answers(texts: list[str], prompts: str = "abc") -> pa.Table:
+    """Single responses to prompts, as files.RESPONSES."""
+    rows = [
+        {
+            "prompt_id": prompt,
+            "prompt": prompt,
+            "templated_prompt": f"<{prompt}>",
+            "prompt_token_ids": [1],
+            "responses": [text],
+            "token_ids": [[2, index]],
+            "token_counts": [2],
+            "finish_reasons": ["stop"],
+            "seeds": [index],
+        }
+        for index, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
+    ]
+    return pa.Table.from_pylist(rows, schema=files.RESPONSES)
+
+
+def test_the_models_responses_stand_side_by_side() -> None:
+    tables = [(Path(name), answers([f"{name}{index}" for index in range(3)])) for name in ("base", "iter1")]
+    joined = compare.side_by_side(tables)
+    assert joined.schema == files.RESPONSES
+    rows = joined.to_pylist()
+    assert [row["responses"] for row in rows] == [["base0", "iter10"], ["base1", "iter11"], ["base2", "iter12"]]
+    assert rows[1]["token_ids"] == [[2, 1], [2, 1]]
+    assert rows[2]["templated_prompt"] == "<c>"
+
+
+def test_models_that_answered_other_prompts_are_refused() -> None:
+    tables = [(Path("base.parquet"), answers(["x"] * 3)), (Path("iter1.parquet"), answers(["x"] * 3, "acb"))]
+    with pytest.raises(StageError, match="iter1.parquet: not the prompts of base.parquet in their order"):
+        compare.side_by_side(tables)
+
+
+matrix = st.lists(st.lists(st.floats(-20, 20), min_size=3, max_size=3), min_size=3, max_size=3)
+
+
+@settings(deadline=None)
+@given(st.lists(matrix, min_size=2, max_size=6))
+def test_win_rates_are_mean_debiased_probabilities(logits: list[list[list[float]]]) -> None:
+    rates, errors = compare.win_rates([{"logits": one} for one in logits])
+    for i in range(3):
+        for j in range(3):
+            wins: list[Any] = [100 / (1 + math.exp((one[j][i] - one[i][j]) / 2)) for one in logits]
+            mean = sum(wins) / len(wins)
+            assert rates[i][j] == pytest.approx(mean)
+            assert rates[i][j] + rates[j][i] == pytest.approx(100)
+            deviation = math.sqrt(sum((win - mean) ** 2 for win in wins) / (len(wins) - 1))
+            assert errors[i][j] == pytest.approx(deviation / math.sqrt(len(wins)), abs=1e-9)
