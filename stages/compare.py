@@ -20,12 +20,12 @@ def side_by_side(answers: list[tuple[Path, pa.Table]]) -> pa.Table:
     for other, table in answers:
         if table.column("prompt_id") != first.column("prompt_id"):
             raise StageError(f"{other}: not the prompts of {path} in their order: answer them again")
-    joined = first
-    for name in ("responses", "token_ids", "token_counts", "finish_reasons", "seeds"):
-        lists = [table.column(name).to_pylist() for _, table in answers]
-        rows = [[value for (value,) in row] for row in zip(*lists, strict=True)]
-        joined = joined.set_column(joined.column_names.index(name), files.RESPONSES.field(name), [rows])
-    return joined
+    lists = ["responses", "token_ids", "token_counts", "finish_reasons", "seeds"]
+    rows = [
+        drawn[0] | {name: [value for one in drawn for value in one[name]] for name in lists}
+        for drawn in zip(*(table.to_pylist() for _, table in answers), strict=True)
+    ]
+    return pa.Table.from_pylist(rows, schema=files.RESPONSES)
 
 
 def win_rates(rankings: list[dict[str, Any]]) -> tuple[list[list[float]], list[list[float]]]:
@@ -36,7 +36,7 @@ def win_rates(rankings: list[dict[str, Any]]) -> tuple[list[list[float]], list[l
 
     logits = torch.tensor([row["logits"] for row in rankings], dtype=torch.float64)
     wins = 100 * torch.sigmoid(sppo.pairwise_scores(logits))
-    errors = wins.std(0, correction=min(1, len(wins) - 1)) / math.sqrt(len(wins))
+    errors = wins.std(0) / math.sqrt(len(wins))
     return wins.mean(0).tolist(), errors.tolist()
 
 

@@ -162,8 +162,8 @@ class Assets(Section):
 class Split(Section):
     prompts_per_iteration: Positive | None
     """null: all of a given part."""
-    hold_out: Positive
-    """Prompts that no iteration trains on."""
+    hold_out: Annotated[int, Field(ge=2)]
+    """Prompts that no iteration trains on; on them the ranker compares the models."""
 
 
 class Engine(Section):

@@ -42,7 +42,7 @@ def test_the_models_responses_stand_side_by_side() -> None:
 
 def test_models_that_answered_other_prompts_are_refused() -> None:
     tables = [(Path("base.parquet"), answers(["x"] * 3)), (Path("iter1.parquet"), answers(["x"] * 3, "acb"))]
-    with pytest.raises(StageError, match="iter1.parquet: not the prompts of base.parquet in their order"):
+    with pytest.raises(StageError, match=r"iter1\.parquet: not the prompts of base.parquet in their order"):
         compare.side_by_side(tables)
 
 

@@ -37,7 +37,7 @@ def test_the_miniature_is_valid() -> None:
         (lambda d: d.update(eta=float("inf")), "eta: Input should be a finite number (found inf)"),
         (lambda d: d["generate"].update(samples=1), "generate.samples: Input should be greater than or equal to 2 (found 1)"),
         (lambda d: d["generate"].update(top_p=1.5), "generate.top_p: Input should be less than or equal to 1 (found 1.5)"),
-        (lambda d: d["split"].update(hold_out=0), "split.hold_out: Input should be greater than 0 (found 0)"),
+        (lambda d: d["split"].update(hold_out=0), "split.hold_out: Input should be greater than or equal to 2 (found 0)"),
         (
             lambda d: d["engine"].update(dtype="float16"),
             "engine.dtype: Input should be 'float32' or 'bfloat16' (found 'float16')",
