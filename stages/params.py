@@ -172,6 +172,8 @@ class Engine(Section):
     dtype: Precision
     max_model_length: Positive
     """Prompt and response tokens together."""
+    stop_token_ids: list[NotNegative]
+    """Tokens that end a response, besides those of the model's generation config."""
     kv_cache_gib: PositiveFloat | None
     """Memory for keys and values; null leaves it to vLLM (nine tenths of the GPU)."""
 
