@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -106,17 +107,22 @@ def model_judge(wanted: params.EvaluateAlpaca, retries: int = RETRIES) -> Callab
     key = hashlib.sha256(json.dumps([wanted.judge, base_url, REQUEST]).encode()).hexdigest()[:16]
     folder = cli.SCRATCH / "evaluate_alpaca" / key
 
+    given_up = Event()
+
     def ask(prompt: str, path: Path) -> dict[str, Any]:
+        if given_up.is_set():
+            return {}
         try:
             answer = client.chat.completions.create(model=wanted.judge, messages=messages(prompt), **REQUEST)
             choice: dict[str, Any] = answer.choices[0].model_dump()
             choice["total_tokens"] = answer.usage.total_tokens if answer.usage else None
-        except openai.APIStatusError as error:
-            if error.code in ("content_filter", "invalid_prompt"):  # of this pair of outputs only: no reason to stop
-                return {"error": error.code}
-            raise
         except (AttributeError, IndexError, TypeError, ValueError, openai.APIResponseValidationError) as error:
             return {"error": f"not a chat completion: {type(error).__name__}"}
+        except openai.APIError as error:
+            if error.code in ("content_filter", "invalid_prompt"):  # of this pair of outputs only: no reason to stop
+                return {"error": error.code}
+            given_up.set()
+            raise
         if not math.isnan(parse_choice(choice)[0]):
             files.write_json(choice, path)
         return choice
@@ -134,7 +140,7 @@ def model_judge(wanted: params.EvaluateAlpaca, retries: int = RETRIES) -> Callab
                 for task in tqdm(as_completed(tasks), desc=wanted.judge, total=len(tasks), disable=not tasks):
                     answers[tasks[task]] = task.result()
             except openai.OpenAIError as error:
-                reason = " ".join(str(error).split()).replace(secret, "...")
+                reason = " ".join(f"{error} {error.__cause__ or ''}".split()).rstrip(".").replace(secret, "...")
                 raise StageError(
                     f"the judge {wanted.judge} at {base_url} failed: {reason}: its answers so far are kept, run again to go on"
                 ) from error
@@ -263,9 +269,7 @@ def evaluate(
 
 
 def judge(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog="`score --help` in the place of answers, set and folder: score annotations"
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("answers", type=Path, help="model_outputs.json")
     parser.add_argument("alpaca_eval", type=Path, help="folder of the evaluation set, from assets")
     parser.add_argument("out", type=Path, help="folder for annotations.json and metrics.json")

@@ -21,6 +21,7 @@ from stages.cli import ROOT, StageError
 
 REFERENCE = os.environ.get("SPPO_REFERENCE")
 KEY = "sk-this-is-secret"
+DOWN = {"error": {"message": "down"}}
 NOBODY = "http://127.0.0.1:9/v1"
 needs_reference = pytest.mark.skipif(not REFERENCE, reason="SPPO_REFERENCE names no folder of AlpacaEval reference data")
 
@@ -141,8 +142,9 @@ def test_the_figures_are_those_of_alpaca_evals_own_annotator(world: Path) -> Non
     annotations = files.read_json(world / "out" / "annotations.json")
     assert [row["preference"] for row in annotations] == pytest.approx(preferences)
 
-    def comparable(requests: list[dict[str, Any]]) -> list[str]:
-        return sorted(json.dumps({key: row[key] for key in row if key != "model"}, sort_keys=True) for row in requests)
+    def comparable(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        rows = [{key: row[key] for key in row if key != "model"} for row in requests]
+        return sorted(rows, key=lambda row: row["messages"][1]["content"])
 
     assert comparable(ours) == comparable(stock)
 
@@ -174,10 +176,11 @@ def test_rate_limits_server_errors_and_nonsense_are_asked_again(world: Path) -> 
 
 
 def test_a_judge_that_gives_out_is_one_line_and_its_answers_are_kept(world: Path) -> None:
-    with endpoint.serve(lambda number, prompt: likes_ours(number, prompt) if number < 10 else (500, "down")) as server:
+    with endpoint.serve(lambda number, prompt: likes_ours(number, prompt) if number < 10 else (500, DOWN)) as server:
         by_model(world, server.url, workers=1)
         line = last_line(judged(world))
-        assert line.startswith(f"evaluate_alpaca: error: the judge some/judge at {server.url} failed: Error code: 500 - down")
+        assert line.startswith(f"evaluate_alpaca: error: the judge some/judge at {server.url} failed: Error code: 500 - ")
+        assert "down" in line
         assert line.endswith("its answers so far are kept, run again to go on")
         assert len(server.requests) == 10 + 1 + evaluate_alpaca.RETRIES
         assert not (world / "out").exists()
@@ -192,7 +195,7 @@ def test_an_endpoint_that_is_not_there_is_one_line(world: Path, monkeypatch: pyt
     monkeypatch.chdir(world)
     ask = evaluate_alpaca.model_judge(by_model(world, NOBODY), retries=1)
     prompt = "<|im_start|>system\nJudge.\n<|im_end|>\n<|im_start|>user\nm or M?\n<|im_end|>"
-    with pytest.raises(StageError, match=r"^the judge some/judge at http://127.0.0.1:9/v1 failed: Connection error"):
+    with pytest.raises(StageError, match=r"^the judge some/judge at http://127.0.0.1:9/v1 failed: Connection error.*refused"):
         ask(prompts=[prompt])
 
 
