@@ -106,7 +106,6 @@ def model_judge(wanted: params.EvaluateAlpaca, retries: int = RETRIES) -> Callab
     logging.getLogger("openai").setLevel(logging.INFO)  # says that it tries again, which explains a pause
     key = hashlib.sha256(json.dumps([wanted.judge, base_url, REQUEST]).encode()).hexdigest()[:16]
     folder = cli.SCRATCH / "evaluate_alpaca" / key
-
     given_up = Event()
 
     def ask(prompt: str, path: Path) -> dict[str, Any]:
@@ -140,7 +139,7 @@ def model_judge(wanted: params.EvaluateAlpaca, retries: int = RETRIES) -> Callab
                 for task in tqdm(as_completed(tasks), desc=wanted.judge, total=len(tasks), disable=not tasks):
                     answers[tasks[task]] = task.result()
             except openai.OpenAIError as error:
-                reason = " ".join(f"{error} {error.__cause__ or ''}".split()).rstrip(".").replace(secret, "...")
+                reason = " ".join(f"{error} {error.__cause__ or ''}".replace(secret, "...").split()).rstrip(".")[:300]
                 raise StageError(
                     f"the judge {wanted.judge} at {base_url} failed: {reason}: its answers so far are kept, run again to go on"
                 ) from error
