@@ -172,6 +172,8 @@ class Engine(Section):
     dtype: Precision
     max_model_length: Positive
     """Prompt and response tokens together."""
+    stop_token_ids: list[NotNegative]
+    """Tokens that end a response, besides those of the model's generation config."""
     kv_cache_gib: PositiveFloat | None
     """Memory for keys and values; null leaves it to vLLM (nine tenths of the GPU)."""
 
@@ -271,8 +273,21 @@ class Train(Section):
 
 
 class EvaluateAlpaca(Section):
-    judge: Literal["gold", "weighted_alpaca_eval_gpt4_turbo"]
-    """`gold`, the miniature's own rule, or AlpacaEval 2.0's annotator, which asks OpenAI."""
+    judge: Annotated[str, Field(min_length=1)]
+    """`gold`, the miniature's own rule, or a model, by the name that its OpenAI-compatible endpoint knows it by."""
+    base_url: Annotated[str, Field(pattern=r"^https?://[^@\s]+$")] | None = None
+    """The model's endpoint, `http://127.0.0.1:8000/v1`; null: OpenAI's. OPENAI_API_KEY in the environment is the key to it."""
+    price_per_million_tokens: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """In dollars, for the estimate before the first request; null: not known."""
+    workers: Positive = 8
+    """Requests to the endpoint at a time."""
+
+    @model_validator(mode="after")
+    def _asked(self) -> Self:
+        extra = sorted(self.model_fields_set - {"judge"})
+        if self.judge == "gold" and extra:
+            raise ValueError(f"judge gold is a rule, not a model: leave {', '.join(extra)} out")
+        return self
 
 
 class EvaluateLm(Section):

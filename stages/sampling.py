@@ -109,6 +109,7 @@ def load(model: Path, engine: params.Engine, sampling: Sampling) -> Callable[[pa
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 max_tokens=sampling.max_new_tokens,
+                stop_token_ids=engine.stop_token_ids,
                 seed=seed,
             )
             for seed in seeds

@@ -42,6 +42,21 @@ def test_neither_workers_nor_order_nor_shards_change_a_response(tiny: Path) -> N
 
 
 @pytest.mark.slow
+def test_a_stop_token_ends_a_response_and_belongs_to_it(tiny: Path) -> None:
+    rows = files.read_table(tiny / "responses.parquet", files.RESPONSES).to_pylist()
+    stop = max(token for row in rows for ids in row["token_ids"] for token in ids[:-1])
+    (tiny / "stop").mkdir()
+    set_params(tiny / "stop", TINY | {"engine.stop_token_ids": [stop]})
+    done = run_stage(tiny / "stop", "generate", "iter1", "../base", "../part.parquet", "responses.parquet")
+    assert done.returncode == 0, done.stderr
+    stopped = files.read_table(tiny / "stop" / "responses.parquet", files.RESPONSES).to_pylist()
+    for row, other in zip(rows, stopped, strict=True):
+        for ids, cut, reason in zip(row["token_ids"], other["token_ids"], other["finish_reasons"], strict=True):
+            assert cut == (ids[: ids.index(stop) + 1] if stop in ids else ids)
+            assert reason == "stop" or stop not in ids
+
+
+@pytest.mark.slow
 def test_prompts_too_long_for_the_engine_are_left_out_by_generate_only(tiny: Path) -> None:
     import pyarrow as pa
 

@@ -60,7 +60,7 @@ def rows(page: str) -> list[list[str]]:
 
 
 def test_our_figures_stand_beside_the_published_ones() -> None:
-    page = report.alpaca_page(alpaca("weighted_alpaca_eval_gpt4_turbo"), PUBLISHED)
+    page = report.alpaca_page(alpaca("gpt-4-1106-preview"), PUBLISHED)
     cells = rows(page)
     assert ["base", "Meta-Llama-3-8B-Instruct", "LC win rate", "23.02", "22.92", "0.10", "yes"] in cells
     assert ["iter1", "Llama-3-Instruct-8B-SPPO-Iter1", "win rate", "21.74", "31.74", "-10.00", "no"] in cells
