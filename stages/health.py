@@ -94,6 +94,22 @@ def shown(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
+BINS = 20
+
+
+def histogram(iteration: str, data: Path) -> pd.DataFrame:
+    """How many winners and losers have P^ in each of BINS bins: iteration, response, probability (from), upper, responses."""
+    pairs = files.read_table(data / "pairs" / f"{iteration}.parquet", files.PAIRS).to_pandas()
+    edges = [index / BINS for index in range(BINS + 1)]
+    parts = []
+    for response, column in (("winner", "chosen_probability"), ("loser", "rejected_probability")):
+        counts = pd.cut(pairs[column], edges, include_lowest=True).value_counts(sort=False)
+        parts.append(
+            pd.DataFrame({"response": response, "probability": edges[:-1], "upper": edges[1:], "responses": counts.array})
+        )
+    return pd.concat(parts).assign(iteration=iteration)
+
+
 def page(found: dict[str, dict[str, float]]) -> str:
     """health.md: the FIGURES, a column an iteration."""
     rows = [[label, *[shown(values[name]) for values in found.values()]] for name, label in FIGURES.items()]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from stages import cli, files, health, markdown, params, provenance
+from stages import cli, files, health, markdown, page, params, provenance
 from stages.markdown import number
 
 TASKS = list(params.HarnessAsset.model_fields)
@@ -177,6 +177,18 @@ def samples(answers: dict[str, list[dict[str, Any]]], seed: int) -> str:
     )
 
 
+def interval(model: str, name: str, value: float, error: float) -> dict[str, Any]:
+    """A row of a plot: a model's value under `name` and the 95 % interval about it."""
+    figures = {name: value, "lower": value - 1.96 * error, "upper": value + 1.96 * error}
+    return {"model": model} | {key: round(figure, 4) for key, figure in figures.items()}
+
+
+def mean_length(outputs: list[dict[str, Any]]) -> tuple[float, float]:
+    """Mean length of the answers in characters, as alpaca-eval takes it, and its standard error."""
+    lengths = pd.Series([len(row["output"]) for row in outputs])
+    return float(lengths.mean()), float(lengths.std(ddof=0)) / math.sqrt(len(lengths))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
@@ -196,18 +208,8 @@ def main() -> None:
     found = {name: figures for name, (figures, _) in trained.items()}
     comparison = files.read_json(args.data / "comparison.json")
 
-    rates = pd.DataFrame(
-        [
-            {
-                "model": name,
-                "win_rate": round(value["win_rate"], 4),
-                "lower": round(value["win_rate"] - 1.96 * value["standard_error"], 4),
-                "upper": round(value["win_rate"] + 1.96 * value["standard_error"], 4),
-                "average_length": value["avg_length"],
-            }
-            for name, value in alpaca.items()
-        ]
-    )
+    rates = pd.DataFrame([interval(name, "win_rate", row["win_rate"], row["standard_error"]) for name, row in alpaca.items()])
+    lengths = pd.DataFrame([interval(name, "average_length", *mean_length(outputs)) for name, outputs in answers.items()])
     matrix = pd.DataFrame(
         [
             {"model": name, "opponent": other, "win_rate": round(rate, 2)}
@@ -215,6 +217,7 @@ def main() -> None:
             for other, rate in zip(comparison["models"], rates, strict=True)
         ]
     )
+    probabilities = pd.concat([health.histogram(name, args.data) for name in wanted.iterations])
     logs = pd.concat([log for _, log in trained.values()])
     metrics: dict[str, Any] = {
         "alpaca_eval": {name: {key: value[key] for key in ALPACA_METRICS if key in value} for name, value in alpaca.items()},
@@ -232,13 +235,24 @@ def main() -> None:
         "samples.md": samples(answers, wanted.seed),
         "provenance.md": provenance.page(wanted, args.data, Path("dvc.lock")),
         "win_rate.csv": rates.to_csv(index=False),
+        "length.csv": lengths.to_csv(index=False),
         "ranker.csv": matrix.to_csv(index=False),
+        "probabilities.csv": probabilities.to_csv(index=False),
         "training.csv": logs.to_csv(index=False, float_format="%.6g"),
     }
     for name, text in pages.items():
         with files.replacing(args.out / name) as partial:
             partial.write_text(text)
     files.write_json(rounded(metrics), args.out / "metrics.json")
+    sections = {name.removesuffix(".md").replace("_", "-"): text for name, text in pages.items() if name.endswith(".md")}
+    del sections["samples"]  # the page has them all
+    rows = [
+        {"instruction": row["instruction"], "answers": {name: outputs[index]["output"] for name, outputs in answers.items()}}
+        for index, row in enumerate(answers[params.BASE])
+    ]
+    title = "SPPO: " + ", ".join(f"{name} from {start}" for name, start in wanted.iterations.items())
+    with files.replacing(args.out / "index.html") as partial:
+        partial.write_text(page.html(title, sections, page.plots(Path("dvc.yaml"), args.out), rows))
 
 
 def rounded(value: Any) -> Any:
