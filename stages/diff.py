@@ -236,13 +236,13 @@ def plots_section(a: Revision, b: Revision) -> str:
         keys = [key for key in old if key[0] == "alpaca_eval" and key[-1] == name and key in new]
         keys = [key for key in keys if all(isinstance(metrics[key], int | float) for metrics in (old, new))]
         if len(keys) > 1 and any(old[key] != new[key] for key in keys):
-            # Mermaid's quotes know no escape
+            # Mermaid's quotes know no escape and its numbers no exponent
             models = ", ".join('"' + re.sub(r"[^A-Za-z0-9_.-]", "_", key[1]) + '"' for key in keys)
             top = 100 if name == "win_rate" else math.ceil(1.1 * max(*(old[key] for key in keys), *(new[key] for key in keys)))
             charts += (
                 f'\n```mermaid\nxychart-beta\n  x-axis [{models}]\n  y-axis "{label}" 0 --> {top}\n'
-                f"  bar [{', '.join(f'{new[key]:.6g}' for key in keys)}]\n"
-                f"  line [{', '.join(f'{old[key]:.6g}' for key in keys)}]\n```\n"
+                f"  bar [{', '.join(f'{new[key]:.2f}' for key in keys)}]\n"
+                f"  line [{', '.join(f'{old[key]:.2f}' for key in keys)}]\n```\n"
             )
     if not charts:
         return ""
