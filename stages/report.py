@@ -43,6 +43,12 @@ def harness_figures(summary: dict[str, dict[str, Any]]) -> dict[str, tuple[float
     return figures | {"average": (mean, math.hypot(*[error for _, error in figures.values()]) / len(TASKS))}
 
 
+def with_errors(figures: dict[str, tuple[float, float]]) -> dict[str, Any]:
+    """Figures as metrics.json holds them, and beside them their standard errors."""
+    errors = {name: error for name, (_, error) in figures.items()}
+    return {name: value for name, (value, _) in figures.items()} | {"standard_errors": errors}
+
+
 def judged(error: float | None, published_error: float | None, difference: float) -> str:
     """Whether a difference is within the 95 % error of both; where no error was published, ours stands for it too."""
     if error is None:
@@ -221,10 +227,15 @@ def main() -> None:
     logs = pd.concat([log for _, log in trained.values()])
     metrics: dict[str, Any] = {
         "alpaca_eval": {name: {key: value[key] for key in ALPACA_METRICS if key in value} for name, value in alpaca.items()},
-        "open_llm_leaderboard": {
-            name: {task: value for task, (value, _) in harness_figures(summary).items()} for name, summary in harness.items()
-        },
-        "ranker": {name: row[0] for name, row in zip(comparison["models"], comparison["win_rates"], strict=True)},
+        "open_llm_leaderboard": {name: with_errors(harness_figures(summary)) for name, summary in harness.items()},
+        "ranker": with_errors(
+            {
+                name: (rates[0], errors[0])
+                for name, rates, errors in zip(
+                    comparison["models"], comparison["win_rates"], comparison["standard_errors"], strict=True
+                )
+            }
+        ),
         "training": found,
     }
     pages = {

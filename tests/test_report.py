@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages import files, health, markdown, params, provenance, readme, report
+from stages import diff, files, health, markdown, params, provenance, readme, report
 from stages.cli import ROOT
 
 
@@ -31,6 +31,14 @@ def test_the_average_is_plain_and_its_error_that_of_independent_tasks(values: li
     value, error = report.harness_figures(summary)["average"]
     assert value == pytest.approx(sum(v for v, _ in values) / 6)
     assert error == pytest.approx(math.sqrt(sum(e * e for _, e in values)) / 6)
+
+
+def test_metrics_hold_the_figures_and_beside_them_their_standard_errors() -> None:
+    held = report.with_errors({"mmlu": (28.0, 4.0), "average": (39.0, 2.0)})
+    assert held == {"mmlu": 28.0, "average": 39.0, "standard_errors": {"mmlu": 4.0, "average": 2.0}}
+    assert (
+        diff.standard_error(diff.flat({"open_llm_leaderboard": {"base": held}}), ("open_llm_leaderboard", "base", "mmlu")) == 4
+    )
 
 
 PUBLISHED = params.published(ROOT / "recipes/llama-3-8b/published.yaml")
