@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -134,7 +135,47 @@ def test_a_plot_is_drawn_for_every_declaration(checkout: Path) -> None:
     missing = [error["name"] for error in found.get("errors", [])]
     assert all(name.startswith("recipes/") for name in missing)  # never run, so without reports
     drawn = {name.removeprefix("dvc.yaml::") for name, plots in found["data"].items() if plots}
-    assert drawn == {"training loss", "win rate", "response length", "ranker's win rates"}
+    assert drawn == {"training loss", "win rate", "response length", "ranker's win rates", "win probabilities"}
+
+
+@pytest.fixture(params=["directory", "s3"])
+def remote(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """DVC's settings of a remote: a directory, or a bucket of an S3 server on this machine."""
+    if request.param == "directory":
+        yield {"url": str(tmp_path / "remote")}
+        return
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    endpoint = "http://{}:{}".format(*server.get_host_and_port())
+    boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket="artifacts")
+    yield {"url": "s3://artifacts/sppo", "endpointurl": endpoint}
+    server.stop()
+
+
+def test_a_clone_pulls_what_was_pushed_and_is_up_to_date(checkout: Path, remote: dict[str, str], tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", str(checkout), str(clone)], check=True)
+    for folder in (checkout, clone):
+        dvc(folder, "remote", "add", "--local", "--force", "shared", remote["url"])
+        for key in remote.keys() - {"url"}:
+            dvc(folder, "remote", "modify", "--local", "shared", key, remote[key])
+    dvc(checkout, "push", "-r", "shared", "dvc.yaml")
+    assert not (clone / "data").exists()
+
+    dvc(clone, "pull", "-r", "shared", "data/models/iter1")
+    assert [path.name for path in (clone / "data").iterdir()] == ["models"], "what one asks for, and nothing else"
+    dvc(clone, "pull", "-r", "shared", "dvc.yaml")
+    assert ran(dvc(clone, "repro")) == set()
+    status = subprocess.run(["git", "status", "--short"], cwd=clone, capture_output=True, text=True, check=True)
+    assert status.stdout == ""
+    page = "reports/index.html"
+    assert (clone / page).read_bytes() == (checkout / page).read_bytes()
+    dvc(checkout, "remote", "remove", "--local", "shared")
 
 
 @pytest.mark.slowest
