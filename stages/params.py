@@ -333,7 +333,7 @@ class PublishedAlpacaEval(Section):
     lc_standard_error: float | None = None
     win_rate: float
     standard_error: float | None = None
-    avg_length: float
+    avg_length: float | None = None
 
 
 class PublishedTable(Section):
@@ -363,7 +363,7 @@ class Published(Section):
     models: dict[str, str]
     """Model -> the published model's name."""
     alpaca_eval: PublishedAlpacaEvalTable
-    open_llm_leaderboard: PublishedHarnessTable
+    open_llm_leaderboard: PublishedHarnessTable | None = None
 
 
 class PublishedFile(Section):
