@@ -97,9 +97,12 @@ def _policy(model: str, dtype: str, batch_size: int) -> Any:
     if device == "cpu":
         torch.set_num_threads(1)  # how a sum is split among threads shows in its last digit
     try:
-        return Float32Logits(pretrained=model, dtype=dtype, batch_size=batch_size, device=device)
+        lm = Float32Logits(pretrained=model, dtype=dtype, batch_size=batch_size, device=device)
     except (OSError, ValueError) as error:
         raise StageError(f"{model}: not a model that transformers loads ({' '.join(str(error).split())[:300]})") from error
+    if getattr(lm.model.config, "attn_logit_softcapping", None):
+        lm.model.set_attn_implementation("eager")  # as in policy.load
+    return lm
 
 
 def evaluate_all(model: Path, data_sets: Path, dtype: str, batch_size: int) -> dict[str, Any]:

@@ -333,7 +333,7 @@ class PublishedAlpacaEval(Section):
     lc_standard_error: float | None = None
     win_rate: float
     standard_error: float | None = None
-    avg_length: float
+    avg_length: float | None = None
 
 
 class PublishedTable(Section):
@@ -363,7 +363,7 @@ class Published(Section):
     models: dict[str, str]
     """Model -> the published model's name."""
     alpaca_eval: PublishedAlpacaEvalTable
-    open_llm_leaderboard: PublishedHarnessTable
+    open_llm_leaderboard: PublishedHarnessTable | None = None
 
 
 class PublishedFile(Section):
@@ -374,6 +374,20 @@ class PublishedFile(Section):
 def published(path: Path) -> Published | None:
     """Read and validate published.yaml. Raises StageError."""
     return _validated(PublishedFile, read(path), path, {}).published
+
+
+class Variant(Section):
+    """recipes/variants/*.yaml: what a variant of a recipe has otherwise."""
+
+    params: dict[str, Any]
+    """Key in params.yaml, dotted -> value."""
+    published: dict[str, Published] | None = None
+    """Base policy's repo -> figures published of this variant of it; no such key: those of the recipe stay."""
+
+
+def variant(path: Path) -> Variant:
+    """Read and validate a variant, all but the values of its parameters. Raises StageError."""
+    return _validated(Variant, read(path), path, {})
 
 
 def models(iterations: dict[str, str]) -> list[str]:
@@ -410,6 +424,20 @@ def validate(path: Path) -> Params:
     return _validated(Params, read(path), path, {})
 
 
+def validate_unpinned(document: dict[str, Any], path: Path) -> Params:
+    """Validate what stands or is to stand in `path`, but for revisions that `--pin` is to look up. Raises StageError."""
+    return _validated(Params, _as_if_pinned(document), path, {})
+
+
+def _as_if_pinned(node: Any) -> Any:
+    if not isinstance(node, dict):
+        return node
+    copy = {key: _as_if_pinned(value) for key, value in node.items()}
+    if isinstance(node.get("repo"), str) and Asset.model_construct(repo=node["repo"]).on_hub:
+        copy["revision"] = "0" * 40
+    return copy
+
+
 def read(path: Path) -> dict[str, Any]:
     """The YAML mapping in `path`, unvalidated. Raises StageError where there is none."""
     if not path.is_file():
@@ -435,7 +463,7 @@ def _validated(model: type[Model], values: dict[str, Any], path: Path, names: di
             message = {"missing": "is missing", "extra_forbidden": "is not a parameter"}.get(
                 problem["type"], problem["msg"].removeprefix("Value error, ")
             )
-            given = "" if problem["type"] in ("missing", "value_error") else f" (found {problem['input']!r})"
+            given = "" if problem["type"] in ("missing", "value_error", "extra_forbidden") else f" (found {problem['input']!r})"
             lines.append(f"{where or 'file'}: {message}{given}")
         if any(NOT_PINNED in line for line in lines):
             folder = path.resolve().parent

@@ -117,6 +117,8 @@ def load(path: Path, dtype: params.Precision) -> tuple[Any, Any]:
 
     local = pointers.resolve(path)
     model = AutoModelForCausalLM.from_pretrained(local, dtype=getattr(torch, dtype), use_safetensors=True)
+    if getattr(model.config, "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")  # Gemma 2: transformers' default kernel leaves the capping out, vLLM does not
     return model, AutoTokenizer.from_pretrained(local)
 
 

@@ -99,7 +99,7 @@ def alpaca_comparison(alpaca: dict[str, dict[str, Any]], published: params.Publi
             ("average length", "avg_length", ""),
         ):
             value, reported = alpaca[name].get(rate), getattr(theirs, rate)
-            difference = None if value is None else value - reported
+            difference = None if value is None or reported is None else value - reported
             within = "–" if difference is None else judged(alpaca[name].get(error), getattr(theirs, error, None), difference)
             rows.append([name, published.models[name], label, number(value), number(reported), number(difference), within])
     header = ["model", "published as", "figure", "ours", "published", "difference", "within error"]
@@ -128,7 +128,7 @@ def harness_page(harness: dict[str, dict[str, dict[str, Any]]], published: param
         + f"\nPercent ± standard error: {markdown.escape(shots)}. "
         + "MMLU is the plain mean over its 57 subjects, as on the leaderboard.\n"
     )
-    if published is None:
+    if published is None or published.open_llm_leaderboard is None:
         return text + "No figures are published of these models.\n"
     rows = []
     for name, theirs in published.open_llm_leaderboard.models.items():

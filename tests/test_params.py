@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 from stages import params
 from stages.cli import ROOT, StageError
 
-RECIPE = ROOT / "recipes" / "llama-3-8b" / "params.yaml"
+RECIPES = sorted(ROOT.glob("recipes/*/params.yaml"))
 
 
 def _changed(path: Path, change: Callable[[dict[str, Any]], object], source: Path = ROOT / "params.yaml") -> Path:
@@ -118,18 +118,37 @@ def test_a_file_that_holds_no_parameters_is_refused(tmp_path: Path, text: str | 
     assert "\n" not in str(error.value)
 
 
-def test_the_recipe_is_valid_but_for_revisions_to_look_up(tmp_path: Path) -> None:
-    text = RECIPE.read_text()
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.parent.name)
+def test_a_recipe_is_valid_but_for_revisions_to_look_up(path: Path, tmp_path: Path) -> None:
+    text = path.read_text()
     if "revision: null" in text:
         with pytest.raises(StageError) as error:
-            params.validate(RECIPE)
-        *problems, remedy = str(error.value).removeprefix(f"{RECIPE}: ").split("; ")
+            params.validate(path)
+        *problems, remedy = str(error.value).removeprefix(f"{path}: ").split("; ")
         assert len(problems) == len(re.findall(r"revision: null", text))
         assert all(problem.endswith("is not a full 40-digit commit") for problem in problems)
-        assert remedy.endswith("`python -m stages.assets --pin recipes/llama-3-8b`")
+        assert remedy.endswith(f"`python -m stages.assets --pin recipes/{path.parent.name}`")
     pinned = tmp_path / "params.yaml"
     pinned.write_text(text.replace("revision: null", f"revision: {'a' * 40}"))
     recipe = params.validate(pinned)
-    assert (recipe.eta, recipe.generate.samples, recipe.train.learning_rate, recipe.train.accumulation) == (1000, 5, 5e-7, 1)
+    assert (recipe.eta, recipe.generate.samples, recipe.train.learning_rate, recipe.train.global_batch) == (1000, 5, 5e-7, 64)
     assert recipe.assets.prompts.parts is not None
     assert list(recipe.assets.prompts.parts.splits) == list(recipe.iterations)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.parent.name)
+def test_a_recipes_published_figures_are_of_its_models(path: Path) -> None:
+    published = params.published(path.parent / "published.yaml")
+    assert published is not None
+    names = params.models(params.read(path)["iterations"])
+    tables = [published.alpaca_eval, *filter(None, [published.open_llm_leaderboard])]
+    assert [list(published.models), *[list(table.models) for table in tables]] == [names] * (1 + len(tables))
+
+
+def test_only_what_pinning_will_mend_is_overlooked() -> None:
+    document = params.read(ROOT / "params.yaml")
+    document["assets"]["prompts"] = {"repo": "a/b"}
+    assert params.validate_unpinned(document, Path("params.yaml")).assets.prompts.repo == "a/b"
+    document["assets"]["prompts"] = {"repo": "./a", "revision": None, "count": 1}
+    with pytest.raises(StageError, match="count goes with repo: miniature only"):
+        params.validate_unpinned(document, Path("params.yaml"))

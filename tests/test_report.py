@@ -95,8 +95,24 @@ def test_within_error_is_of_both(error: float | None, theirs: float | None, diff
     assert report.judged(error, theirs, difference) == within
 
 
+def test_a_figure_that_was_not_published_is_a_dash() -> None:
+    gemma = params.published(ROOT / "recipes/gemma-2-9b/published.yaml")
+    assert gemma
+    cells = rows(report.alpaca_page(alpaca("gpt-4-1106-preview"), gemma))
+    assert ["base", "Gemma-2-9B-It", "average length", "1900.00", "–", "–", "–"] in cells
+    assert ["iter1", "Gemma-2-9B-It-SPPO-Iter1", "average length", "1900.00", "1669.00", "231.00", "–"] in cells
+
+
+def test_the_harness_page_without_a_published_table_says_so() -> None:
+    gemma = params.published(ROOT / "recipes/gemma-2-9b/published.yaml")
+    summary = {task: {"value": 50.0, "standard_error": 1.0, "shots": 5, "metric": "acc"} for task in report.TASKS}
+    assert report.harness_page({"base": summary}, gemma) == report.harness_page({"base": summary}, None)
+    assert "No figures are published of these models." in report.harness_page({"base": summary}, gemma)
+
+
 def test_the_harness_page_marks_what_is_beyond_error() -> None:
     assert PUBLISHED
+    assert PUBLISHED.open_llm_leaderboard
     theirs = PUBLISHED.open_llm_leaderboard.models["base"]
     summary = {
         task: {"value": theirs[task] + (9 if task == "gsm8k" else 1), "standard_error": 1.2, "shots": 5, "metric": "acc_norm"}
@@ -106,9 +122,12 @@ def test_the_harness_page_marks_what_is_beyond_error() -> None:
     assert differences[2:] == ["+1.00", "+1.00", "+1.00", "+9.00 (beyond error)", "+1.00", "+1.00", "+2.34 (beyond error)"]
 
 
-def test_the_published_averages_are_those_of_their_tasks() -> None:
-    assert PUBLISHED
-    for figures in PUBLISHED.open_llm_leaderboard.models.values():
+@pytest.mark.parametrize("recipe", ["llama-3-8b", "mistral-7b"])
+def test_the_published_averages_are_those_of_their_tasks(recipe: str) -> None:
+    published = params.published(ROOT / "recipes" / recipe / "published.yaml")
+    assert published
+    assert published.open_llm_leaderboard
+    for figures in published.open_llm_leaderboard.models.values():
         assert figures["average"] == pytest.approx(sum(figures[task] for task in report.TASKS) / 6, abs=0.0051)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from running import TINY, run_stage, set_params
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config
 
 from stages import files, policy, sppo
 
@@ -145,6 +145,24 @@ def test_fewer_pairs_than_a_batch_is_one_line(pairs: Path) -> None:
         "train: error: 20 pairs are less than one global batch: lower train.global_batch 64"
     )
     assert not (folder / "iter1").exists()
+
+
+def test_attention_logits_are_capped_where_the_policy_caps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    torch.manual_seed(0)
+    gemma = AutoModelForCausalLM.from_config(Gemma2Config(**sizes, **heads, attn_logit_softcapping=0.5))
+    for weights in gemma.parameters():
+        weights.data.normal_(0, 0.5)
+    gemma.save_pretrained(tmp_path)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda path: None)
+    loaded, _ = policy.load(tmp_path, "float32")
+    tokens = torch.arange(9)[None]
+    capped = loaded(tokens).logits
+    loaded.config.attn_logit_softcapping = None
+    for layer in loaded.model.layers:
+        layer.self_attn.attn_logit_softcapping = None
+    assert (capped - loaded(tokens).logits).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("vocabulary", [7, 50])

@@ -8,13 +8,9 @@ python -m stages.assets --fetch RECIPE   fetch the models that pointers below RE
 import argparse
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from ruamel.yaml import YAML
-
-from stages import cli, files, params, pointers
+from stages import cli, files, params, pointers, recipe
 from stages.assets import hub
 from stages.cli import StageError
 
@@ -25,10 +21,10 @@ def pin(path: Path) -> None:
     A branch or tag given as revision is replaced by its commit. Raises StageError, and writes nothing, where one is unknown.
     """
     params.read(path)
-    yaml = _yaml()
+    yaml = recipe.round_trip()
     document = yaml.load(path)
     found = 0
-    for name, asset in _assets(document.get("assets"), "assets"):
+    for name, asset in recipe.assets(document.get("assets"), "assets"):
         if not params.Asset.model_construct(repo=asset["repo"]).on_hub:
             continue
         if re.fullmatch("[0-9a-f]{40}", str(asset.get("revision"))):
@@ -56,24 +52,6 @@ def fetch(recipe: Path) -> None:
         )
     for pointer in found:
         hub.fetch_pointer(pointer.parent)
-
-
-def _assets(node: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Every mapping with a repo, with its dotted name."""
-    if isinstance(node, dict):
-        if isinstance(node.get("repo"), str):
-            yield name, node
-        for key, value in node.items():
-            yield from _assets(value, f"{name}.{key}")
-
-
-def _yaml() -> YAML:
-    """Round-trip YAML that leaves every line that did not change as it was."""
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 10**6
-    yaml.representer.add_representer(type(None), lambda self, _: self.represent_scalar("tag:yaml.org,2002:null", "null"))
-    return yaml
 
 
 def main() -> None:
