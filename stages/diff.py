@@ -28,7 +28,7 @@ ERRORS = {"win_rate": "standard_error", "length_controlled_winrate": "lc_standar
 """AlpacaEval's figures and its names of their standard errors."""
 NESTED_ERRORS = "standard_errors"
 """In metrics.json the mapping, beside figures, of their names to their standard errors."""
-PLOTS = "training loss, win rate with its 95 % interval, response length, ranker's win rates"
+PLOTS = "training loss, win rate and response length with 95 % intervals, ranker's win rates, win probabilities"
 WORDS = {True: "yes", False: "no", None: "–"}
 
 Flat = dict[tuple[str, ...], Any]

@@ -251,6 +251,8 @@ class Train(Section):
     """0: no clipping."""
     dtype: Precision
     gradient_checkpointing: bool
+    report_to: Literal["none", "tensorboard", "wandb"]
+    """Where the training log goes while it grows, beside its file: to scratch/tensorboard, or to Weights & Biases."""
 
     @model_validator(mode="after")
     def _divides(self) -> Self:

@@ -4,6 +4,7 @@ Both run on `train.devices` processes, a GPU each where there are GPUs. Called w
 more than one process; under DeepSpeed's launcher or torchrun (several nodes, say) they take the place it gives them.
 """
 
+import importlib.util
 import logging
 import os
 import socket
@@ -56,17 +57,22 @@ def trainer_arguments(
     *,
     accumulation: int = 1,
     max_grad_norm: float = 0,
+    report_to: str = "none",
     **more: Any,
 ) -> Any:
     """TrainingArguments under DeepSpeed ZeRO-3, with `more` of their own; call it within the distributed group.
 
-    Raises StageError where a launcher started another number of processes than `devices`.
+    Raises StageError where a package to report to is missing, or where a launcher started another number of processes than `devices`.
     """
     import deepspeed
     import torch
     from transformers import TrainingArguments
     from transformers.utils import logging as transformers_logging
 
+    if report_to != "none" and importlib.util.find_spec(report_to) is None:
+        raise StageError(
+            f"train.report_to is {report_to}, which is not installed: `.venv/main/bin/python -m pip install {report_to}`"
+        )
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else a minute's C++ build at the first start on CPU
     deepspeed.utils.logger.setLevel("WARNING")
     transformers_logging.set_verbosity_error()
@@ -94,8 +100,8 @@ def trainer_arguments(
         per_device_eval_batch_size=device_batch,
         gradient_accumulation_steps=accumulation,
         max_grad_norm=max_grad_norm,
+        report_to=report_to,
         seed=seed,
-        report_to=[],
         save_strategy="no",
         remove_unused_columns=False,
         use_cpu=not torch.cuda.is_available(),

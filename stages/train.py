@@ -5,6 +5,7 @@ at 1". The global batch is the same pairs in the same order on any number of dev
 """
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def train(
     cli.log.info(
         "%d pairs, %d steps an epoch; %d pairs beyond the last whole batch left out", len(kept), steps, len(rows) - len(kept)
     )
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(cli.SCRATCH / "tensorboard" / out.name))
     arguments = policy.trainer_arguments(
         settings.devices,
         settings.device_batch,
@@ -63,6 +65,8 @@ def train(
         gradient_checkpointing=settings.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         logging_steps=1,
+        report_to=settings.report_to,
+        run_name=out.name,
         logging_nan_inf_filter=False,
     )
     model, tokenizer = policy.load(model_path, settings.dtype)
@@ -105,6 +109,7 @@ def train(
                 clipped = int(0 < settings.max_grad_norm < norm)
                 values = [self.state.global_step, means[0], logs["learning_rate"], norm, clipped, *means[1:]]
                 records.append(dict(zip(LOG_COLUMNS, values, strict=True)))
+                logs = logs | records[-1]
             super().log(logs, start_time)
 
     trainer = SPPOTrainer(model=model, args=arguments, data_collator=policy.collator(tokenizer), train_dataset=kept)

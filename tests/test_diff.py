@@ -139,7 +139,7 @@ def test_win_rate_and_length_are_drawn_of_both(page: str) -> None:
 
 def test_the_page_names_the_plots_that_dvc_draws() -> None:
     declared = [name for plot in YAML(typ="safe").load(ROOT / "dvc.yaml")["plots"] for name in plot]
-    assert all(name in diff.PLOTS for name in declared)
+    assert all(name in diff.PLOTS for name in declared), "say what `dvc plots diff` draws"
 
 
 def test_a_model_cannot_leave_its_quotes_in_a_chart() -> None:

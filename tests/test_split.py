@@ -137,7 +137,7 @@ def test_the_stage_writes_a_file_each_byte_for_byte_stable(tmp_path: Path) -> No
 
 def test_the_stage_refuses_repeated_ids_and_missing_input(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text(
-        "seed: 3\nsplit: {prompts_per_iteration: 1, hold_out: 1}\niterations: {iter1: base}\n"
+        "seed: 3\nsplit: {prompts_per_iteration: 1, hold_out: 2}\niterations: {iter1: base}\n"
     )
     files.write_table(table([("Same?", None)] * 5), files.PROMPTS, tmp_path / "prompts.parquet")
     for name, message in (

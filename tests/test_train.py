@@ -135,6 +135,33 @@ def test_pairs_that_are_not_of_this_policy_stop_at_the_first_step(pairs: Path, c
 
 
 @pytest.mark.slow
+def test_the_log_goes_to_tensorboard_too(trained: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = trained / "tensorboard"
+    folder.mkdir()
+    set_params(folder, TINY | {"train.report_to": "tensorboard"})
+    done = run_stage(folder, "train", "../base", "../pairs.parquet", "iter1", "iter1.csv")
+    assert done.returncode == 0, done.stderr
+    assert (folder / "iter1.csv").read_bytes() == (trained / "iter1.csv").read_bytes()
+    events = EventAccumulator(str(folder / "scratch" / "tensorboard" / "iter1"))
+    events.Reload()
+    for column in ("loss", "kl", "chosen_log_ratio"):
+        logged = [event.value for event in events.Scalars(f"train/{column}")]
+        assert logged == pytest.approx(pd.read_csv(folder / "iter1.csv")[column].tolist(), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_tracker_that_is_not_installed_is_one_line(trained: Path) -> None:
+    folder = trained / "wandb"
+    folder.mkdir()
+    set_params(folder, TINY | {"train.report_to": "wandb"})
+    done = run_stage(folder, "train", "../base", "../pairs.parquet", "iter1", "iter1.csv")
+    assert done.returncode == 1
+    assert "train.report_to is wandb, which is not installed" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
 def test_fewer_pairs_than_a_batch_is_one_line(pairs: Path) -> None:
     folder = pairs / "few"
     folder.mkdir()
