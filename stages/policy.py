@@ -62,7 +62,8 @@ def trainer_arguments(
 ) -> Any:
     """TrainingArguments under DeepSpeed ZeRO-3, with `more` of their own; call it within the distributed group.
 
-    Raises StageError where a package to report to is missing, or where a launcher started another number of processes than `devices`.
+    Raises StageError where a package to report to is missing, or where a launcher started another number of processes than
+    `devices`.
     """
     import deepspeed
     import torch
