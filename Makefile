@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/.venv/main/bin:$(PATH)
 help:
 	@echo "make env       install the three environments into .venv"
 	@echo "make repro     run the miniature experiment, prompts to tables; again: only what changed"
-	@echo "make readme    copy the tables of reports/ into README.md, as a test wants them"
+	@echo "make readme    copy tables into README.md and docs/, as a test wants them"
 	@echo "make test      format, lint, types and all tests but the slowest"
 	@echo "make test-all  the slowest tests too"
 	@echo "make check     format, lint and types only"

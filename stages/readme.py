@@ -1,20 +1,47 @@
-"""Copy the miniature's tables from reports/ into README.md, between the comments that name them."""
+"""Fill what is made elsewhere into the documents: the miniature's tables into README.md, the schemas into docs/artifacts.md.
+
+Each stands between the comments that name it.
+"""
 
 from pathlib import Path
 
+from stages import files, markdown
+
 TABLES = ["alpaca_eval", "open_llm_leaderboard"]
+SCHEMAS = {
+    "data/prompts.parquet": files.PROMPTS,
+    "data/split/*.parquet": files.PART,
+    "data/responses/*.parquet, data/hold_out/*.parquet": files.RESPONSES,
+    "data/rankings/*.parquet": files.RANKINGS,
+    "data/pairs/*.parquet": files.PAIRS,
+}
 
 
-def filled(readme: str, reports: Path) -> str:
-    """The README with the tables, and the lines beneath them, of reports/*.md in their places."""
+def filled(text: str, name: str, content: str) -> str:
+    """The text with `content` between the comments `name` and `/name`."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    head, _, rest = text.partition(begin)
+    return head + begin + content.strip() + "\n" + end + rest.partition(end)[2]
+
+
+def schemas() -> str:
+    """Files, their columns and the columns' types."""
+    rows = []
+    for path, schema in SCHEMAS.items():
+        columns = [f"{field.name}: {str(field.type).replace('item: ', '')}" for field in schema]
+        rows.append([path, "; ".join(columns)])
+    return markdown.table(["path", "columns"], rows, text=True)
+
+
+def documents(root: Path) -> dict[Path, str]:
+    """Document -> its text, filled."""
+    readme, artifacts = root / "README.md", root / "docs" / "artifacts.md"
+    text = readme.read_text()
     for name in TABLES:
-        page = (reports / f"{name}.md").read_text().replace("# ", "### ", 1).strip()
-        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-        head, _, rest = readme.partition(begin)
-        readme = head + begin + page + "\n" + end + rest.partition(end)[2]
-    return readme
+        text = filled(text, name, (root / "reports" / f"{name}.md").read_text().replace("# ", "### ", 1))
+    return {readme: text, artifacts: filled(artifacts.read_text(), "schemas", schemas())}
 
 
 if __name__ == "__main__":
-    path = Path("README.md")
-    path.write_text(filled(path.read_text(), Path("reports")))
+    for path, text in documents(Path()).items():
+        path.write_text(text)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages import diff, files, health, markdown, params, provenance, readme, report
+from stages import diff, files, health, markdown, params, provenance, report
 from stages.cli import ROOT
 
 
@@ -160,9 +160,3 @@ def test_provenance_names_values_hashes_and_circumstances(tmp_path: Path) -> Non
 
 def test_numbers_are_rounded_to_six_digits_wherever_they_stand() -> None:
     assert report.rounded({"a": {"b": 1.23456789, "c": 5}, "d": "x"}) == {"a": {"b": 1.23457, "c": 5}, "d": "x"}
-
-
-def test_the_readme_shows_the_reports_tables() -> None:
-    text = (ROOT / "README.md").read_text()
-    assert readme.filled(text, Path(ROOT / "reports")) == text, "run `make readme`"
-    assert "| iter3 |" in text
