@@ -72,7 +72,8 @@ def trainer_arguments(
 
     if report_to != "none" and importlib.util.find_spec(report_to) is None:
         raise StageError(
-            f"train.report_to is {report_to}, which is not installed: `.venv/main/bin/python -m pip install {report_to}`"
+            f"train.report_to is {report_to}, which is not installed: "
+            f"`.venv/uv/bin/uv pip install --python .venv/main {report_to}`"
         )
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else a minute's C++ build at the first start on CPU
     deepspeed.utils.logger.setLevel("WARNING")

@@ -227,6 +227,8 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "code").write_text("1")
     (folder / ".gitignore").write_text("/model\n")
     git(folder, "init", "-q")
+    for key in ("user.name", "user.email"):  # which `dvc exp save` asks for
+        git(folder, "config", key, "t@t")
     for command in (["init", "-q"], ["repro", "-q"]):
         subprocess.run(["dvc", *command], cwd=folder, env=ENVIRONMENT, check=True)
     commit(folder, "run")

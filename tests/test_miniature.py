@@ -56,6 +56,12 @@ def ran(output: str) -> set[str]:
     return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage '")}
 
 
+def restore(folder: Path) -> None:
+    """Back to what the last commit says, as after an experiment that is not kept."""
+    subprocess.run(["git", "checkout", "-q", "."], cwd=folder, check=True)
+    dvc(folder, "checkout", "--quiet", "--force", "dvc.yaml")
+
+
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone of the working tree with the smallest parameters, run once."""
@@ -69,13 +75,15 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     set_params(folder, SMALLEST)
     for command in (
         ["init", "-q"],
+        ["config", "user.name", "t"],
+        ["config", "user.email", "t@t"],
         ["add", "-A"],
-        ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "smallest"],
+        ["commit", "-qm", "smallest"],
     ):
         subprocess.run(["git", *command], cwd=folder, check=True)
     dvc(folder, "repro")
     subprocess.run(["git", "add", "-A"], cwd=folder, check=True)
-    subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "run"], cwd=folder, check=True)
+    subprocess.run(["git", "commit", "-qm", "run"], cwd=folder, check=True)
     return folder
 
 
@@ -117,7 +125,7 @@ def test_eta_reruns_training_and_what_follows_it(checkout: Path) -> None:
     assert ratio == pytest.approx(1e4, rel=1e-3)
     assert "large-eta" in dvc(checkout, "exp", "show", "--csv")
     assert "first_loss" in dvc(checkout, "metrics", "diff", "HEAD")
-    subprocess.run(["git", "checkout", "-q", "."], cwd=checkout, check=True)
+    restore(checkout)
     assert ran(dvc(checkout, "repro")) == set()
 
 
@@ -126,7 +134,7 @@ def test_a_further_iteration_runs_only_itself(checkout: Path) -> None:
     new = {f"{stage}@iter2" for stage in ("generate", "rank", "reference", "train", "answer", "evaluate-alpaca", "evaluate-lm")}
     assert ran(output) == new | {"split", "compare", "report"}
     assert "| iter2 |" in (checkout / "reports/alpaca_eval.md").read_text()
-    subprocess.run(["git", "checkout", "-q", "."], cwd=checkout, check=True)
+    restore(checkout)
 
 
 def test_a_plot_is_drawn_for_every_declaration(checkout: Path) -> None:
@@ -176,6 +184,44 @@ def test_a_clone_pulls_what_was_pushed_and_is_up_to_date(checkout: Path, remote:
     page = "reports/index.html"
     assert (clone / page).read_bytes() == (checkout / page).read_bytes()
     dvc(checkout, "remote", "remove", "--local", "shared")
+
+
+@pytest.mark.slowest
+def test_a_sweep_is_queued_run_compared_and_kept(checkout: Path) -> None:
+    dvc(checkout, "exp", "run", "--queue", "-n", "sweep", "-S", "eta=3,30")
+    dvc(checkout, "exp", "run", "--run-all")
+    table = dvc(checkout, "exp", "show", "--md")
+    assert all(name in table for name in ("sweep-1", "sweep-2"))
+    page = subprocess.run(
+        [sys.executable, "-m", "stages.diff", "sweep-1", "sweep-2"], cwd=checkout, capture_output=True, text=True, check=True
+    ).stdout
+    assert "| eta | 3 | 30 |" in page
+    dvc(checkout, "exp", "branch", "sweep-2", "kept")
+    subprocess.run(["git", "switch", "-q", "kept"], cwd=checkout, check=True)
+    dvc(checkout, "checkout", "dvc.yaml")
+    assert "eta: 30" in (checkout / "params.yaml").read_text()
+    assert ran(dvc(checkout, "repro")) == set()
+    subprocess.run(["git", "switch", "-q", "-"], cwd=checkout, check=True)
+    restore(checkout)
+
+
+@pytest.mark.slowest
+def test_only_the_evaluations_run_again(checkout: Path) -> None:
+    output = dvc(checkout, "exp", "run", "-S", "evaluate_lm.batch_size=16")
+    assert ran(output) - {"report"} == {"evaluate-lm-base", "evaluate-lm@iter1"}
+    restore(checkout)
+    assert ran(dvc(checkout, "repro", "--single-item", "--force", "report")) == {"report"}
+    dvc(checkout, "repro")
+
+
+@pytest.mark.slowest
+def test_seeds_have_a_mean_and_a_deviation(checkout: Path) -> None:
+    dvc(checkout, "exp", "run", "-n", "seed1", "-S", "seed=1")
+    restore(checkout)
+    command = [sys.executable, "-m", "stages.means", "HEAD", "seed1"]
+    page = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True).stdout
+    rates = [json.loads((checkout / "reports/metrics.json").read_text())["alpaca_eval"]["iter1"]["win_rate"]]
+    assert f"{rates[0]:.2f}, " in page
 
 
 @pytest.mark.slowest
