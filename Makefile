@@ -3,11 +3,12 @@
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/main/bin:$(PATH)
 
-.PHONY: help env repro readme test test-all check clean
+.PHONY: help env repro verify readme test test-all check clean
 
 help:
 	@echo "make env       install the three environments into .venv"
 	@echo "make repro     run the miniature experiment, prompts to tables; again: only what changed"
+	@echo "make verify    read every artifact: present, unharmed, of its schema, and the reports made again of them"
 	@echo "make readme    copy tables into README.md and docs/, as a test wants them"
 	@echo "make test      format, lint, types and all tests but the slowest"
 	@echo "make test-all  the slowest tests too"
@@ -22,6 +23,9 @@ repro: env
 	dvc repro
 	@python -m stages.timings show
 	@echo "Look at reports/alpaca_eval.md, reports/open_llm_leaderboard.md and the others beside them; plots: dvc plots show"
+
+verify: env
+	@python -m stages.verify
 
 readme: env
 	@python -m stages.readme

@@ -116,6 +116,12 @@ def test_every_iteration_has_its_stages(folder):
             assert f"{prefix}{stage}@{name}" in STAGES
 
 
+def test_no_dependency_is_an_empty_folder():
+    """DVC looks into no folder below .dvc: as a dependency it would never change."""
+    stages = YAML(typ="safe").load(ROOT / "dvc.lock")["stages"]
+    assert not [(name, dep["path"]) for name, stage in stages.items() for dep in stage["deps"] if dep.get("nfiles") == 0]
+
+
 def test_there_is_a_recipe():
     assert RECIPES
 
