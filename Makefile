@@ -31,10 +31,10 @@ readme: env
 	@python -m stages.readme
 
 test: check
-	pytest -m "not slowest" -n 2 --dist loadfile --durations=15
+	pytest -m "not slowest" --durations=15
 
 test-all: check
-	pytest -m "" -n 2 --dist loadfile --durations=15
+	pytest -m "" --durations=15
 
 check: env
 	ruff format --check stages tests
