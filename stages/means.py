@@ -20,7 +20,7 @@ def page(revisions: list[diff.Revision]) -> str:
     metrics = [revision.metrics or {} for revision in revisions]
     rows = []
     for key, first in metrics[0].items():
-        wanted = key[0] in TABLES and isinstance(first, int | float) and not any("standard_error" in part for part in key)
+        wanted = key[0] in TABLES and isinstance(first, int | float) and not diff.is_error(key)
         if wanted and all(key in other for other in metrics):
             values = [float(other[key]) for other in metrics]
             mean, deviation = statistics.fmean(values), statistics.stdev(values)
