@@ -7,13 +7,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from stages import cli, files, params, sampling
+from stages import cli, files, params, sampling, schemas
 
 
 def draw(model: Path, name: str, texts: list[str], seed: int, engine: params.Engine, answer: params.Answer) -> pa.Table:
-    """One response to each of the texts, as files.RESPONSES. name: the generator's, and part of every sample's seed."""
+    """One response to each of the texts, as schemas.RESPONSES. name: the generator's, and part of every sample's seed."""
     ids = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
-    part = pa.table({"prompt_id": ids, "prompt": texts}, schema=files.PART)
+    part = pa.table({"prompt_id": ids, "prompt": texts}, schema=schemas.PART)
     wanted = sampling.Sampling(
         samples=1,
         temperature=answer.temperature,
@@ -47,10 +47,10 @@ def main() -> None:
     args = parser.parse_args()
     wanted = params.load("seed", "engine", "answer")
     instructions = files.read_records(args.alpaca_eval / "reference_outputs.json", ["dataset", "instruction"])
-    texts = [row["instruction"] for row in instructions] + files.read_table(args.hold_out, files.PART)["prompt"].to_pylist()
+    texts = [row["instruction"] for row in instructions] + files.read_table(args.hold_out, schemas.PART)["prompt"].to_pylist()
     responses = draw(args.model, args.name, texts, wanted.seed, wanted.engine, wanted.answer)  # together: one start of vLLM
     files.write_json(outputs(args.name, instructions, responses.slice(0, len(instructions))), args.out)
-    files.write_table(responses.slice(len(instructions)), files.RESPONSES, args.hold_out_out)
+    files.write_table(responses.slice(len(instructions)), schemas.RESPONSES, args.hold_out_out)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from stages import cli, files, params, rank, shards
+from stages import cli, files, params, rank, schemas, shards
 from stages.cli import StageError
 
 
 def side_by_side(answers: list[tuple[Path, pa.Table]]) -> pa.Table:
-    """One table of files.RESPONSES with the models' single responses as each prompt's K responses.
+    """One table of schemas.RESPONSES with the models' single responses as each prompt's K responses.
 
     Raises StageError where the models did not answer the same prompts in the same order, once each.
     """
@@ -25,7 +25,7 @@ def side_by_side(answers: list[tuple[Path, pa.Table]]) -> pa.Table:
         drawn[0] | {name: [value for one in drawn for value in one[name]] for name in lists}
         for drawn in zip(*(table.to_pylist() for _, table in answers), strict=True)
     ]
-    return pa.Table.from_pylist(rows, schema=files.RESPONSES)
+    return pa.Table.from_pylist(rows, schema=schemas.RESPONSES)
 
 
 def win_rates(rankings: list[dict[str, Any]]) -> tuple[list[list[float]], list[list[float]]]:
@@ -49,7 +49,7 @@ def main() -> None:
     wanted = params.load("iterations", "rank")
     models = params.models(wanted.iterations)
     paths = [args.answers / f"{name}.parquet" for name in models]
-    table = side_by_side([(path, files.read_table(path, files.RESPONSES)) for path in paths])
+    table = side_by_side([(path, files.read_table(path, schemas.RESPONSES)) for path in paths])
     key = {
         "ranker": files.digest(args.ranker),
         "answers": [files.digest(path) for path in paths],
@@ -57,7 +57,7 @@ def main() -> None:
     }
     arguments = (args.ranker, wanted.rank)
     rankings = shards.map_shards(
-        "compare", table, wanted.rank.shard_size, rank.load, arguments, files.RANKINGS, key, cores=True
+        "compare", table, wanted.rank.shard_size, rank.load, arguments, schemas.RANKINGS, key, cores=True
     )
     rates, errors = win_rates(rankings.to_pylist())
     files.write_json({"models": models, "win_rates": rates, "standard_errors": errors, "n": rankings.num_rows}, args.out)

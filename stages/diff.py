@@ -16,10 +16,8 @@ from typing import Any
 
 from dvc.fs import GitFileSystem
 from dvc.scm import SCM, RevError, SCMError, resolve_rev
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
-from stages import markdown
+from stages import documents, markdown
 from stages.cli import StageError
 
 WORKSPACE = "workspace"
@@ -66,7 +64,7 @@ def read(rev: str, folder: Path) -> Revision:
         else:
             fs, inner = GitFileSystem(scm=scm, rev=sha), f"/{path.relative_to(root).as_posix()}"
             content = fs.open(inner, "rb").read() if fs.isfile(inner) else None
-        found[name] = None if content is None else mapping(content, f"{folder / name} at {rev}")
+        found[name] = None if content is None else documents.mapping(content, f"{folder / name} at {rev}")
     params, metrics, lock = found.values()
     return Revision(
         title=rev if sha is None else sha[:7] if sha.startswith(rev) else f"{rev} ({sha[:7]})",
@@ -74,17 +72,6 @@ def read(rev: str, folder: Path) -> Revision:
         metrics=None if metrics is None else flat(metrics),
         stages=None if lock is None else lock.get("stages", {}),
     )
-
-
-def mapping(content: bytes, where: str) -> dict[str, Any]:
-    """The mapping that YAML (and so JSON) holds. Raises StageError where it holds none."""
-    try:
-        document = YAML(typ="safe").load(content)
-    except YAMLError as error:
-        raise StageError(f"{where}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(document, dict):
-        raise StageError(f"{where}: a mapping is wanted, not {type(document).__name__}")
-    return document
 
 
 def flat(nested: dict[str, Any], path: tuple[str, ...] = ()) -> Flat:
@@ -153,7 +140,7 @@ def beyond_noise(a: Flat, b: Flat, key: tuple[str, ...]) -> bool | None:
     errors = standard_error(a, key), standard_error(b, key)
     if key not in a or key not in b or errors[0] is None or errors[1] is None:
         return None
-    return bool(abs(b[key] - a[key]) > 1.96 * math.hypot(errors[0], errors[1]))
+    return bool(abs(b[key] - a[key]) > markdown.INTERVAL * math.hypot(errors[0], errors[1]))
 
 
 def difference(a: Flat, b: Flat, key: tuple[str, ...]) -> str:
@@ -180,9 +167,9 @@ def metrics_section(a: Revision, b: Revision) -> str:
     yes, no = noise.count(True), noise.count(False)
     if yes + no:
         text += (
-            f"\nFigure ± standard error. {yes} of {yes + no} changes are more than noise: outside ±1.96 √(a² + b²), a and b "
-            "being the two standard errors, that is two-sided, 95 %, as if the evaluations were independent. Without any "
-            "effect one change in twenty would be.\n"
+            f"\nFigure ± standard error. {yes} of {yes + no} changes are more than noise: outside ±{markdown.INTERVAL} √(a² + b²), "
+            "a and b being the two standard errors, that is two-sided, 95 %, as if the evaluations were independent. Without "
+            "any effect one change in twenty would be.\n"
         )
     others = [key for key in keys if key not in first]
     if others:

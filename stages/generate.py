@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from stages import cli, files, params, sampling
+from stages import cli, files, params, sampling, schemas
 
 
 def main() -> None:
@@ -23,9 +23,9 @@ def main() -> None:
         seed=wanted.seed,
         name=args.iteration,
     )
-    part = files.read_table(args.prompts, files.PART)
+    part = files.read_table(args.prompts, schemas.PART)
     responses = sampling.respond("generate", part, args.model, wanted.engine, draw, generate.shard_size, leave_out=True)
-    files.write_table(responses, files.RESPONSES, args.out)
+    files.write_table(responses, schemas.RESPONSES, args.out)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from stages import files, markdown, params, sppo
+from stages import files, markdown, params, schemas, sppo
 
 FIGURES = {
     "prompts": "prompts",
@@ -44,11 +44,14 @@ FIGURES = {
 """Metric -> its row in the table."""
 
 
-def health(iteration: str, data: Path, eta: float, train: params.Train) -> tuple[dict[str, float], pd.DataFrame]:
-    """The FIGURES of one iteration, and its training log. Raises StageError where a file of it is missing or not as written."""
-    responses = files.read_table(data / "responses" / f"{iteration}.parquet", files.RESPONSES)
-    rankings = files.read_table(data / "rankings" / f"{iteration}.parquet", files.RANKINGS).to_pandas()
-    pairs = files.read_table(data / "pairs" / f"{iteration}.parquet", files.PAIRS).to_pandas()
+def health(iteration: str, data: Path, eta: float, train: params.Train) -> tuple[dict[str, float], pd.DataFrame, pd.DataFrame]:
+    """The FIGURES of one iteration, its training log, and the histogram of its pairs' P^.
+
+    Raises StageError where a file of it is missing or not as written.
+    """
+    responses = files.read_table(data / "responses" / f"{iteration}.parquet", schemas.RESPONSES)
+    rankings = files.read_table(data / "rankings" / f"{iteration}.parquet", schemas.RANKINGS).to_pandas()
+    pairs = files.read_table(data / "pairs" / f"{iteration}.parquet", schemas.PAIRS).to_pandas()
     log = pd.read_csv(files.present(data / "logs" / f"{iteration}.csv"))
     texts = responses.column("responses").to_pylist()
     counts = pd.Series([count for row in responses.column("token_counts").to_pylist() for count in row])
@@ -57,36 +60,40 @@ def health(iteration: str, data: Path, eta: float, train: params.Train) -> tuple
     probabilities = torch.tensor(pd.concat([chosen, rejected]).to_numpy())
     zeros = torch.zeros_like(probabilities)
     end = log.tail(max(1, len(log) // 5)).mean(numeric_only=True)
-    return {
-        "prompts": len(texts),
-        "responses": len(counts),
-        "duplicates": sum(len(row) - len(set(row)) for row in texts),
-        "empty": sum(not text.strip() for row in texts for text in row),
-        "responses_cut": reasons.count("length"),
-        "tokens": int(counts.sum()),
-        **{f"length_{percent}": float(counts.quantile(percent / 100)) for percent in (5, 50, 95)},
-        "ranker_prompts_cut": int(rankings["prompt_cut"].sum()),
-        "ranker_responses_cut": int(rankings["responses_cut"].sum()),
-        "ties": int(rankings["tie"].sum()),
-        "pairs_too_long": len(rankings) - int(rankings["tie"].sum()) - len(pairs),
-        "pairs": len(pairs),
-        "training_prompts_cut": int((pairs["prompt_cut"] > 0).sum()),
-        "training_responses_cut": int((pairs[["chosen_cut", "rejected_cut"]] > 0).sum().sum()),
-        "chosen_probability": float(chosen.mean()),
-        **{f"chosen_probability_{percent}": float(chosen.quantile(percent / 100)) for percent in (5, 95)},
-        "rejected_probability": float(rejected.mean()),
-        **{f"rejected_probability_{percent}": float(rejected.quantile(percent / 100)) for percent in (5, 95)},
-        "steps": len(log),
-        "first_loss": float(log["loss"].iloc[0]),
-        "theoretical_first_loss": sppo.loss(train.loss, zeros, zeros, probabilities, eta, train.beta).item(),
-        "last_loss": float(end["loss"]),
-        "gradient_norm": float(log["gradient_norm"].median()),
-        "clipped_steps": float(log["clipped"].mean()),
-        "chosen_log_ratio": float(end["chosen_log_ratio"]),
-        "rejected_log_ratio": float(end["rejected_log_ratio"]),
-        "reward_margin": float(end["chosen_log_ratio"] - end["rejected_log_ratio"]) * (train.beta or 1 / eta),
-        "kl": float(end["kl"]),
-    }, log.assign(iteration=iteration)
+    return (
+        {
+            "prompts": len(texts),
+            "responses": len(counts),
+            "duplicates": sum(len(row) - len(set(row)) for row in texts),
+            "empty": sum(not text.strip() for row in texts for text in row),
+            "responses_cut": reasons.count("length"),
+            "tokens": int(counts.sum()),
+            **{f"length_{percent}": float(counts.quantile(percent / 100)) for percent in (5, 50, 95)},
+            "ranker_prompts_cut": int(rankings["prompt_cut"].sum()),
+            "ranker_responses_cut": int(rankings["responses_cut"].sum()),
+            "ties": int(rankings["tie"].sum()),
+            "pairs_too_long": len(rankings) - int(rankings["tie"].sum()) - len(pairs),
+            "pairs": len(pairs),
+            "training_prompts_cut": int((pairs["prompt_cut"] > 0).sum()),
+            "training_responses_cut": int((pairs[["chosen_cut", "rejected_cut"]] > 0).sum().sum()),
+            "chosen_probability": float(chosen.mean()),
+            **{f"chosen_probability_{percent}": float(chosen.quantile(percent / 100)) for percent in (5, 95)},
+            "rejected_probability": float(rejected.mean()),
+            **{f"rejected_probability_{percent}": float(rejected.quantile(percent / 100)) for percent in (5, 95)},
+            "steps": len(log),
+            "first_loss": float(log["loss"].iloc[0]),
+            "theoretical_first_loss": sppo.loss(train.loss, zeros, zeros, probabilities, eta, train.beta).item(),
+            "last_loss": float(end["loss"]),
+            "gradient_norm": float(log["gradient_norm"].median()),
+            "clipped_steps": float(log["clipped"].mean()),
+            "chosen_log_ratio": float(end["chosen_log_ratio"]),
+            "rejected_log_ratio": float(end["rejected_log_ratio"]),
+            "reward_margin": float(end["chosen_log_ratio"] - end["rejected_log_ratio"]) * (train.beta or 1 / eta),
+            "kl": float(end["kl"]),
+        },
+        log.assign(iteration=iteration),
+        histogram(pairs).assign(iteration=iteration),
+    )
 
 
 def shown(value: float) -> str:
@@ -97,9 +104,8 @@ def shown(value: float) -> str:
 BINS = 20
 
 
-def histogram(iteration: str, data: Path) -> pd.DataFrame:
-    """How many winners and losers have P^ in each of BINS bins: iteration, response, probability (from), upper, responses."""
-    pairs = files.read_table(data / "pairs" / f"{iteration}.parquet", files.PAIRS).to_pandas()
+def histogram(pairs: pd.DataFrame) -> pd.DataFrame:
+    """How many winners and losers have P^ in each of BINS bins: response, probability (from), upper, responses."""
     edges = [index / BINS for index in range(BINS + 1)]
     parts = []
     for response, column in (("winner", "chosen_probability"), ("loser", "rejected_probability")):
@@ -107,7 +113,7 @@ def histogram(iteration: str, data: Path) -> pd.DataFrame:
         parts.append(
             pd.DataFrame({"response": response, "probability": edges[:-1], "upper": edges[1:], "responses": counts.array})
         )
-    return pd.concat(parts).assign(iteration=iteration)
+    return pd.concat(parts)
 
 
 def page(found: dict[str, dict[str, float]]) -> str:

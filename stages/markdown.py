@@ -1,5 +1,8 @@
 """Markdown that shows text verbatim: what models wrote must neither break a page nor run in it."""
 
+INTERVAL = 1.96
+"""Half a 95 % interval in standard errors."""
+
 
 def table(header: list[str], rows: list[list[str]], *, text: bool = False) -> str:
     """A Markdown table, the first column to the left, the others to the right but where they are text. Cells are escaped."""

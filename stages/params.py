@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
+from stages import documents
 from stages.cli import ROOT, StageError
 
 Positive = Annotated[int, Field(gt=0)]
@@ -444,13 +443,7 @@ def read(path: Path) -> dict[str, Any]:
     """The YAML mapping in `path`, unvalidated. Raises StageError where there is none."""
     if not path.is_file():
         raise StageError(f"{path.resolve()} is missing: stages run in the folder of params.yaml and published.yaml")
-    try:
-        document = YAML(typ="safe").load(path)
-    except YAMLError as error:
-        raise StageError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(document, dict):
-        raise StageError(f"{path}: a mapping of parameters is wanted, not {type(document).__name__}")
-    return document
+    return documents.mapping(path.read_bytes(), str(path))
 
 
 def _validated(model: type[Model], values: dict[str, Any], path: Path, names: dict[str, str]) -> Model:

@@ -37,7 +37,7 @@ def resolve(path: Path) -> Path:
     except (OSError, ValueError) as error:
         raise StageError(
             f"{path}: {pointer['repo']} at {pointer['revision']} is not in this machine's Hub cache, or not whole: {remedy}, "
-            "or by forcing the stage that wrote the pointer: `dvc repro --force STAGE`"
+            "or by forcing the stage that wrote the pointer: `dvc repro --force --single-item STAGE`"
         ) from error
     for name, expected in pointer["files"].items():
         file = snapshot / name

@@ -136,7 +136,7 @@ def collator(tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 
 def collate(rows: list[dict[str, Any]], pad: int) -> dict[str, Any]:
-    """Rows of files.PAIRS -> one right-padded batch of 2B sequences: the chosen half first, the rejected half after it.
+    """Rows of schemas.PAIRS -> one right-padded batch of 2B sequences: the chosen half first, the rejected half after it.
 
     input_ids, attention_mask, labels: (2B, L) int64, labels -100 outside the response. Of the columns that are there,
     probabilities: (2B,) float32, P^; reference_logps: (2B,) float32, nats.

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from stages import cli, files, pairrm, params, pointers, shards, sppo
+from stages import cli, files, pairrm, params, pointers, schemas, shards, sppo
 from stages.cli import StageError
 
 
@@ -112,7 +112,7 @@ def cut_short(mask: Any, text: str, tokenizer: Any) -> bool:
 
 
 def ranking(prompt_id: str, logits: Any, responses: list[str], probability: str) -> dict[str, Any]:
-    """Of one row of files.RANKINGS what follows from the logits; probability: rank.probability.
+    """Of one row of schemas.RANKINGS what follows from the logits; probability: rank.probability.
 
     Raises StageError where a logit is not finite.
     """
@@ -133,7 +133,7 @@ def ranking(prompt_id: str, logits: Any, responses: list[str], probability: str)
 
 
 def load(ranker: Path, settings: params.Rank) -> Callable[[pa.Table], pa.Table]:
-    """Load PairRM on this process's device. Returns the function that ranks one shard of files.RESPONSES."""
+    """Load PairRM on this process's device. Returns the function that ranks one shard of schemas.RESPONSES."""
     import torch
 
     torch.set_num_threads(1)  # the order of sums, and so the last digits, must not depend on the number of cores
@@ -146,7 +146,7 @@ def load(ranker: Path, settings: params.Rank) -> Callable[[pa.Table], pa.Table]:
             logits, prompt_cut, responses_cut = pair_logits(blender, prompt, row["responses"], settings.pairs_per_batch)
             chosen = ranking(row["prompt_id"], logits, row["responses"], settings.probability)
             rows.append(chosen | {"prompt_cut": prompt_cut, "responses_cut": responses_cut})
-        return pa.Table.from_pylist(rows, schema=files.RANKINGS)
+        return pa.Table.from_pylist(rows, schema=schemas.RANKINGS)
 
     return rank
 
@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="Parquet of rankings")
     args = parser.parse_args()
     settings = params.load("rank").rank
-    responses = files.read_table(args.responses, files.RESPONSES)
+    responses = files.read_table(args.responses, schemas.RESPONSES)
     samples = [len(row) for row in responses.column("responses").to_pylist()]
     for row, count in enumerate(samples):
         if count != samples[0] or count < 2:
@@ -169,14 +169,14 @@ def main() -> None:
             )
     key = {"ranker": files.digest(args.ranker), "responses": files.digest(args.responses), "rank": settings.model_dump()}
     rankings = shards.map_shards(
-        "rank", responses, settings.shard_size, load, (args.ranker, settings), files.RANKINGS, key, cores=True
+        "rank", responses, settings.shard_size, load, (args.ranker, settings), schemas.RANKINGS, key, cores=True
     )
     ties, prompts_cut, responses_cut = (
         sum(rankings.column(name).to_pylist()) for name in ("tie", "prompt_cut", "responses_cut")
     )
     cli.log.info("%d prompts of %d responses ranked, %d ties", rankings.num_rows, samples[0], ties)
     cli.log.info("too long for the ranker and cut: %d prompts, %d responses", prompts_cut, responses_cut)
-    files.write_table(rankings, files.RANKINGS, args.out)
+    files.write_table(rankings, schemas.RANKINGS, args.out)
 
 
 if __name__ == "__main__":

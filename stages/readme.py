@@ -5,16 +5,9 @@ Each stands between the comments that name it.
 
 from pathlib import Path
 
-from stages import files, markdown
+from stages import markdown, schemas
 
 TABLES = ["alpaca_eval", "open_llm_leaderboard"]
-SCHEMAS = {
-    "data/prompts.parquet": files.PROMPTS,
-    "data/split/*.parquet": files.PART,
-    "data/responses/*.parquet, data/hold_out/*.parquet": files.RESPONSES,
-    "data/rankings/*.parquet": files.RANKINGS,
-    "data/pairs/*.parquet": files.PAIRS,
-}
 
 
 def filled(text: str, name: str, content: str) -> str:
@@ -24,12 +17,12 @@ def filled(text: str, name: str, content: str) -> str:
     return head + begin + content.strip() + "\n" + end + rest.partition(end)[2]
 
 
-def schemas() -> str:
+def columns() -> str:
     """Files, their columns and the columns' types."""
     rows = []
-    for path, schema in SCHEMAS.items():
-        columns = [f"{field.name}: {str(field.type).replace('item: ', '')}" for field in schema]
-        rows.append([path, "; ".join(columns)])
+    for path, schema in schemas.ARTIFACTS.items():
+        listed = [f"{field.name}: {str(field.type).replace('item: ', '')}" for field in schema]
+        rows.append([path, "; ".join(listed)])
     return markdown.table(["path", "columns"], rows, text=True)
 
 
@@ -39,7 +32,7 @@ def documents(root: Path) -> dict[Path, str]:
     text = readme.read_text()
     for name in TABLES:
         text = filled(text, name, (root / "reports" / f"{name}.md").read_text().replace("# ", "### ", 1))
-    return {readme: text, artifacts: filled(artifacts.read_text(), "schemas", schemas())}
+    return {readme: text, artifacts: filled(artifacts.read_text(), "schemas", columns())}
 
 
 if __name__ == "__main__":

@@ -10,14 +10,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from stages import chat, cli, files, params, policy
+from stages import chat, cli, files, params, policy, schemas
 from stages.cli import StageError
 
 
 def pairs(responses: pa.Table, rankings: pa.Table, lengths: params.Lengths) -> list[dict[str, Any]]:
     """Winner and loser of every prompt that is no tie and, unless lengths.too_long is `truncate`, fits.
 
-    Returns rows of files.PAIRS without the reference's columns. Raises StageError where the two tables are not of the same
+    Returns rows of schemas.PAIRS without the reference's columns. Raises StageError where the two tables are not of the same
     prompts in the same order, or where no pair is left.
     """
     if responses.column("prompt_id") != rankings.column("prompt_id"):
@@ -87,15 +87,15 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="Parquet of pairs with their reference log-probabilities")
     args = parser.parse_args()
     wanted = params.load("lengths", "train.devices", "train.device_batch", "train.dtype")
-    responses = files.read_table(args.responses, files.RESPONSES)
-    rows = pairs(responses, files.read_table(args.rankings, files.RANKINGS), wanted.lengths)
+    responses = files.read_table(args.responses, schemas.RESPONSES)
+    rows = pairs(responses, files.read_table(args.rankings, schemas.RANKINGS), wanted.lengths)
 
     def run() -> None:
         logps = score(rows, args.model, wanted.devices, wanted.device_batch, wanted.dtype)
         if policy.is_main():
             for row, (chosen, rejected) in zip(rows, logps.tolist(), strict=True):
                 row["chosen_reference_logps"], row["rejected_reference_logps"] = chosen, rejected
-            files.write_table(rows, files.PAIRS, args.out)
+            files.write_table(rows, schemas.PAIRS, args.out)
 
     policy.launch(wanted.devices, run)
 

@@ -53,7 +53,7 @@ def judged(error: float | None, published_error: float | None, difference: float
     """Whether a difference is within the 95 % error of both; where no error was published, ours stands for it too."""
     if error is None:
         return "–"
-    limit = 1.96 * math.hypot(error, error if published_error is None else published_error)
+    limit = markdown.INTERVAL * math.hypot(error, error if published_error is None else published_error)
     return "yes" if abs(difference) <= limit else "no"
 
 
@@ -185,7 +185,8 @@ def samples(answers: dict[str, list[dict[str, Any]]], seed: int) -> str:
 
 def interval(model: str, name: str, value: float, error: float) -> dict[str, Any]:
     """A row of a plot: a model's value under `name` and the 95 % interval about it."""
-    figures = {name: value, "lower": value - 1.96 * error, "upper": value + 1.96 * error}
+    margin = markdown.INTERVAL * error
+    figures = {name: value, "lower": value - margin, "upper": value + margin}
     return {"model": model} | {key: round(figure, 4) for key, figure in figures.items()}
 
 
@@ -211,7 +212,7 @@ def main() -> None:
     harness = {name: read_harness(args.data / "harness" / name) for name in models}
     answers = {name: files.read_records(args.data / "answers" / f"{name}.json", ["instruction", "output"]) for name in models}
     trained = {name: health.health(name, args.data, wanted.eta, wanted.train) for name in wanted.iterations}
-    found = {name: figures for name, (figures, _) in trained.items()}
+    found = {name: figures for name, (figures, _, _) in trained.items()}
     comparison = files.read_json(args.data / "comparison.json")
 
     rates = pd.DataFrame([interval(name, "win_rate", row["win_rate"], row["standard_error"]) for name, row in alpaca.items()])
@@ -223,8 +224,8 @@ def main() -> None:
             for other, rate in zip(comparison["models"], rates, strict=True)
         ]
     )
-    probabilities = pd.concat([health.histogram(name, args.data) for name in wanted.iterations])
-    logs = pd.concat([log for _, log in trained.values()])
+    probabilities = pd.concat([histogram for _, _, histogram in trained.values()])
+    logs = pd.concat([log for _, log, _ in trained.values()])
     metrics: dict[str, Any] = {
         "alpaca_eval": {name: {key: value[key] for key in ALPACA_METRICS if key in value} for name, value in alpaca.items()},
         "open_llm_leaderboard": {name: with_errors(harness_figures(summary)) for name, summary in harness.items()},

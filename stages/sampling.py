@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from stages import chat, cli, files, params, pointers, shards
+from stages import chat, cli, files, params, pointers, schemas, shards
 from stages.cli import StageError
 
 
@@ -38,7 +38,7 @@ def sample_seed(seed: int, name: str, prompt_id: str) -> int:
 def respond(
     stage: str, part: pa.Table, model: Path, engine: params.Engine, sampling: Sampling, shard_size: int, *, leave_out: bool
 ) -> pa.Table:
-    """Draw responses to every prompt of a table of files.PART and return a table of files.RESPONSES, in the same order.
+    """Draw responses to every prompt of a table of schemas.PART and return a table of schemas.RESPONSES, in the same order.
 
     stage: whose scratch folder holds finished shards. leave_out: whether prompts that leave no room for max_new_tokens
     within engine.max_model_length are left out and counted in the log. Otherwise their responses may be shorter.
@@ -72,7 +72,7 @@ def respond(
         "engine": engine.model_dump(),
         "sampling": vars(sampling),
     }
-    table = shards.map_shards(stage, tokenized, shard_size, load, (local, engine, sampling), files.RESPONSES, key)
+    table = shards.map_shards(stage, tokenized, shard_size, load, (local, engine, sampling), schemas.RESPONSES, key)
     reasons = [reason for row in table.column("finish_reasons").to_pylist() for reason in row]
     tokens = sum(count for row in table.column("token_counts").to_pylist() for count in row)
     cli.log.info("%d responses, %d tokens, %d cut at the limit", len(reasons), tokens, reasons.count("length"))
@@ -122,6 +122,6 @@ def load(model: Path, engine: params.Engine, sampling: Sampling) -> Callable[[pa
             row["token_counts"] = [len(sample.token_ids) for sample in drawn]
             row["finish_reasons"] = [sample.finish_reason for sample in drawn]
             row["seeds"] = [seed + sample.index for sample in drawn]
-        return pa.Table.from_pylist(rows, schema=files.RESPONSES)
+        return pa.Table.from_pylist(rows, schema=schemas.RESPONSES)
 
     return answer

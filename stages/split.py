@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from stages import cli, files, params
+from stages import cli, files, params, schemas
 from stages.cli import StageError
 
 HOLD_OUT = "hold-out"
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder to write: ITERATION.parquet each, and hold-out.parquet")
     arguments = parser.parse_args()
     wanted = params.load("seed", "iterations", "split")
-    table = files.read_table(arguments.prompts, files.PROMPTS)
+    table = files.read_table(arguments.prompts, schemas.PROMPTS)
     ids: list[str] = table.column("prompt_id").to_pylist()
     if len(set(ids)) < len(ids):
         raise StageError(f"{arguments.prompts}: {len(ids) - len(set(ids))} prompt_id are there twice: make it with `dvc repro`")
@@ -84,8 +84,8 @@ def main() -> None:
     with files.replacing(arguments.out) as folder:
         folder.mkdir()
         for name, indices in result.items():
-            part = table.select(files.PART.names).take(pa.array(indices, pa.int64()))
-            files.write_table(part, files.PART, folder / f"{name}.parquet")
+            part = table.select(schemas.PART.names).take(pa.array(indices, pa.int64()))
+            files.write_table(part, schemas.PART, folder / f"{name}.parquet")
             cli.log.info("%s: %d prompts", arguments.out / f"{name}.parquet", len(indices))
 
 

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from stages import cli, files, params, policy, sppo
+from stages import cli, files, params, policy, schemas, sppo
 from stages.cli import StageError
 
 LOG_COLUMNS = [
@@ -33,7 +33,7 @@ START_TOLERANCE = {"float32": 0.001, "bfloat16": 0.01}
 def train(
     rows: list[dict[str, Any]], model_path: Path, eta: float, settings: params.Train, seed: int, out: Path, log: Path
 ) -> None:
-    """Train on rows of files.PAIRS; write the new policy as a transformers checkpoint and the training log as CSV.
+    """Train on rows of schemas.PAIRS; write the new policy as a transformers checkpoint and the training log as CSV.
 
     Raises StageError where there are fewer pairs than one global batch, where the first loss is not what it must be, or
     where a loss is not finite.
@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("log", type=Path, help="CSV of the training log")
     args = parser.parse_args()
     wanted = params.load("seed", "eta", "train")
-    rows = files.read_table(args.pairs, files.PAIRS).to_pylist()
+    rows = files.read_table(args.pairs, schemas.PAIRS).to_pylist()
     policy.launch(
         wanted.train.devices, lambda: train(rows, args.model, wanted.eta, wanted.train, wanted.seed, args.out, args.log)
     )

@@ -20,9 +20,8 @@ from dvc.exceptions import NotDvcRepoError
 from dvc.repo import Repo
 from tqdm import tqdm
 
-from stages import diff, files, params
+from stages import documents, files, params, schemas
 from stages.cli import ROOT, StageError
-from stages.readme import SCHEMAS
 
 RIGHT, MISSING, CHANGED = "right", "missing", "changed"
 REPORT = "report"
@@ -109,7 +108,7 @@ def uncached(document: dict[str, Any]) -> set[str]:
 
 def declared(name: str) -> Any:
     """The schema of a file by its name in the folder of dvc.yaml, or None."""
-    found = [schema for patterns, schema in SCHEMAS.items() if any(map(Path(name).match, patterns.split(", ")))]
+    found = [schema for patterns, schema in schemas.ARTIFACTS.items() if any(map(Path(name).match, patterns.split(", ")))]
     return found[0] if found else None
 
 
@@ -161,7 +160,7 @@ def verify(folder: Path) -> tuple[list[str], str]:
     lock = folder / "dvc.lock"
     if not lock.is_file():
         raise StageError(f"{lock} is missing: run the experiment with `dvc repro`")
-    stages: dict[str, Any] = diff.mapping(lock.read_bytes(), str(lock)).get("stages", {})
+    stages: dict[str, Any] = documents.mapping(lock.read_bytes(), str(lock)).get("stages", {})
     try:
         with Repo(str(folder)) as repo:
             cache = Path(repo.cache.local.path)

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages import compare, files
+from stages import compare, schemas
 from stages.cli import StageError
 
 
 def answers(texts: list[str], prompts: str = "abc") -> pa.Table:
-    """Single responses to prompts, as files.RESPONSES."""
+    """Single responses to prompts, as schemas.RESPONSES."""
     rows = [
         {
             "prompt_id": prompt,
@@ -27,13 +27,13 @@ def answers(texts: list[str], prompts: str = "abc") -> pa.Table:
         }
         for index, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
     ]
-    return pa.Table.from_pylist(rows, schema=files.RESPONSES)
+    return pa.Table.from_pylist(rows, schema=schemas.RESPONSES)
 
 
 def test_the_models_responses_stand_side_by_side() -> None:
     tables = [(Path(name), answers([f"{name}{index}" for index in range(3)])) for name in ("base", "iter1")]
     joined = compare.side_by_side(tables)
-    assert joined.schema == files.RESPONSES
+    assert joined.schema == schemas.RESPONSES
     rows = joined.to_pylist()
     assert [row["responses"] for row in rows] == [["base0", "iter10"], ["base1", "iter11"], ["base2", "iter12"]]
     assert rows[1]["token_ids"] == [[2, 1], [2, 1]]

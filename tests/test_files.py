@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages import files
+from stages import files, schemas
 from stages.cli import StageError
 
 GOOD = {"prompt_id": ["a", "b"], "prompt": ["What?", "Why?"]}
@@ -33,7 +33,7 @@ def test_a_table_that_is_not_as_agreed_is_refused(tmp_path: Path, write: Callabl
     path = tmp_path / "part.parquet"
     write(path)
     with pytest.raises(StageError) as error:
-        files.read_table(path, files.PART)
+        files.read_table(path, schemas.PART)
     assert str(error.value).startswith(message.format(path=path))
     assert "\n" not in str(error.value)
     assert re.search("make (it|the file again)", str(error.value))
@@ -42,14 +42,14 @@ def test_a_table_that_is_not_as_agreed_is_refused(tmp_path: Path, write: Callabl
 def test_a_table_comes_back_as_written_and_with_the_same_bytes(tmp_path: Path) -> None:
     rows = [{"prompt_id": "a", "prompt": "What?", "part": None}, {"prompt_id": "b", "prompt": "Why?", "part": "iter1"}]
     for name in ("one.parquet", "two.parquet"):
-        files.write_table(rows, files.PROMPTS, tmp_path / name)
-    assert files.read_table(tmp_path / "one.parquet", files.PROMPTS).to_pylist() == rows
+        files.write_table(rows, schemas.PROMPTS, tmp_path / name)
+    assert files.read_table(tmp_path / "one.parquet", schemas.PROMPTS).to_pylist() == rows
     assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
 
 
 def test_columns_are_read_in_the_order_of_the_schema(tmp_path: Path) -> None:
     pq.write_table(pa.table(dict(reversed(GOOD.items()))), tmp_path / "part.parquet")
-    assert files.read_table(tmp_path / "part.parquet", files.PART).column_names == files.PART.names
+    assert files.read_table(tmp_path / "part.parquet", schemas.PART).column_names == schemas.PART.names
 
 
 def _fail_while_writing(path: Path, folder: bool) -> None:

@@ -4,13 +4,13 @@ import pytest
 from running import TINY, run_stage, set_params
 from transformers import AutoTokenizer, GenerationConfig
 
-from stages import files, sampling
+from stages import files, sampling, schemas
 
 
 @pytest.mark.slow
 def test_responses_are_the_tokens_that_were_sampled(tiny: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny / "base")
-    rows = files.read_table(tiny / "responses.parquet", files.RESPONSES).to_pylist()
+    rows = files.read_table(tiny / "responses.parquet", schemas.RESPONSES).to_pylist()
     assert [row["prompt_id"] for row in rows] == [f"{index:064}" for index in range(20)]
     ends = set(GenerationConfig.from_pretrained(tiny / "base").eos_token_id)
     reasons = set()
@@ -31,25 +31,25 @@ def test_responses_are_the_tokens_that_were_sampled(tiny: Path) -> None:
 @pytest.mark.slow
 def test_neither_workers_nor_order_nor_shards_change_a_response(tiny: Path) -> None:
     """Two workers, the prompts in reverse and another shard size: the same responses to each prompt."""
-    part = files.read_table(tiny / "part.parquet", files.PART)
-    files.write_table(part.take(list(range(19, -1, -1))), files.PART, tiny / "reversed.parquet")
+    part = files.read_table(tiny / "part.parquet", schemas.PART)
+    files.write_table(part.take(list(range(19, -1, -1))), schemas.PART, tiny / "reversed.parquet")
     (tiny / "other").mkdir()
     set_params(tiny / "other", TINY | {"generate.shard_size": 7})
     done = run_stage(tiny / "other", "generate", "iter1", "../base", "../reversed.parquet", "two.parquet", SPPO_WORKERS="2")
     assert done.returncode == 0, done.stderr
-    two = files.read_table(tiny / "other" / "two.parquet", files.RESPONSES).to_pylist()
-    assert two[::-1] == files.read_table(tiny / "responses.parquet", files.RESPONSES).to_pylist()
+    two = files.read_table(tiny / "other" / "two.parquet", schemas.RESPONSES).to_pylist()
+    assert two[::-1] == files.read_table(tiny / "responses.parquet", schemas.RESPONSES).to_pylist()
 
 
 @pytest.mark.slow
 def test_a_stop_token_ends_a_response_and_belongs_to_it(tiny: Path) -> None:
-    rows = files.read_table(tiny / "responses.parquet", files.RESPONSES).to_pylist()
+    rows = files.read_table(tiny / "responses.parquet", schemas.RESPONSES).to_pylist()
     stop = max(token for row in rows for ids in row["token_ids"] for token in ids[:-1])
     (tiny / "stop").mkdir()
     set_params(tiny / "stop", TINY | {"engine.stop_token_ids": [stop]})
     done = run_stage(tiny / "stop", "generate", "iter1", "../base", "../part.parquet", "responses.parquet")
     assert done.returncode == 0, done.stderr
-    stopped = files.read_table(tiny / "stop" / "responses.parquet", files.RESPONSES).to_pylist()
+    stopped = files.read_table(tiny / "stop" / "responses.parquet", schemas.RESPONSES).to_pylist()
     for row, other in zip(rows, stopped, strict=True):
         for ids, cut, reason in zip(row["token_ids"], other["token_ids"], other["finish_reasons"], strict=True):
             assert cut == (ids[: ids.index(stop) + 1] if stop in ids else ids)
@@ -60,12 +60,12 @@ def test_a_stop_token_ends_a_response_and_belongs_to_it(tiny: Path) -> None:
 def test_prompts_too_long_for_the_engine_are_left_out_by_generate_only(tiny: Path) -> None:
     import pyarrow as pa
 
-    long = pa.table({"prompt_id": ["a", "b"], "prompt": ["What is 1 plus 1?", "word " * 500]}, schema=files.PART)
-    files.write_table(long, files.PART, tiny / "long.parquet")
+    long = pa.table({"prompt_id": ["a", "b"], "prompt": ["What is 1 plus 1?", "word " * 500]}, schema=schemas.PART)
+    files.write_table(long, schemas.PART, tiny / "long.parquet")
     done = run_stage(tiny, "generate", "iter1", "base", "long.parquet", "short.parquet")
     assert done.returncode == 0, done.stderr
     assert "1 prompts, 1 left out" in done.stderr
-    assert files.read_table(tiny / "short.parquet", files.RESPONSES).column("prompt_id").to_pylist() == ["a"]
+    assert files.read_table(tiny / "short.parquet", schemas.RESPONSES).column("prompt_id").to_pylist() == ["a"]
     (tiny / "set").mkdir(exist_ok=True)
     files.write_json([{"dataset": "x", "instruction": "word " * 500}], tiny / "set" / "reference_outputs.json")
     done = run_stage(tiny, "answer", "base", "base", "set", "part.parquet", "answers.json", "hold-out.parquet")

@@ -66,7 +66,7 @@ def test_an_absent_snapshot_is_said_with_the_way_to_it(policy: Path, environment
     message = _resolve(policy, environment)
     assert message.startswith(f"error: {policy}: some/model at {REVISION} is not in this machine's Hub cache, or not whole: ")
     assert "`python -m stages.assets --fetch RECIPE`" in message
-    assert "`dvc repro --force STAGE`" in message
+    assert "`dvc repro --force --single-item STAGE`" in message
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 import torch
 from running import run_stage, set_params
 
-from stages import files, sppo
+from stages import files, schemas, sppo
 from stages.cli import ROOT
 
 pytestmark = pytest.mark.slow
@@ -33,7 +33,7 @@ ROWS: Rows = [
 
 
 def write(rows: Rows, path: Path) -> Path:
-    """Write prompts and responses as files.RESPONSES."""
+    """Write prompts and responses as schemas.RESPONSES."""
     table = [
         {
             "prompt_id": f"{index:064}",
@@ -48,7 +48,7 @@ def write(rows: Rows, path: Path) -> Path:
         }
         for index, (prompt, responses) in enumerate(rows)
     ]
-    files.write_table(table, files.RESPONSES, path)
+    files.write_table(table, schemas.RESPONSES, path)
     return path
 
 
@@ -85,7 +85,7 @@ def rank(ranker: Path, tmp_path: Path) -> Rank:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = files.read_table(path, files.RANKINGS).to_pylist()
+    rows: list[dict[str, Any]] = files.read_table(path, schemas.RANKINGS).to_pylist()
     return rows
 
 

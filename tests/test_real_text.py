@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from running import TINY, run_stage, set_params
 
-from stages import files
+from stages import files, schemas
 
 REFERENCE = os.environ.get("SPPO_REFERENCE")
 pytestmark = [
@@ -69,9 +69,9 @@ def test_real_instructions_pass_every_stage_to_a_trained_policy(world: Path) -> 
     ):
         done = run_stage(world, module, *arguments)
         assert done.returncode == 0, done.stderr
-    part = files.read_table(world / "split" / "iter1.parquet", files.PART).to_pandas()
-    responses = files.read_table(world / "responses.parquet", files.RESPONSES).to_pandas()
-    pairs = files.read_table(world / "pairs.parquet", files.PAIRS).to_pandas()
+    part = files.read_table(world / "split" / "iter1.parquet", schemas.PART).to_pandas()
+    responses = files.read_table(world / "responses.parquet", schemas.RESPONSES).to_pandas()
+    pairs = files.read_table(world / "pairs.parquet", schemas.PAIRS).to_pandas()
     real = {row["instruction"] for row in published("alpaca_eval_gpt4_baseline.json")}
     assert set(part["prompt"]) <= real
     assert 700 < len(responses) < len(part) == 780  # a few leave no room in the tiny policy's context
@@ -99,10 +99,10 @@ def test_published_responses_are_ranked_against_each_other(world: Path) -> None:
         }
         for index, (base, sppo) in enumerate(zip(*outputs, strict=True))
     ]
-    files.write_table(rows, files.RESPONSES, world / "published.parquet")
+    files.write_table(rows, schemas.RESPONSES, world / "published.parquet")
     done = run_stage(world, "rank", "ranker", "published.parquet", "published-rankings.parquet")
     assert done.returncode == 0, done.stderr
-    rankings = files.read_table(world / "published-rankings.parquet", files.RANKINGS).to_pylist()
+    rankings = files.read_table(world / "published-rankings.parquet", schemas.RANKINGS).to_pylist()
     assert len(rankings) == 20
     for ranking in rankings:
         assert sum(ranking["probabilities"]) == pytest.approx(1)

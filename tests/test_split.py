@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages import files, split
+from stages import files, schemas, split
 from stages.assets.prompts import table
 from stages.cli import ROOT, StageError
 
@@ -125,21 +125,21 @@ def test_the_stage_writes_a_file_each_byte_for_byte_stable(tmp_path: Path) -> No
     outs = []
     for more, order in (("", rows), (", iter3: iter2", rows[::-1])):
         (tmp_path / "params.yaml").write_text(settings.format(more))
-        files.write_table(table(order), files.PROMPTS, tmp_path / "prompts.parquet")
+        files.write_table(table(order), schemas.PROMPTS, tmp_path / "prompts.parquet")
         done = _stage(tmp_path, "prompts.parquet", "out")
         assert done.returncode == 0, done.stderr
         outs.append({path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()})
     assert set(outs[0]) == {"hold-out.parquet", "iter1.parquet", "iter2.parquet"}
     assert set(outs[1]) == {*outs[0], "iter3.parquet"}
     assert {name: outs[1][name] for name in outs[0]} == outs[0]
-    assert files.read_table(tmp_path / "out" / "hold-out.parquet", files.PART).num_rows == 7
+    assert files.read_table(tmp_path / "out" / "hold-out.parquet", schemas.PART).num_rows == 7
 
 
 def test_the_stage_refuses_repeated_ids_and_missing_input(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text(
         "seed: 3\nsplit: {prompts_per_iteration: 1, hold_out: 2}\niterations: {iter1: base}\n"
     )
-    files.write_table(table([("Same?", None)] * 5), files.PROMPTS, tmp_path / "prompts.parquet")
+    files.write_table(table([("Same?", None)] * 5), schemas.PROMPTS, tmp_path / "prompts.parquet")
     for name, message in (
         ("prompts.parquet", "split: error: prompts.parquet: 4 prompt_id are there twice: make it with `dvc repro`\n"),
         ("none.parquet", "split: error: none.parquet is missing: check the path, or make the file again\n"),

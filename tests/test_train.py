@@ -8,14 +8,14 @@ from running import TINY, run_stage, set_params
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config
 
-from stages import files, policy, sppo
+from stages import files, policy, schemas, sppo
 
 
 @pytest.mark.slow
 def test_reference_is_the_naive_log_probability(pairs: Path) -> None:
     """Against a float64 log-softmax over each sequence alone, without padding, batches or DeepSpeed."""
     model = AutoModelForCausalLM.from_pretrained(pairs / "base", dtype=torch.float64)
-    for row in files.read_table(pairs / "pairs.parquet", files.PAIRS).to_pylist():
+    for row in files.read_table(pairs / "pairs.parquet", schemas.PAIRS).to_pylist():
         for side in ("chosen", "rejected"):
             prompt, response = row["prompt_token_ids"], row[f"{side}_token_ids"]
             with torch.no_grad():
@@ -26,9 +26,9 @@ def test_reference_is_the_naive_log_probability(pairs: Path) -> None:
 
 @pytest.mark.slow
 def test_the_tokens_sampled_are_the_tokens_trained_on(pairs: Path) -> None:
-    responses = files.read_table(pairs / "responses.parquet", files.RESPONSES).to_pylist()
-    rankings = files.read_table(pairs / "rankings.parquet", files.RANKINGS).to_pylist()
-    rows = files.read_table(pairs / "pairs.parquet", files.PAIRS).to_pylist()
+    responses = files.read_table(pairs / "responses.parquet", schemas.RESPONSES).to_pylist()
+    rankings = files.read_table(pairs / "rankings.parquet", schemas.RANKINGS).to_pylist()
+    rows = files.read_table(pairs / "pairs.parquet", schemas.PAIRS).to_pylist()
     for response, ranking, row in zip(responses, rankings, rows, strict=True):
         assert row["prompt_token_ids"] == response["prompt_token_ids"]
         assert row["chosen_token_ids"] == response["token_ids"][ranking["winner"]]
@@ -53,7 +53,7 @@ def test_the_first_loss_is_what_theory_says(trained: Path) -> None:
     set_params(folder, TINY | {"train.global_batch": 20, "eta": 1000})
     done = run_stage(folder, "train", "../base", "../pairs.parquet", "iter1", "iter1.csv")
     assert done.returncode == 0, done.stderr
-    rows = files.read_table(trained / "pairs.parquet", files.PAIRS).to_pandas()
+    rows = files.read_table(trained / "pairs.parquet", schemas.PAIRS).to_pandas()
     probabilities = pd.concat([rows["chosen_probability"], rows["rejected_probability"]])
     log = pd.read_csv(folder / "iter1.csv")
     assert log["loss"].tolist() == pytest.approx([1e6 * ((probabilities - 0.5) ** 2).mean()], rel=1e-4)
@@ -122,11 +122,11 @@ def test_adapters_are_merged_and_change_the_linear_layers_only(trained: Path) ->
 @pytest.mark.parametrize("column", ["chosen_reference_logps", "chosen_token_ids"])
 def test_pairs_that_are_not_of_this_policy_stop_at_the_first_step(pairs: Path, column: str) -> None:
     """Reference log-probabilities that are a nat off, or responses cut at their beginning, as a wrong boundary would."""
-    rows = files.read_table(pairs / "pairs.parquet", files.PAIRS).to_pylist()
+    rows = files.read_table(pairs / "pairs.parquet", schemas.PAIRS).to_pylist()
     for row in rows:
         row[column] = row[column] + 1 if column.endswith("logps") else row[column][1:]
     folder = pairs / column
-    files.write_table(rows, files.PAIRS, folder / "pairs.parquet")
+    files.write_table(rows, schemas.PAIRS, folder / "pairs.parquet")
     set_params(folder, TINY)
     done = run_stage(folder, "train", "../base", "pairs.parquet", "iter1", "iter1.csv")
     assert done.returncode == 1

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from stages import cli, domain, files, params
+from stages import cli, domain, files, params, schemas
 from stages.assets import hub
 from stages.cli import StageError
 from stages.params import Asset, PromptsAsset
@@ -74,11 +74,11 @@ def _fold(text: str | None) -> str:
 
 
 def table(rows: Iterable[tuple[str, str | None]]) -> pa.Table:
-    """files.PROMPTS of (prompt, part)."""
+    """schemas.PROMPTS of (prompt, part)."""
     columns: list[dict[str, Any]] = [
         {"prompt_id": hashlib.sha256(prompt.encode()).hexdigest(), "prompt": prompt, "part": part} for prompt, part in rows
     ]
-    return pa.Table.from_pylist(columns, schema=files.PROMPTS)
+    return pa.Table.from_pylist(columns, schema=schemas.PROMPTS)
 
 
 def main() -> None:
@@ -98,7 +98,7 @@ def main() -> None:
         rows = published(asset)
         if not rows:
             raise StageError(f"{asset.repo}, split {asset.split}: every prompt is empty: correct assets.prompts in params.yaml")
-    files.write_table(table(rows), files.PROMPTS, arguments.out)
+    files.write_table(table(rows), schemas.PROMPTS, arguments.out)
     cli.log.info("%s: %d prompts, %d with a part", arguments.out, len(rows), sum(part is not None for _, part in rows))
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages import files
+from stages import files, schemas
 from stages.assets import prompts
 from stages.cli import ROOT, StageError
 from stages.params import Parts, PromptsAsset
@@ -102,7 +102,7 @@ def test_the_stage_reads_a_local_data_set(here: Path) -> None:
     _data_set(here / "main", "text", train=["What?"], dev=["Who?", "Why?"])
     done = _stage(here, "{repo: ./main, split: dev, column: text}")
     assert done.returncode == 0, done.stderr
-    table = files.read_table(here / "prompts.parquet", files.PROMPTS)
+    table = files.read_table(here / "prompts.parquet", schemas.PROMPTS)
     assert table.to_pylist() == [
         {"prompt_id": hashlib.sha256(text.encode()).hexdigest(), "prompt": text, "part": None} for text in ("Who?", "Why?")
     ]
@@ -116,7 +116,7 @@ def test_the_stage_makes_the_miniatures_prompts_from_the_seed(here: Path) -> Non
         assert done.returncode == 0, done.stderr
         made.append((here / "prompts.parquet").read_bytes())
     assert made[0] == made[1]
-    table = files.read_table(here / "prompts.parquet", files.PROMPTS)
+    table = files.read_table(here / "prompts.parquet", schemas.PROMPTS)
     assert len(set(table.column("prompt_id").to_pylist())) == 300
 
 
