@@ -14,9 +14,9 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
+from stages import scratch
+
 ROOT = Path(__file__).resolve().parent.parent
-SCRATCH = Path(os.environ.get("SPPO_SCRATCH", "scratch"))
-"""Unfinished work and timings: never a stage's input or output, ignored by Git and DVC."""
 RECORDS = Path("data/records")
 
 log = logging.getLogger("stages")
@@ -56,7 +56,10 @@ def run(main: Callable[[], None], *, environment: str = "main", online: bool = F
         _enter(environment)
         quiet(online)
         started = time.monotonic()
+        if not launched:
+            scratch.sweep()
         main()
+        scratch.finish()
         if not launched:
             _account(name, time.monotonic() - started)
             if record and "DVC_STAGE" in os.environ:
@@ -79,6 +82,11 @@ def _enter(environment: str) -> None:
             os.environ["SPPO_ENVIRONMENT"] = environment
             os.execv(python, [str(python), *sys.orig_argv[1:]])
     raise StageError(f"there is no environment {ROOT / '.venv' / environment}: make it with `make env`")
+
+
+def is_main() -> bool:
+    """Whether this process writes: the first of its distributed group, or alone."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def quiet(online: bool = False) -> None:
@@ -111,21 +119,26 @@ def _account(name: str, seconds: float) -> None:
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     stage = os.environ.get("DVC_STAGE", name)
     log.info("%s: %.1f s, peak memory %.1f GB", stage.rpartition(":")[2], seconds, peak / 2**20)
-    SCRATCH.mkdir(parents=True, exist_ok=True)
-    with (SCRATCH / "timings.jsonl").open("a") as file:
+    scratch.FOLDER.mkdir(parents=True, exist_ok=True)
+    with (scratch.FOLDER / "timings.jsonl").open("a") as file:
         file.write(json.dumps({"stage": stage, "seconds": round(seconds, 1), "peak_gb": round(peak / 2**20, 2)}) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """The versions of those TOOLS that are installed."""
+    found = {}
+    for tool in TOOLS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[tool] = metadata.version(tool)
+    return found
 
 
 def _record(stage: str) -> None:
     """Write one of the stage's outs: Python, the versions of TOOLS, and the kind and number of devices it could use."""
-    versions = {}
-    for tool in TOOLS:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[tool] = metadata.version(tool)
     device = {"kind": f"{platform.machine()} processor", "count": 1}
     torch = sys.modules.get("torch")  # a stage without it uses no GPU
     if torch and torch.cuda.is_available():
         device = {"kind": torch.cuda.get_device_name(), "count": torch.cuda.device_count()}
-    record = {"python": platform.python_version(), "tools": versions, "device": device}
+    record = {"python": platform.python_version(), "tools": versions(), "device": device}
     RECORDS.mkdir(parents=True, exist_ok=True)
     (RECORDS / f"{stage}.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")

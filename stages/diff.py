@@ -167,8 +167,8 @@ def metrics_section(a: Revision, b: Revision) -> str:
     yes, no = noise.count(True), noise.count(False)
     if yes + no:
         text += (
-            f"\nFigure ± standard error. {yes} of {yes + no} changes are more than noise: outside ±{markdown.INTERVAL} √(a² + b²), "
-            "a and b being the two standard errors, that is two-sided, 95 %, as if the evaluations were independent. Without "
+            f"\nFigure ± standard error. {yes} of {yes + no} changes are more than noise: outside ±{markdown.INTERVAL} "
+            "√(a² + b²), a and b being the standard errors, two-sided, 95 %, as if the evaluations were independent. Without "
             "any effect one change in twenty would be.\n"
         )
     others = [key for key in keys if key not in first]

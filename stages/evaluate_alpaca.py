@@ -22,7 +22,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from stages import cli, domain, files, params
+from stages import cli, domain, files, params, scratch
 from stages.cli import StageError
 
 JUDGES = Path(__file__).parent / "judges"
@@ -105,7 +105,7 @@ def model_judge(wanted: params.EvaluateAlpaca, retries: int = RETRIES) -> Callab
     client = openai.OpenAI(api_key=secret, base_url=base_url, max_retries=retries, timeout=TIMEOUT)
     logging.getLogger("openai").setLevel(logging.INFO)  # says that it tries again, which explains a pause
     key = hashlib.sha256(json.dumps([wanted.judge, base_url, REQUEST]).encode()).hexdigest()[:16]
-    folder = cli.SCRATCH / "evaluate_alpaca" / key
+    folder = scratch.FOLDER / "evaluate_alpaca" / key
     given_up = Event()
 
     def ask(prompt: str, path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from stages import cli, files, params, pointers, shards
+from stages import cli, files, params, pointers, scratch, shards
 from stages.cli import StageError
 
 
@@ -112,24 +112,22 @@ def evaluate_all(model: Path, data_sets: Path, dtype: str, batch_size: int) -> d
     Raises StageError where a worker dies or a task fails.
     """
     key = {"model": files.digest(model), "sets": files.digest(data_sets), "dtype": dtype, "batch_size": batch_size}
-    scratch = shards.scratch("evaluate_lm", key).resolve()
-    pending = [task for task in TASKS if not (scratch / f"{task}.json").exists()]
+    folder = scratch.folder("evaluate_lm", key).resolve()
+    pending = [task for task in TASKS if not (folder / f"{task}.json").exists()]
     if len(pending) < len(TASKS):
-        cli.log.info("%d of %d tasks are finished already, in %s", len(TASKS) - len(pending), len(TASKS), scratch)
+        cli.log.info("%d of %d tasks are finished already, in %s", len(TASKS) - len(pending), len(TASKS), folder)
     if pending:
-        _run(pending, model.resolve(), data_sets.resolve(), dtype, batch_size, scratch)
-    found = {task: files.read_json(scratch / f"{task}.json") for task in TASKS}
-    files.remove(scratch)
-    return found
+        _run(pending, model.resolve(), data_sets.resolve(), dtype, batch_size, folder)
+    return {task: files.read_json(folder / f"{task}.json") for task in TASKS}
 
 
-def _run(tasks: list[str], model: Path, data_sets: Path, dtype: str, batch_size: int, scratch: Path) -> None:
-    cache = scratch / "cache"
+def _run(tasks: list[str], model: Path, data_sets: Path, dtype: str, batch_size: int, folder: Path) -> None:
+    cache = folder / "cache"
     files.remove(cache)
     for name in ("HF_DATASETS_CACHE", "HF_METRICS_CACHE", "HF_EVALUATE_CACHE", "HF_MODULES_CACHE"):
         os.environ[name] = str(cache / name)
     names = shards.devices(cores=True)[: len(tasks)]
-    cli.log.info("%d tasks for %d workers, whose own progress stands in %s/*.log", len(tasks), len(names), scratch)
+    cli.log.info("%d tasks for %d workers, whose own progress stands in %s/*.log", len(tasks), len(names), folder)
     context = multiprocessing.get_context("spawn" if names[0] else "fork")
     if not names[0]:
         with contextlib.chdir(data_sets):
@@ -137,26 +135,26 @@ def _run(tasks: list[str], model: Path, data_sets: Path, dtype: str, batch_size:
     devices = context.SimpleQueue()
     for name in names:
         devices.put(name)
-    with ProcessPoolExecutor(len(names), context, _enter, (devices, data_sets, scratch)) as pool:
+    with ProcessPoolExecutor(len(names), context, _enter, (devices, data_sets, folder)) as pool:
         work = {pool.submit(evaluate, task, str(model), dtype, batch_size): task for task in tasks}
         try:
             for done in tqdm(as_completed(work), total=len(work), desc="evaluate_lm", unit="task", disable=None):
-                files.write_json(done.result(), scratch / f"{work[done]}.json")
+                files.write_json(done.result(), folder / f"{work[done]}.json")
         except BrokenProcessPool as error:
             raise StageError(
-                f"a worker died (for want of memory?): its last words are in {scratch}, run again to go on"
+                f"a worker died (for want of memory?): its last words are in {folder}, run again to go on"
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _enter(devices: Any, data_sets: Path, scratch: Path) -> None:
+def _enter(devices: Any, data_sets: Path, folder: Path) -> None:
     """Prepare a worker: its device, its working directory, and a file for the harness's chatter."""
     if device := devices.get():
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     cli.quiet()
     os.chdir(data_sets)
-    chatter = os.open(scratch / f"worker-{os.getpid()}.log", os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
+    chatter = os.open(folder / f"worker-{os.getpid()}.log", os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
     os.dup2(chatter, sys.stdout.fileno())
     os.dup2(chatter, sys.stderr.fileno())
 

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stages import cli, params, pointers, sppo
+from stages import cli, params, pointers, scratch, sppo
 from stages.cli import StageError
 
 
@@ -95,7 +95,7 @@ def trainer_arguments(
         "steps_per_print": 10**9,
     }
     return TrainingArguments(
-        output_dir=str(cli.SCRATCH / "trainer"),
+        output_dir=str(scratch.FOLDER / "trainer"),
         deepspeed=zero3,
         bf16=dtype == "bfloat16",
         per_device_train_batch_size=device_batch,
@@ -111,11 +111,6 @@ def trainer_arguments(
         disable_tqdm=not sys.stderr.isatty(),
         **more,
     )
-
-
-def is_main() -> bool:
-    """Whether this process writes: the first of the distributed group."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def load(path: Path, dtype: params.Precision) -> tuple[Any, Any]:

@@ -92,7 +92,7 @@ def main() -> None:
 
     def run() -> None:
         logps = score(rows, args.model, wanted.devices, wanted.device_batch, wanted.dtype)
-        if policy.is_main():
+        if cli.is_main():
             for row, (chosen, rejected) in zip(rows, logps.tolist(), strict=True):
                 row["chosen_reference_logps"], row["rejected_reference_logps"] = chosen, rejected
             files.write_table(rows, schemas.PAIRS, args.out)

@@ -4,8 +4,6 @@ What is computed together is decided by the shard, never by the number of device
 Finished shards lie in the scratch folder, keyed by everything that determines them: a killed stage goes on from there.
 """
 
-import hashlib
-import json
 import multiprocessing
 import os
 import sys
@@ -17,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from stages import cli, files
+from stages import cli, files, scratch
 from stages.cli import StageError
 
 Compute = Callable[[pa.Table], pa.Table]
@@ -41,7 +39,7 @@ def map_shards(
     schema: of each result. key: JSON values that determine the results, the inputs' digests among them.
     cores: see `devices`. Raises StageError where a worker fails.
     """
-    folder = scratch(stage, {**key, "shard_size": size})
+    folder = scratch.folder(stage, {**key, "shard_size": size})
     shards = [table.slice(start, size) for start in range(0, table.num_rows, size)]
     paths = [folder / f"{index:05}.parquet" for index in range(len(shards))]
     pending = [index for index, path in enumerate(paths) if not path.exists()]
@@ -55,16 +53,7 @@ def map_shards(
         _work(stage, load, arguments, schema, tasks[0])
     elif tasks:
         _spawn([(stage, load, arguments, schema, task) for task in tasks], names)
-    result = pa.concat_tables([pq.read_table(path, schema=schema) for path in paths])
-    files.remove(folder)
-    return result
-
-
-def scratch(stage: str, key: Mapping[str, Any]) -> Path:
-    """The stage's folder of unfinished work for `key`, JSON values that determine the results. It is made if need be."""
-    folder = cli.SCRATCH / stage / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return pa.concat_tables([pq.read_table(path, schema=schema) for path in paths])
 
 
 def devices(*, cores: bool = False) -> list[str]:

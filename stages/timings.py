@@ -3,9 +3,9 @@
 import argparse
 import json
 
-from stages import cli
+from stages import scratch
 
-FILE = cli.SCRATCH / "timings.jsonl"
+FILE = scratch.FOLDER / "timings.jsonl"
 
 
 def main() -> None:

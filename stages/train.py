@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from stages import cli, files, params, policy, schemas, sppo
+from stages import cli, files, params, policy, schemas, scratch, sppo
 from stages.cli import StageError
 
 LOG_COLUMNS = [
@@ -49,7 +49,7 @@ def train(
     cli.log.info(
         "%d pairs, %d steps an epoch; %d pairs beyond the last whole batch left out", len(kept), steps, len(rows) - len(kept)
     )
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(cli.SCRATCH / "tensorboard" / out.name))
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(scratch.FOLDER / "tensorboard" / out.name))
     arguments = policy.trainer_arguments(
         settings.devices,
         settings.device_batch,
@@ -116,7 +116,7 @@ def train(
     trainer.remove_callback(PrinterCallback)  # the log is a file
     trainer.train()
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # every process takes part, the first one gets it
-    if policy.is_main():
+    if cli.is_main():
         cli.log.info("loss %.4g at the first step, %.4g at the last", records[0]["loss"], records[-1]["loss"])
         with files.replacing(out) as partial, files.replacing(log) as partial_log:
             if settings.lora.rank:

@@ -14,16 +14,10 @@ from ruamel.yaml import YAML
 from running import run_stage
 
 from stages import params
+from stages.scratch import CANNOT_CHANGE_RESULTS
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted(path.parent for path in ROOT.glob("recipes/*/dvc.yaml"))
-CANNOT_CHANGE_RESULTS = {
-    "stages/cli.py",
-    "stages/documents.py",
-    "stages/params.py",
-    "stages/__init__.py",
-    "stages/assets/__init__.py",
-}
 STAGES = {stage.addressing: stage for stage in Repo(ROOT).index.stages if getattr(stage, "cmd", None)}
 PER_ITERATION = ["generate", "rank", "reference", "train", "answer", "evaluate-alpaca", "evaluate-lm"]
 

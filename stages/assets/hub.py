@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from stages import cli, files, pointers
+from stages import cli, files, pointers, scratch
 from stages.cli import StageError
 from stages.params import Asset
 
@@ -120,8 +120,8 @@ def _snapshot(repo: str, revision: str | None, repo_type: str, patterns: list[st
 def _unshared_cache(asset: Asset) -> str:
     """A cache for this process alone: `datasets` does not see that a file of a local directory has changed."""
     _directory(asset)
-    cli.SCRATCH.mkdir(parents=True, exist_ok=True)
-    folder = tempfile.mkdtemp(prefix="datasets-", dir=cli.SCRATCH)
+    scratch.FOLDER.mkdir(parents=True, exist_ok=True)
+    folder = tempfile.mkdtemp(prefix="datasets-", dir=scratch.FOLDER)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
