@@ -1,6 +1,7 @@
-"""A way to run stages as users do, with the smallest parameters."""
+"""A way to run stages and DVC as users do, with the smallest parameters."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,24 @@ TINY: dict[str, Any] = {
 """Overrides of the root's params.yaml."""
 
 
+SMALLEST = TINY | {
+    "iterations": {"iter1": "base"},
+    "assets.ranker.miniature.prompts": 60,
+    "assets.prompts.count": 120,
+    "assets.alpaca_eval.count": 40,
+    "split.prompts_per_iteration": 32,
+    "split.hold_out": 8,
+    "assets.harness": {
+        **{
+            task: {"repo": "miniature", "count": 4}
+            for task in ("arc_challenge", "truthfulqa_mc2", "winogrande", "gsm8k", "hellaswag")
+        },
+        "mmlu": {"repo": "miniature", "count": 2},
+    },
+}
+"""One iteration of the whole pipeline at the smallest sizes."""
+
+
 def set_params(folder: Path, overrides: dict[str, Any], source: Path = ROOT / "params.yaml") -> None:
     """Write `source` with overrides (dotted keys) as the folder's params.yaml."""
     document = YAML(typ="safe").load(source)
@@ -48,3 +67,39 @@ def run_stage(folder: Path, module: str, *arguments: object, **environment: str)
     command = [sys.executable, "-m", f"stages.{module}", *map(str, arguments)]
     values = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
     return subprocess.run(command, cwd=folder, env=values, capture_output=True, text=True, check=False)
+
+
+def copy_repository(folder: Path, overrides: dict[str, Any]) -> None:
+    """A Git repository of the working tree, with these parameters, that never ran: without dvc.lock and reports."""
+    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in names.splitlines():
+        if (ROOT / name).is_file() and name != "dvc.lock" and not name.startswith("reports/"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
+    set_params(folder, overrides)
+    for command in (
+        ["init", "-q"],
+        ["config", "user.name", "t"],
+        ["config", "user.email", "t@t"],
+        ["add", "-A"],
+        ["commit", "-qm", "smallest"],
+    ):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+
+
+def dvc(folder: Path, *arguments: str) -> str:
+    """Run DVC and return what it printed; it must succeed."""
+    paths = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": paths, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        ["dvc", *arguments],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout

@@ -1,8 +1,6 @@
 """The whole pipeline, by DVC as users run it, in a copy of the repository: one iteration at the smallest sizes."""
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,44 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from ruamel.yaml import YAML
-from running import TINY, set_params
-
-from stages.cli import ROOT
-
-SMALLEST = TINY | {
-    "iterations": {"iter1": "base"},
-    "assets.ranker.miniature.prompts": 60,
-    "assets.prompts.count": 120,
-    "assets.alpaca_eval.count": 40,
-    "split.prompts_per_iteration": 32,
-    "split.hold_out": 8,
-    "assets.harness": {
-        **{
-            task: {"repo": "miniature", "count": 4}
-            for task in ("arc_challenge", "truthfulqa_mc2", "winogrande", "gsm8k", "hellaswag")
-        },
-        "mmlu": {"repo": "miniature", "count": 2},
-    },
-}
+from running import SMALLEST, copy_repository, dvc
 
 pytestmark = pytest.mark.slow
-
-
-def dvc(folder: Path, *arguments: str) -> str:
-    """Run DVC and return what it printed; it must succeed."""
-    paths = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = os.environ | {"PATH": paths, "OMP_NUM_THREADS": "2"}
-    done = subprocess.run(
-        ["dvc", *arguments],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
 
 
 def ran(output: str) -> set[str]:
@@ -66,21 +29,7 @@ def restore(folder: Path) -> None:
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone of the working tree with the smallest parameters, run once."""
     folder = tmp_path_factory.mktemp("checkout") / "sppo"
-    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in names.splitlines():
-        if (ROOT / name).is_file() and name != "dvc.lock" and not name.startswith("reports/"):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, folder / name)
-    set_params(folder, SMALLEST)
-    for command in (
-        ["init", "-q"],
-        ["config", "user.name", "t"],
-        ["config", "user.email", "t@t"],
-        ["add", "-A"],
-        ["commit", "-qm", "smallest"],
-    ):
-        subprocess.run(["git", *command], cwd=folder, check=True)
+    copy_repository(folder, SMALLEST)
     dvc(folder, "repro")
     subprocess.run(["git", "add", "-A"], cwd=folder, check=True)
     subprocess.run(["git", "commit", "-qm", "run"], cwd=folder, check=True)

@@ -1,0 +1,77 @@
+"""Every command of the documents, run as it stands there, in a copy of the repository at the smallest sizes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from endpoint import chosen, serve
+from running import SMALLEST, copy_repository, dvc
+from test_docs import COMMANDS, DOCUMENTS
+
+from stages import domain
+
+pytestmark = pytest.mark.slowest
+
+ELSEWHERE = {
+    "make ": "the test suite and the run themselves, by which one gets here",
+    "pytest": "the test suite itself",
+    "source ": "DVC, Python and the stages are found here without",
+    "hf auth login": "asks for a token of one's own",
+    "python -m stages.assets --pin": "asks the Hub",
+    "dvc repro recipes/": "wants eight GPUs",
+    "python -m vllm.entrypoints.openai.api_server": "a judge of 72 billion parameters",
+    "export ": "a judge's key",
+    "python -m stages.evaluate_alpaca score": "run on real annotations in tests/test_evaluate_alpaca.py",
+}
+"""Beginnings of the commands that are not run here, and why."""
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository on the branch `main`, run once and committed, and what the documents suppose to be there."""
+    folder = tmp_path_factory.mktemp("commands") / "sppo"
+    three = {"iterations": {"iter1": "base", "iter2": "iter1", "iter3": "iter2"}, "assets.prompts.count": 150}
+    copy_repository(folder, SMALLEST | three)
+    shell(folder, "git branch -qM main")
+    dvc(folder, "repro")
+    shell(folder, "git add -A && git commit -qm run")
+    (folder / "my-prompts").mkdir()
+    prompts = domain.distinct_prompts("mine", "training", 150)
+    lines = [json.dumps({"instruction": prompt}) for prompt in prompts]
+    (folder / "my-prompts" / "train.jsonl").write_text("\n".join(lines))
+    shutil.copytree(folder / "data/ranker", folder / "my-ranker")
+    (folder / ".git/info/exclude").write_text("/my-*\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def judge() -> Iterator[str]:
+    """The address of an endpoint that finds every first output a little better."""
+    with serve(lambda number, prompt: chosen(0.6)) as endpoint:
+        yield endpoint.url
+
+
+def shell(folder: Path, command: str) -> None:
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OPENAI_API_KEY": "a-word"}
+    done = subprocess.run(
+        ["bash", "-e", "-c", command], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_the_commands_of_a_document_run(document: Path, checkout: Path, judge: str, tmp_path: Path) -> None:
+    shell(checkout, "git switch -q main && git restore . && dvc checkout -q --force dvc.yaml")
+    for command in [command for there, command in COMMANDS if there == document]:
+        if not command.startswith(tuple(ELSEWHERE)):
+            shell(checkout, command.replace("/srv/sppo", str(tmp_path)).replace("http://127.0.0.1:8000/v1", judge))
+
+
+def test_what_is_not_run_here_is_in_the_documents() -> None:
+    commands = [command for _, command in COMMANDS]
+    assert [start for start in ELSEWHERE if not any(command.startswith(start) for command in commands)] == []
