@@ -9,7 +9,7 @@ import pytest
 from stages import files, schemas
 from stages.cli import StageError
 
-GOOD = {"prompt_id": ["a", "b"], "prompt": ["What?", "Why?"]}
+GOOD = {"prompt_id": [schemas.prompt_id("What?"), schemas.prompt_id("Why?")], "prompt": ["What?", "Why?"]}
 
 
 def _write(**columns: object) -> Callable[[Path], None]:
@@ -25,7 +25,7 @@ def _write(**columns: object) -> Callable[[Path], None]:
         (_write(prompt_id=["a"]), "{path}: lacks column 'prompt'"),
         (_write(**GOOD, note=["x", "y"]), "{path}: has unknown column 'note'"),
         (_write(prompt_id=[1, 2], prompt=["x", "y"]), "{path}: column 'prompt_id' is int64, not string"),
-        (_write(prompt_id=["a", "b"], prompt=["x", None]), "{path}: row 1: 'prompt' is empty"),
+        (_write(prompt_id=["a", "b"], prompt=["x", None]), "{path}: row 1: 'prompt' is None, which is no value"),
         (_write(prompt_id=pa.array([], pa.string()), prompt=pa.array([], pa.string())), "{path}: no rows"),
     ],
 )
@@ -40,7 +40,10 @@ def test_a_table_that_is_not_as_agreed_is_refused(tmp_path: Path, write: Callabl
 
 
 def test_a_table_comes_back_as_written_and_with_the_same_bytes(tmp_path: Path) -> None:
-    rows = [{"prompt_id": "a", "prompt": "What?", "part": None}, {"prompt_id": "b", "prompt": "Why?", "part": "iter1"}]
+    rows = [
+        {"prompt_id": schemas.prompt_id(prompt), "prompt": prompt, "part": part}
+        for prompt, part in (("What?", None), ("Why?", "1"))
+    ]
     for name in ("one.parquet", "two.parquet"):
         files.write_table(rows, schemas.PROMPTS, tmp_path / name)
     assert files.read_table(tmp_path / "one.parquet", schemas.PROMPTS).to_pylist() == rows

@@ -87,7 +87,7 @@ def test_published_responses_are_ranked_against_each_other(world: Path) -> None:
     outputs = [published(f"sppo_outputs/{name}/model_outputs.json")[::40][:20] for name in names]
     rows = [
         {
-            "prompt_id": str(index),
+            "prompt_id": schemas.prompt_id(base["instruction"]),
             "prompt": base["instruction"],
             "templated_prompt": base["instruction"],
             "prompt_token_ids": [1],
@@ -95,7 +95,7 @@ def test_published_responses_are_ranked_against_each_other(world: Path) -> None:
             "token_ids": [[1], [1]],
             "token_counts": [1, 1],
             "finish_reasons": ["stop", "stop"],
-            "seeds": [0, 1],
+            "seeds": [2 * index, 2 * index + 1],
         }
         for index, (base, sppo) in enumerate(zip(*outputs, strict=True))
     ]
