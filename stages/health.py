@@ -6,9 +6,11 @@ import pandas as pd
 import torch
 
 from stages import files, markdown, params, schemas, sppo
+from stages.cli import StageError
 
 FIGURES = {
     "prompts": "prompts",
+    "contaminated": "prompts in AlpacaEval too",
     "responses": "responses",
     "duplicates": "identical to an earlier response to the prompt",
     "empty": "empty responses",
@@ -63,6 +65,7 @@ def health(iteration: str, data: Path, eta: float, train: params.Train) -> tuple
     return (
         {
             "prompts": len(texts),
+            "contaminated": contaminated(iteration, data / "split" / "contamination.json"),
             "responses": len(counts),
             "duplicates": sum(len(row) - len(set(row)) for row in texts),
             "empty": sum(not text.strip() for row in texts for text in row),
@@ -96,6 +99,15 @@ def health(iteration: str, data: Path, eta: float, train: params.Train) -> tuple
     )
 
 
+def contaminated(iteration: str, path: Path) -> int:
+    """How many of an iteration's prompts AlpacaEval asks too, by split's record."""
+    record = files.read_json(path)
+    counts = record.get("contaminated") if isinstance(record, dict) else None
+    if not isinstance(counts, dict) or not isinstance(counts.get(iteration), int):
+        raise StageError(f"{path}: no count of {iteration}'s prompts: make it with `dvc repro`")
+    return int(counts[iteration])
+
+
 def shown(value: float) -> str:
     """A count whole, any other number to four digits."""
     return str(value) if isinstance(value, int) else f"{value:.4g}"
@@ -122,11 +134,12 @@ def page(found: dict[str, dict[str, float]]) -> str:
     text = (
         "# Health\n\n"
         + markdown.table(["", *found], rows)
-        + "\nThe loss at the first step is of the first global batch, its expectation (for SPPO η² mean (P^ − ½)²) of all "
-        "pairs; every first batch was checked against its own. Loss at the end, log-ratios log π/π_t (summed over a response) "
-        "and what follows from them: means over the last fifth of the steps. Reward margin: winner's log-ratio minus loser's, "
-        "divided by η (times β for DPO and IPO). KL: mean of half the squared log-ratio, an estimate to second order, though "
-        "from the best and the worst of K responses only.\n"
+        + "\nIn AlpacaEval too: all the words of one of its instructions, or 13 of them in a row, case and punctuation aside "
+        "(`split.contamination`). The loss at the first step is of the first global batch, its expectation (for SPPO "
+        "η² mean (P^ − ½)²) of all pairs; every first batch was checked against its own. Loss at the end, log-ratios "
+        "log π/π_t (summed over a response) and what follows from them: means over the last fifth of the steps. Reward "
+        "margin: winner's log-ratio minus loser's, divided by η (times β for DPO and IPO). KL: mean of half the squared "
+        "log-ratio, an estimate to second order, though from the best and the worst of K responses only.\n"
     )
     clipped = [name for name, values in found.items() if values["clipped_steps"] == 1]
     if clipped:
