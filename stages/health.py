@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
 from stages import files, markdown, params, schemas, sppo
-from stages.cli import StageError
+from stages.cli import StageError, shown
 
 FIGURES = {
     "prompts": "prompts",
@@ -54,7 +55,7 @@ def health(iteration: str, data: Path, eta: float, train: params.Train) -> tuple
     responses = files.read_table(data / "responses" / f"{iteration}.parquet", schemas.RESPONSES)
     rankings = files.read_table(data / "rankings" / f"{iteration}.parquet", schemas.RANKINGS).to_pandas()
     pairs = files.read_table(data / "pairs" / f"{iteration}.parquet", schemas.PAIRS).to_pandas()
-    log = pd.read_csv(files.present(data / "logs" / f"{iteration}.csv"))
+    log = training_log(data / "logs" / f"{iteration}.csv")
     texts = responses.column("responses").to_pylist()
     counts = pd.Series([count for row in responses.column("token_counts").to_pylist() for count in row])
     reasons = [reason for row in responses.column("finish_reasons").to_pylist() for reason in row]
@@ -99,6 +100,23 @@ def health(iteration: str, data: Path, eta: float, train: params.Train) -> tuple
     )
 
 
+def training_log(path: Path) -> pd.DataFrame:
+    """A log of schemas.LOG_COLUMNS, all of it finite numbers, the steps from 1 on. Raises StageError."""
+    try:
+        log = pd.read_csv(files.present(path))
+    except (ValueError, OSError) as error:
+        raise StageError(f"{path}: not a readable CSV file ({error}): make it with `dvc repro`") from error
+    if list(log.columns) != schemas.LOG_COLUMNS or log.empty:
+        raise StageError(f"{path}: rows of {', '.join(schemas.LOG_COLUMNS)} are wanted: make it with `dvc repro`")
+    wrong = ~np.isfinite(log.apply(pd.to_numeric, errors="coerce"))
+    wrong["step"] |= log["step"] != range(1, len(log) + 1)
+    if wrong.any(axis=None):
+        row, column = (int(index[0]) for index in np.nonzero(wrong))
+        value = shown(log.iat[row, column])
+        raise StageError(f"{path}: row {row}: {schemas.LOG_COLUMNS[column]!r} is {value}: make it with `dvc repro`")
+    return log
+
+
 def contaminated(iteration: str, path: Path) -> int:
     """How many of an iteration's prompts AlpacaEval asks too, by split's record."""
     record = files.read_json(path)
@@ -108,7 +126,7 @@ def contaminated(iteration: str, path: Path) -> int:
     return int(counts[iteration])
 
 
-def shown(value: float) -> str:
+def figure(value: float) -> str:
     """A count whole, any other number to four digits."""
     return str(value) if isinstance(value, int) else f"{value:.4g}"
 
@@ -130,7 +148,7 @@ def histogram(pairs: pd.DataFrame) -> pd.DataFrame:
 
 def page(found: dict[str, dict[str, float]]) -> str:
     """health.md: the FIGURES, a column an iteration."""
-    rows = [[label, *[shown(values[name]) for values in found.values()]] for name, label in FIGURES.items()]
+    rows = [[label, *[figure(values[name]) for values in found.values()]] for name, label in FIGURES.items()]
     text = (
         "# Health\n\n"
         + markdown.table(["", *found], rows)

@@ -164,7 +164,7 @@ class Split(Section):
     hold_out: Annotated[int, Field(ge=2)]
     """Prompts that no iteration trains on; on them the ranker compares the models."""
     contamination: Literal["count", "drop", "refuse"]
-    """What is done about prompts that are in AlpacaEval too: they are counted, dropped, or no reason to go on."""
+    """What is done about prompts that are in AlpacaEval too: they are counted, dropped, or a reason to stop."""
 
 
 class Engine(Section):

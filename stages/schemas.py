@@ -70,6 +70,21 @@ PAIRS = _schema(
 """reference -> train: the tokens that are trained on, P^ and the summed log-probability under the reference pi_t; how many
 tokens of prompt and responses were cut to fit."""
 
+LOG_COLUMNS = [
+    "step",
+    "loss",
+    "learning_rate",
+    "gradient_norm",
+    "clipped",
+    "chosen_log_ratio",
+    "rejected_log_ratio",
+    "kl",
+]
+"""train -> report, the CSV of data/logs, a row a step: means over the step's global batch, log-ratios r = log pi_theta/pi_t in
+nats; gradient norm before clipping, clipped: 1 where it was above train.max_grad_norm; kl: the mean of r^2 / 2 over winners
+and losers, which estimates KL(pi_t || pi_theta) to second order, though of K samples from pi_t only the best and the worst
+enter."""
+
 ARTIFACTS = {
     "data/prompts.parquet": PROMPTS,
     "data/split/*.parquet": PART,
