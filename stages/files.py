@@ -61,8 +61,10 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
         raise StageError(f"{path}: not a readable Parquet file ({error}): {_again(path)}") from error
     missing = [name for name in schema.names if name not in names]
     extra = [name for name in names if name not in schema.names]
-    if missing or extra:
-        wrong = [*(f"lacks column {name!r}" for name in missing), *(f"has unknown column {name!r}" for name in extra)]
+    twice = [name for name in schema.names if names.count(name) > 1]
+    if missing or extra or twice:
+        problems = {"lacks": missing, "has unknown": extra, "has twice": twice}
+        wrong = [f"{what} column {name!r}" for what, found in problems.items() for name in found]
         raise StageError(f"{path}: {', '.join(wrong)}: {_again(path)}")
     for field in schema:
         column = table.column(field.name)
