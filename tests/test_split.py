@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tables import STRANGE
 
 from stages import domain, files, schemas, split
 from stages.assets.prompts import table
@@ -225,4 +226,34 @@ def test_the_stage_refuses_repeated_prompts_and_missing_input(tmp_path: Path) ->
     ):
         done = _stage(tmp_path, prompts, instructions, "out")
         assert (done.returncode, done.stderr) == (1, f"split: error: {message}: check the path, or make the file again\n")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("contamination", ["count", "drop"])
+def test_prompts_of_every_kind_come_through_as_they_are(contamination: str, tmp_path: Path) -> None:
+    settings = "seed: 3\nsplit: {{prompts_per_iteration: {}, hold_out: 2, contamination: {}}}\niterations: {{iter1: base}}\n"
+    (tmp_path / "params.yaml").write_text(settings.format(len(STRANGE) - 2, contamination))
+    files.write_table(table([(text, None) for text in STRANGE]), schemas.PROMPTS, tmp_path / "prompts.parquet")
+    files.write_json([{"instruction": "Why?"}, {"instruction": "\u2028!"}], tmp_path / "instructions.json")
+    done = _stage(tmp_path, "prompts.parquet", "instructions.json", "out")
+    assert done.returncode == 0, done.stderr
+    parts = [files.read_table(tmp_path / "out" / name, schemas.PART) for name in ("hold-out.parquet", "iter1.parquet")]
+    assert sorted(text for part in parts for text in part["prompt"].to_pylist()) == sorted(STRANGE)
+
+
+@pytest.mark.parametrize(
+    ("count", "message"),
+    [
+        (0, "error: prompts.parquet: no rows: check the path, or make the file again"),
+        (1, "error: split.hold_out: 4 prompts are wanted and there are 1: lower it"),
+        (4, "error: iter1: 7 prompts are wanted and 0 of 4 are left: "),
+    ],
+)
+def test_hardly_any_prompts_are_refused(count: int, message: str, tmp_path: Path) -> None:
+    assert _contaminated(tmp_path, "count").returncode == 0
+    files.remove(tmp_path / "out")
+    pq.write_table(table([(f"Question {index}?", None) for index in range(count)]), tmp_path / "prompts.parquet")
+    done = _stage(tmp_path, "prompts.parquet", "instructions.json", "out")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"split: {message}")
     assert not (tmp_path / "out").exists()
