@@ -112,7 +112,7 @@ def training_log(path: Path) -> pd.DataFrame:
     wrong["step"] |= log["step"] != range(1, len(log) + 1)
     if wrong.any(axis=None):
         row, column = (int(index[0]) for index in np.nonzero(wrong))
-        value = shown(log.iat[row, column])
+        value = shown(log.iloc[:, column].tolist()[row])
         raise StageError(f"{path}: row {row}: {schemas.LOG_COLUMNS[column]!r} is {value}: make it with `dvc repro`")
     return log
 

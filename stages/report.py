@@ -17,13 +17,14 @@ TASKS = list(params.HarnessAsset.model_fields)
 ALPACA_METRICS = ["length_controlled_winrate", "lc_standard_error", "win_rate", "standard_error", "avg_length"]
 SAMPLES = 8
 """Prompts in samples.md."""
+MOST = 1e9
+"""Of anything counted: instructions, characters of an answer."""
 
 
 def figure(value: Any, what: str, highest: float = 100) -> None:
     """Raise StageError where a value is no number in 0 to `highest`. what: file and key."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= highest:
-        upper = "up" if highest == math.inf else f"to {highest:g}"
-        raise StageError(f"{what} is {cli.shown(value)}, not a number from 0 {upper}: make it with `dvc repro`")
+        raise StageError(f"{what} is {cli.shown(value)}, not a number from 0 to {highest:g}: make it with `dvc repro`")
 
 
 def read_alpaca(folder: Path) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def read_alpaca(folder: Path) -> dict[str, Any]:
             raise StageError(f"{path} lacks {key!r}: make it with `dvc repro`")
     for key in [*ALPACA_METRICS, "n_total"]:
         if key in metrics:
-            figure(metrics[key], f"{path}: {key!r}", math.inf if key in ("avg_length", "n_total") else 100)
+            figure(metrics[key], f"{path}: {key!r}", MOST if key in ("avg_length", "n_total") else 100)
     return metrics
 
 
@@ -67,7 +68,7 @@ def read_comparison(path: Path, models: list[str]) -> dict[str, Any]:
         for model, row in zip(models, rows, strict=True):
             for other, value in zip(models, row, strict=True):
                 figure(value, f"{path}: {key!r} of {model} and {other}")
-    figure(comparison["n"], f"{path}: 'n'", math.inf)
+    figure(comparison["n"], f"{path}: 'n'", MOST)
     return comparison
 
 

@@ -48,6 +48,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("rankings", {"logits": [[0.0] * 3, [0.0] * 2, [0.0] * 4]}, "'logits' has [0.0, 0.0], which is not of 3 logits"),
     ("rankings", {"logits": [[0.0, NAN, 0.0], *[[0.0] * 3] * 2]}, "'logits' has nan, which is not finite"),
     ("rankings", {"logits": [*[[0.0] * 3] * 2, [0.0, 0.0, 2.0]]}, "'logits' has 2.0, which is of a response against itself"),
+    ("rankings", {"probabilities": [0.5]}, "'probabilities' is [0.5], which is fewer than two"),
     ("rankings", {"probabilities": [0.5, 0.5]}, "'probabilities' is [0.5, 0.5], which is not of as many as row 0, 3"),
     ("rankings", {"probabilities": [0.0, 0.4, 1.1]}, "'probabilities' has 1.1, which is not in [0, 1]"),
     ("rankings", {"probabilities": [NAN, 0.5, 1.0]}, "'probabilities' has nan, which is not in [0, 1]"),
