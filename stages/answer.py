@@ -1,7 +1,6 @@
 """Answer the AlpacaEval instructions and the hold-out with a policy: alpaca-eval's model_outputs.json, and Parquet."""
 
 import argparse
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,13 @@ from stages import cli, files, params, sampling, schemas
 
 
 def draw(model: Path, name: str, texts: list[str], seed: int, engine: params.Engine, answer: params.Answer) -> pa.Table:
-    """One response to each of the texts, as schemas.RESPONSES. name: the generator's, and part of every sample's seed."""
-    ids = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
-    part = pa.table({"prompt_id": ids, "prompt": texts}, schema=schemas.PART)
+    """One response to each of the texts, in their order. name: the generator's, and part of every sample's seed.
+
+    Returns columns of schemas.RESPONSES; a text that is there twice is asked once.
+    """
+    distinct = {text: index for index, text in enumerate(dict.fromkeys(texts))}
+    ids = [schemas.prompt_id(text) for text in distinct]
+    part = pa.table({"prompt_id": ids, "prompt": list(distinct)}, schema=schemas.PART)
     wanted = sampling.Sampling(
         samples=1,
         temperature=answer.temperature,
@@ -22,7 +25,8 @@ def draw(model: Path, name: str, texts: list[str], seed: int, engine: params.Eng
         seed=seed,
         name=f"answer/{name}",
     )
-    return sampling.respond("answer", part, model, engine, wanted, answer.shard_size, leave_out=False)
+    responses = sampling.respond("answer", part, model, engine, wanted, answer.shard_size, leave_out=False)
+    return responses.take([distinct[text] for text in texts])
 
 
 def outputs(name: str, instructions: list[dict[str, str]], responses: pa.Table) -> list[dict[str, Any]]:

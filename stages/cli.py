@@ -23,7 +23,16 @@ log = logging.getLogger("stages")
 
 
 class StageError(Exception):
-    """Bad input, stated for people: one message that names the file, the row or key, and the remedy."""
+    """Bad input, stated for people: one line that names the file, the row or key, and the remedy."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))  # what a message quotes may hold any character
+
+
+def shown(value: object) -> str:
+    """A value as a message quotes it: Python's notation, not too long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 TOOLS = [

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stages import scratch
 from stages.cli import StageError
+
+faults: dict[pa.Schema, Callable[[pa.Table], str | None]] = {}
+"""Schema -> what is wrong with the values of such a table. stages/schemas.py fills it: not every stage depends on that."""
 
 
 @contextmanager
@@ -37,34 +41,39 @@ def remove(path: Path) -> None:
 
 
 def write_table(rows: list[dict[str, Any]] | pa.Table, schema: pa.Schema, path: Path) -> None:
-    """Write rows as Parquet, in the schema's columns and types."""
+    """Write rows as Parquet, in the schema's columns and types. Raises StageError where they break the schema's rules."""
     table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows, schema=schema)
+    if fault := faults[schema](table.select(schema.names)):
+        raise StageError(f"{path}: not written: {fault}: check what the stage read (`make verify`), and run it again")
     with replacing(path) as partial:
         pq.write_table(table.cast(schema), partial, compression="zstd")
 
 
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:
-    """Read Parquet that must have the schema's columns and types and at least one row. Raises StageError."""
+    """Read Parquet that must have the schema's columns, types and rules, and at least one row. Raises StageError."""
     present(path)
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise StageError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())}): {_again(path)}") from error
-    missing = [name for name in schema.names if name not in table.column_names]
-    extra = [name for name in table.column_names if name not in schema.names]
-    if missing or extra:
-        wrong = [*(f"lacks column {name!r}" for name in missing), *(f"has unknown column {name!r}" for name in extra)]
+        with pq.ParquetFile(path) as file:
+            table = file.read()
+        table.validate(full=True)  # Parquet's readers take any bytes for UTF-8
+        names = table.column_names
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:  # the last of harmed sizes
+        raise StageError(f"{path}: not a readable Parquet file ({error}): {_again(path)}") from error
+    missing = [name for name in schema.names if name not in names]
+    extra = [name for name in names if name not in schema.names]
+    twice = [name for name in schema.names if names.count(name) > 1]
+    if missing or extra or twice:
+        problems = {"lacks": missing, "has unknown": extra, "has twice": twice}
+        wrong = [f"{what} column {name!r}" for what, found in problems.items() for name in found]
         raise StageError(f"{path}: {', '.join(wrong)}: {_again(path)}")
     for field in schema:
         column = table.column(field.name)
         if column.type != field.type:
             raise StageError(f"{path}: column {field.name!r} is {column.type}, not {field.type}: {_again(path)}")
-        if column.null_count and not field.nullable:
-            row = column.is_null().index(True).as_py()
-            raise StageError(f"{path}: row {row}: {field.name!r} is empty: {_again(path)}")
-    if not table.num_rows:
-        raise StageError(f"{path}: no rows: {_again(path)}")
-    return table.select(schema.names)
+    table = table.select(schema.names)
+    if fault := faults[schema](table):
+        raise StageError(f"{path}: {fault}: {_again(path)}")
+    return table
 
 
 def write_json(value: Any, path: Path) -> None:
@@ -74,12 +83,16 @@ def write_json(value: Any, path: Path) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file. Raises StageError where it is missing or not JSON."""
+    """Read a JSON file. Raises StageError where it is missing, not JSON, or holds half a surrogate pair, which is no text."""
     present(path)
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, OSError, RecursionError) as error:
         raise StageError(f"{path}: not JSON ({error}): {_again(path)}") from error
+    return value
 
 
 def present(path: Path) -> Path:
@@ -90,6 +103,8 @@ def present(path: Path) -> Path:
 
 
 def _again(path: Path) -> str:
+    if path.is_relative_to(scratch.FOLDER):
+        return "remove it, and run the stage again"
     return "make it with `dvc repro`" if path.parts[:1] == ("data",) else "check the path, or make the file again"
 
 

@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
 from stages import files, markdown, params, schemas, sppo
+from stages.cli import StageError, shown
 
 FIGURES = {
     "prompts": "prompts",
+    "contaminated": "prompts in AlpacaEval too",
     "responses": "responses",
     "duplicates": "identical to an earlier response to the prompt",
     "empty": "empty responses",
@@ -52,7 +55,7 @@ def health(iteration: str, data: Path, eta: float, train: params.Train) -> tuple
     responses = files.read_table(data / "responses" / f"{iteration}.parquet", schemas.RESPONSES)
     rankings = files.read_table(data / "rankings" / f"{iteration}.parquet", schemas.RANKINGS).to_pandas()
     pairs = files.read_table(data / "pairs" / f"{iteration}.parquet", schemas.PAIRS).to_pandas()
-    log = pd.read_csv(files.present(data / "logs" / f"{iteration}.csv"))
+    log = training_log(data / "logs" / f"{iteration}.csv")
     texts = responses.column("responses").to_pylist()
     counts = pd.Series([count for row in responses.column("token_counts").to_pylist() for count in row])
     reasons = [reason for row in responses.column("finish_reasons").to_pylist() for reason in row]
@@ -63,6 +66,7 @@ def health(iteration: str, data: Path, eta: float, train: params.Train) -> tuple
     return (
         {
             "prompts": len(texts),
+            "contaminated": contaminated(iteration, data / "split" / "contamination.json"),
             "responses": len(counts),
             "duplicates": sum(len(row) - len(set(row)) for row in texts),
             "empty": sum(not text.strip() for row in texts for text in row),
@@ -96,7 +100,33 @@ def health(iteration: str, data: Path, eta: float, train: params.Train) -> tuple
     )
 
 
-def shown(value: float) -> str:
+def training_log(path: Path) -> pd.DataFrame:
+    """A log of schemas.LOG_COLUMNS, all of it finite numbers, the steps from 1 on. Raises StageError."""
+    try:
+        log = pd.read_csv(files.present(path))
+    except (ValueError, OSError) as error:
+        raise StageError(f"{path}: not a readable CSV file ({error}): make it with `dvc repro`") from error
+    if list(log.columns) != schemas.LOG_COLUMNS or log.empty:
+        raise StageError(f"{path}: rows of {', '.join(schemas.LOG_COLUMNS)} are wanted: make it with `dvc repro`")
+    wrong = ~np.isfinite(log.apply(pd.to_numeric, errors="coerce"))
+    wrong["step"] |= log["step"] != range(1, len(log) + 1)
+    if wrong.any(axis=None):
+        row, column = (int(index[0]) for index in np.nonzero(wrong))
+        value = shown(log.iloc[:, column].tolist()[row])
+        raise StageError(f"{path}: row {row}: {schemas.LOG_COLUMNS[column]!r} is {value}: make it with `dvc repro`")
+    return log
+
+
+def contaminated(iteration: str, path: Path) -> int:
+    """How many of an iteration's prompts AlpacaEval asks too, by split's record."""
+    record = files.read_json(path)
+    counts = record.get("contaminated") if isinstance(record, dict) else None
+    if not isinstance(counts, dict) or not isinstance(counts.get(iteration), int):
+        raise StageError(f"{path}: no count of {iteration}'s prompts: make it with `dvc repro`")
+    return int(counts[iteration])
+
+
+def figure(value: float) -> str:
     """A count whole, any other number to four digits."""
     return str(value) if isinstance(value, int) else f"{value:.4g}"
 
@@ -118,15 +148,16 @@ def histogram(pairs: pd.DataFrame) -> pd.DataFrame:
 
 def page(found: dict[str, dict[str, float]]) -> str:
     """health.md: the FIGURES, a column an iteration."""
-    rows = [[label, *[shown(values[name]) for values in found.values()]] for name, label in FIGURES.items()]
+    rows = [[label, *[figure(values[name]) for values in found.values()]] for name, label in FIGURES.items()]
     text = (
         "# Health\n\n"
         + markdown.table(["", *found], rows)
-        + "\nThe loss at the first step is of the first global batch, its expectation (for SPPO η² mean (P^ − ½)²) of all "
-        "pairs; every first batch was checked against its own. Loss at the end, log-ratios log π/π_t (summed over a response) "
-        "and what follows from them: means over the last fifth of the steps. Reward margin: winner's log-ratio minus loser's, "
-        "divided by η (times β for DPO and IPO). KL: mean of half the squared log-ratio, an estimate to second order, though "
-        "from the best and the worst of K responses only.\n"
+        + "\nIn AlpacaEval too: all the words of one of its instructions, or 13 of them in a row, case and punctuation aside "
+        "(`split.contamination`). The loss at the first step is of the first global batch, its expectation (for SPPO "
+        "η² mean (P^ − ½)²) of all pairs; every first batch was checked against its own. Loss at the end, log-ratios "
+        "log π/π_t (summed over a response) and what follows from them: means over the last fifth of the steps. Reward "
+        "margin: winner's log-ratio minus loser's, divided by η (times β for DPO and IPO). KL: mean of half the squared "
+        "log-ratio, an estimate to second order, though from the best and the worst of K responses only.\n"
     )
     clipped = [name for name, values in found.items() if values["clipped_steps"] == 1]
     if clipped:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from stages import documents
-from stages.cli import ROOT, StageError
+from stages.cli import ROOT, StageError, shown
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -163,6 +163,8 @@ class Split(Section):
     """null: all of a given part."""
     hold_out: Annotated[int, Field(ge=2)]
     """Prompts that no iteration trains on; on them the ranker compares the models."""
+    contamination: Literal["count", "drop", "refuse"]
+    """What is done about prompts that are in AlpacaEval too: they are counted, dropped, or a reason to stop."""
 
 
 class Engine(Section):
@@ -458,7 +460,11 @@ def _validated(model: type[Model], values: dict[str, Any], path: Path, names: di
             message = {"missing": "is missing", "extra_forbidden": "is not a parameter"}.get(
                 problem["type"], problem["msg"].removeprefix("Value error, ")
             )
-            given = "" if problem["type"] in ("missing", "value_error", "extra_forbidden") else f" (found {problem['input']!r})"
+            given = (
+                ""
+                if problem["type"] in ("missing", "value_error", "extra_forbidden")
+                else f" (found {shown(problem['input'])})"
+            )
             lines.append(f"{where or 'file'}: {message}{given}")
         if any(NOT_PINNED in line for line in lines):
             folder = path.resolve().parent

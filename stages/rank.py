@@ -159,14 +159,9 @@ def main() -> None:
     args = parser.parse_args()
     settings = params.load("rank").rank
     responses = files.read_table(args.responses, schemas.RESPONSES)
-    samples = [len(row) for row in responses.column("responses").to_pylist()]
-    for row, count in enumerate(samples):
-        if count != samples[0] or count < 2:
-            raise StageError(
-                f"{args.responses}: row {row} has {count} responses"
-                + (f", row 0 has {samples[0]}" if count >= 2 else ", at least 2 are wanted")
-                + ": generate them again"
-            )
+    samples = len(responses["responses"][0])
+    if samples < 2:
+        raise StageError(f"{args.responses}: a single response to each prompt: generate at least 2 (generate.samples)")
     key = {"ranker": files.digest(args.ranker), "responses": files.digest(args.responses), "rank": settings.model_dump()}
     rankings = shards.map_shards(
         "rank", responses, settings.shard_size, load, (args.ranker, settings), schemas.RANKINGS, key, cores=True
@@ -174,7 +169,7 @@ def main() -> None:
     ties, prompts_cut, responses_cut = (
         sum(rankings.column(name).to_pylist()) for name in ("tie", "prompt_cut", "responses_cut")
     )
-    cli.log.info("%d prompts of %d responses ranked, %d ties", rankings.num_rows, samples[0], ties)
+    cli.log.info("%d prompts of %d responses ranked, %d ties", rankings.num_rows, samples, ties)
     cli.log.info("too long for the ranker and cut: %d prompts, %d responses", prompts_cut, responses_cut)
     files.write_table(rankings, schemas.RANKINGS, args.out)
 

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from stages import cli, files, health, markdown, page, params, provenance
+from stages.cli import StageError
 from stages.markdown import number
 
 TASKS = list(params.HarnessAsset.model_fields)
@@ -16,24 +17,71 @@ TASKS = list(params.HarnessAsset.model_fields)
 ALPACA_METRICS = ["length_controlled_winrate", "lc_standard_error", "win_rate", "standard_error", "avg_length"]
 SAMPLES = 8
 """Prompts in samples.md."""
+MOST = 1e9
+"""Of anything counted: instructions, characters of an answer."""
+
+
+def figure(value: Any, what: str, highest: float = 100) -> None:
+    """Raise StageError where a value is no number in 0 to `highest`. what: file and key."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= highest:
+        raise StageError(f"{what} is {cli.shown(value)}, not a number from 0 to {highest:g}: make it with `dvc repro`")
 
 
 def read_alpaca(folder: Path) -> dict[str, Any]:
-    """metrics.json of evaluate-alpaca, the harness's keys checked."""
-    metrics: dict[str, Any] = files.read_json(folder / "metrics.json")
+    """metrics.json of evaluate-alpaca, the keys and figures checked."""
+    path = folder / "metrics.json"
+    metrics: dict[str, Any] = files.read_json(path)
     for key in ("win_rate", "standard_error", "avg_length", "n_total", "judge"):
-        if key not in metrics:
-            raise cli.StageError(f"{folder / 'metrics.json'} lacks {key!r}: make it with `dvc repro`")
+        if not isinstance(metrics, dict) or key not in metrics:
+            raise StageError(f"{path} lacks {key!r}: make it with `dvc repro`")
+    for key in [*ALPACA_METRICS, "n_total"]:
+        if key in metrics:
+            figure(metrics[key], f"{path}: {key!r}", MOST if key in ("avg_length", "n_total") else 100)
     return metrics
 
 
 def read_harness(folder: Path) -> dict[str, dict[str, Any]]:
-    """summary.json of evaluate-lm, with all six tasks."""
-    summary: dict[str, dict[str, Any]] = files.read_json(folder / "summary.json")
+    """summary.json of evaluate-lm, with all six tasks, their keys and figures checked."""
+    path = folder / "summary.json"
+    summary: dict[str, dict[str, Any]] = files.read_json(path)
     for task in TASKS:
-        if task not in summary:
-            raise cli.StageError(f"{folder / 'summary.json'} lacks {task!r}: make it with `dvc repro`")
+        found = summary.get(task) if isinstance(summary, dict) else None
+        for key in ("value", "standard_error", "metric", "shots"):
+            if not isinstance(found, dict) or key not in found:
+                raise StageError(f"{path} lacks {task}.{key}: make it with `dvc repro`")
+        for key in ("value", "standard_error"):
+            figure(summary[task][key], f"{path}: {task}.{key}")
     return summary
+
+
+def read_comparison(path: Path, models: list[str]) -> dict[str, Any]:
+    """comparison.json, of these models, its figures checked."""
+    comparison: dict[str, Any] = files.read_json(path)
+    wanted = {"models", "win_rates", "standard_errors", "n"}
+    if not isinstance(comparison, dict) or set(comparison) != wanted or comparison["models"] != models:
+        raise StageError(f"{path}: not {', '.join(sorted(wanted))} of {', '.join(models)}: make it with `dvc repro`")
+    for key in ("win_rates", "standard_errors"):
+        rows = comparison[key]
+        lengths = [len(row) if isinstance(row, list) else 0 for row in rows] if isinstance(rows, list) else []
+        if lengths != [len(models)] * len(models):
+            raise StageError(f"{path}: {key!r} is not {len(models)} x {len(models)}: make it with `dvc repro`")
+        for model, row in zip(models, rows, strict=True):
+            for other, value in zip(models, row, strict=True):
+                figure(value, f"{path}: {key!r} of {model} and {other}")
+    figure(comparison["n"], f"{path}: 'n'", MOST)
+    return comparison
+
+
+def read_answers(folder: Path, models: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """Model -> its answers, all to the same instructions in the same order."""
+    answers = {name: files.read_records(folder / f"{name}.json", ["instruction", "output"]) for name in models}
+    first = [row["instruction"] for row in answers[params.BASE]]
+    for name, rows in answers.items():
+        if [row["instruction"] for row in rows] != first:
+            raise StageError(
+                f"{folder / name}.json: not the instructions of {params.BASE}.json in their order: answer them again"
+            )
+    return answers
 
 
 def harness_figures(summary: dict[str, dict[str, Any]]) -> dict[str, tuple[float, float]]:
@@ -210,10 +258,10 @@ def main() -> None:
 
     alpaca = {name: read_alpaca(args.data / "alpaca_eval" / name) for name in models}
     harness = {name: read_harness(args.data / "harness" / name) for name in models}
-    answers = {name: files.read_records(args.data / "answers" / f"{name}.json", ["instruction", "output"]) for name in models}
+    answers = read_answers(args.data / "answers", models)
     trained = {name: health.health(name, args.data, wanted.eta, wanted.train) for name in wanted.iterations}
     found = {name: figures for name, (figures, _, _) in trained.items()}
-    comparison = files.read_json(args.data / "comparison.json")
+    comparison = read_comparison(args.data / "comparison.json", models)
 
     rates = pd.DataFrame([interval(name, "win_rate", row["win_rate"], row["standard_error"]) for name, row in alpaca.items()])
     lengths = pd.DataFrame([interval(name, "average_length", *mean_length(outputs)) for name, outputs in answers.items()])

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from stages import cli, files, scratch
@@ -37,7 +36,7 @@ def map_shards(
     stage: names the folder in scratch.
     load: a module's function that prepares a device (loads a model) and returns the function of one shard.
     schema: of each result. key: JSON values that determine the results, the inputs' digests among them.
-    cores: see `devices`. Raises StageError where a worker fails.
+    cores: see `devices`. Raises StageError where a worker fails, or where a finished shard is harmed.
     """
     folder = scratch.folder(stage, {**key, "shard_size": size})
     shards = [table.slice(start, size) for start in range(0, table.num_rows, size)]
@@ -53,7 +52,7 @@ def map_shards(
         _work(stage, load, arguments, schema, tasks[0])
     elif tasks:
         _spawn([(stage, load, arguments, schema, task) for task in tasks], names)
-    return pa.concat_tables([pq.read_table(path, schema=schema) for path in paths])
+    return pa.concat_tables([files.read_table(path, schema) for path in paths])
 
 
 def devices(*, cores: bool = False) -> list[str]:

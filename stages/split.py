@@ -1,16 +1,38 @@
-"""Disjoint prompts for every iteration, and a hold-out that none of them trains on."""
+"""Disjoint prompts for every iteration, and a hold-out that none of them trains on; which of them AlpacaEval asks too."""
 
 import argparse
 import hashlib
-from collections.abc import Sequence
+import sys
+import unicodedata
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from stages import cli, files, params, schemas
 from stages.cli import StageError
 
 HOLD_OUT = "hold-out"
+RUN = 13
+"""Words in a row that no two texts share by chance: GPT-3's measure of contamination (arXiv 2005.14165, appendix C)."""
+PUNCTUATION = {code: " " for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)).startswith("P")}
+
+
+def words(text: str) -> list[str]:
+    """A text's words as they are compared: without case, punctuation, white space and Unicode's forms of a character."""
+    return unicodedata.normalize("NFKC", text).casefold().translate(PUNCTUATION).split()
+
+
+def contaminated(prompts: Sequence[str], instructions: Sequence[str]) -> list[bool]:
+    """Whether each prompt has the words of an instruction, all of them or any RUN in a row."""
+
+    def runs(text: list[str]) -> Iterator[tuple[str, ...]]:
+        return zip(*(text[start:] for start in range(RUN)), strict=False)
+
+    asked = [words(text) for text in instructions]
+    whole, parts = set(map(tuple, asked)), {run for text in asked for run in runs(text)}
+    return [tuple(text) in whole or not parts.isdisjoint(runs(text)) for text in map(words, prompts)]
 
 
 def allot(
@@ -66,27 +88,44 @@ def allot(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("prompts", type=Path, help="Parquet: prompt_id, prompt, part")
-    parser.add_argument("out", type=Path, help="folder to write: ITERATION.parquet each, and hold-out.parquet")
+    parser.add_argument("instructions", type=Path, help="JSON: AlpacaEval's instructions, from assets")
+    parser.add_argument(
+        "out", type=Path, help="folder to write: ITERATION.parquet each, hold-out.parquet and contamination.json"
+    )
     arguments = parser.parse_args()
     wanted = params.load("seed", "iterations", "split")
     table = files.read_table(arguments.prompts, schemas.PROMPTS)
-    ids: list[str] = table.column("prompt_id").to_pylist()
-    if len(set(ids)) < len(ids):
-        raise StageError(f"{arguments.prompts}: {len(ids) - len(set(ids))} prompt_id are there twice: make it with `dvc repro`")
+    instructions = [row["instruction"] for row in files.read_records(arguments.instructions, ["instruction"])]
+    found = pa.array(contaminated(table["prompt"].to_pylist(), instructions))
+    cli.log.info("%d of %d prompts are in AlpacaEval too", found.true_count, table.num_rows)
+    dropped = 0
+    if wanted.split.contamination == "drop":
+        dropped = found.true_count
+        table, found = table.filter(pc.invert(found)), found.filter(pc.invert(found))
     result = allot(
-        ids,
-        table.column("part").to_pylist(),
+        table["prompt_id"].to_pylist(),
+        table["part"].to_pylist(),
         list(wanted.iterations),
         seed=wanted.seed,
         prompts_per_iteration=wanted.split.prompts_per_iteration,
         hold_out=wanted.split.hold_out,
     )
+    counts = {name: found.take(pa.array(indices, pa.int64())).true_count for name, indices in result.items()}
+    trained = sum(counts[name] for name in wanted.iterations)
+    if wanted.split.contamination == "refuse" and trained:
+        prompt = table["prompt"][next(index for name in wanted.iterations for index in result[name] if found[index].as_py())]
+        raise StageError(
+            f"{arguments.prompts}: {trained} prompts to train on are in AlpacaEval too, {cli.shown(prompt.as_py())} the first: "
+            "have them dropped (split.contamination)"
+        )
     with files.replacing(arguments.out) as folder:
         folder.mkdir()
         for name, indices in result.items():
             part = table.select(schemas.PART.names).take(pa.array(indices, pa.int64()))
             files.write_table(part, schemas.PART, folder / f"{name}.parquet")
-            cli.log.info("%s: %d prompts", arguments.out / f"{name}.parquet", len(indices))
+            cli.log.info("%s: %d prompts, %d in AlpacaEval", arguments.out / f"{name}.parquet", len(indices), counts[name])
+        record = {"contaminated": counts, "dropped": dropped, "instructions": len(instructions)}
+        files.write_json(record, folder / "contamination.json")
 
 
 if __name__ == "__main__":

@@ -5,26 +5,13 @@ at 1". The global batch is the same pairs in the same order on any number of dev
 """
 
 import argparse
+import math
 import os
 from pathlib import Path
 from typing import Any
 
 from stages import cli, files, params, policy, schemas, scratch, sppo
 from stages.cli import StageError
-
-LOG_COLUMNS = [
-    "step",
-    "loss",
-    "learning_rate",
-    "gradient_norm",
-    "clipped",
-    "chosen_log_ratio",
-    "rejected_log_ratio",
-    "kl",
-]
-"""training log: means over the step's global batch, log-ratios r = log pi_theta/pi_t in nats; gradient norm before clipping,
-clipped: 1 where it was above train.max_grad_norm; kl: the mean of r^2 / 2 over winners and losers, which estimates
-KL(pi_t || pi_theta) to second order, though of K samples from pi_t only the best and the worst enter."""
 
 START_TOLERANCE = {"float32": 0.001, "bfloat16": 0.01}
 """How far log-probabilities may lie from the reference's before the first step, relatively: rounding, in another batch."""
@@ -36,7 +23,7 @@ def train(
     """Train on rows of schemas.PAIRS; write the new policy as a transformers checkpoint and the training log as CSV.
 
     Raises StageError where there are fewer pairs than one global batch, where the first loss is not what it must be, or
-    where a loss is not finite.
+    where a loss or a gradient is not finite.
     """
     import pandas as pd
     import torch
@@ -103,12 +90,15 @@ def train(
             if "loss" in logs:
                 means = self.accelerator.reduce(torch.stack(self.batch_metrics).mean(0), "mean").tolist()
                 self.batch_metrics.clear()
-                if not all(map(torch.isfinite, torch.tensor(means))):
-                    raise StageError(f"step {self.state.global_step}: the loss is {means[0]}: lower the learning rate or eta")
                 norm = float(logs["grad_norm"])
+                if not all(map(math.isfinite, [*means, norm])):
+                    raise StageError(
+                        f"step {self.state.global_step}: the loss is {means[0]:.4g}, the gradient's norm {norm:.4g}: lower the "
+                        "learning rate or eta"
+                    )
                 clipped = int(0 < settings.max_grad_norm < norm)
                 values = [self.state.global_step, means[0], logs["learning_rate"], norm, clipped, *means[1:]]
-                records.append(dict(zip(LOG_COLUMNS, values, strict=True)))
+                records.append(dict(zip(schemas.LOG_COLUMNS, values, strict=True)))
                 logs = logs | records[-1]
             super().log(logs, start_time)
 
@@ -124,7 +114,7 @@ def train(
             else:
                 trainer.accelerator.unwrap_model(trainer.model).save_pretrained(partial, state_dict=weights)
             tokenizer.save_pretrained(partial)
-            pd.DataFrame(records, columns=LOG_COLUMNS).to_csv(partial_log, index=False, float_format="%.6g")
+            pd.DataFrame(records, columns=schemas.LOG_COLUMNS).to_csv(partial_log, index=False, float_format="%.6g")
 
 
 def check_start(loss: Any, expected: Any, ratios: Any, reference_logps: Any, tolerance: float) -> None:

@@ -122,6 +122,18 @@ def schema_faults(path: Path, copy: Path, schema: Any, again: str) -> list[str]:
     return []
 
 
+def shared_faults(parts: dict[Path, Path], again: str) -> list[str]:
+    """The files of parts, each with a copy of it, that hold prompts of one before."""
+    lines, held = [], dict[str, Path]()
+    for path, copy in parts.items():
+        ids = files.read_table(copy, schemas.PART)["prompt_id"].to_pylist()
+        shared = [held[one] for one in ids if one in held]
+        if shared:
+            lines.append(f"{path}: {len(shared)} of its prompts are in {shared[0]} too: {again}")
+        held |= dict.fromkeys(ids, path)
+    return lines
+
+
 def changed_since(folder: Path, entry: dict[str, Any]) -> list[str]:
     """The code and the parameters of a stage that are others than in its entry in dvc.lock."""
     # a folder without files to DVC, which ignores what is in .dvc, says nothing
@@ -186,11 +198,17 @@ def verify(folder: Path) -> tuple[list[str], str]:
                 bar.update()
                 continue
             wrong, inside = check(path, out["md5"], cache, again[stage], bar)
+            parts: dict[Path, Path] = {}
             for file, copy in inside.items():
-                schema = declared(file.relative_to(folder).as_posix())
+                name = file.relative_to(folder).as_posix()
+                schema = declared(name)
                 if copy and schema:
-                    wrong += schema_faults(file, copy, schema, again[stage])
+                    lacks = schema_faults(file, copy, schema, again[stage])
+                    wrong += lacks
                     tables += 1
+                    if not lacks and Path(name).match(schemas.DISJOINT):
+                        parts[file] = copy
+            wrong += shared_faults(parts, again[stage])
             lines += [f"{stage}: {line}" for line in wrong]
             copies |= inside
 

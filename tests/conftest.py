@@ -18,7 +18,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run_stage(folder, "assets.policy", "base")
     assert done.returncode == 0, done.stderr
     prompts = domain.distinct_prompts("tests", "training", 20)
-    part = pa.table({"prompt_id": [f"{index:064}" for index in range(20)], "prompt": prompts}, schema=schemas.PART)
+    part = pa.table({"prompt_id": [schemas.prompt_id(prompt) for prompt in prompts], "prompt": prompts}, schema=schemas.PART)
     files.write_table(part, schemas.PART, folder / "part.parquet")
     done = run_stage(folder, "generate", "iter1", "base", "part.parquet", "responses.parquet")
     assert done.returncode == 0, done.stderr
@@ -34,7 +34,9 @@ def pairs(tiny: Path) -> Path:
 
     torch.manual_seed(0)
     responses = files.read_table(tiny / "responses.parquet", schemas.RESPONSES).to_pylist()
-    rows = [rank.ranking(row["prompt_id"], torch.randn(3, 3), row["responses"], "pairwise") for row in responses]
+    rows = [
+        rank.ranking(row["prompt_id"], torch.randn(3, 3).fill_diagonal_(0), row["responses"], "pairwise") for row in responses
+    ]
     rows = [row | {"prompt_cut": False, "responses_cut": 0} for row in rows]
     files.write_table(rows, schemas.RANKINGS, tiny / "rankings.parquet")
     done = run_stage(tiny, "reference", "base", "responses.parquet", "rankings.parquet", "pairs.parquet")

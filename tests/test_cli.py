@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from running import run_stage, set_params
 
+from stages import files
 from stages.cli import ROOT
 
 Completed = "subprocess.CompletedProcess[str]"
@@ -17,7 +18,8 @@ Completed = "subprocess.CompletedProcess[str]"
 def split(folder: Path, **environment: str) -> Completed:
     """Run the stage `split` on a file that is not there, or is."""
     set_params(folder, {"split.prompts_per_iteration": 2, "split.hold_out": 2, "iterations": {"iter1": "base"}})
-    return run_stage(folder, "split", "prompts.parquet", "out", **environment)
+    files.write_json([{"instruction": "Why?"}], folder / "instructions.json")
+    return run_stage(folder, "split", "prompts.parquet", "instructions.json", "out", **environment)
 
 
 @pytest.fixture

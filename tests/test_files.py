@@ -1,3 +1,4 @@
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -5,11 +6,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tables import STRANGE
 
 from stages import files, schemas
 from stages.cli import StageError
 
-GOOD = {"prompt_id": ["a", "b"], "prompt": ["What?", "Why?"]}
+GOOD = {"prompt_id": [schemas.prompt_id("What?"), schemas.prompt_id("Why?")], "prompt": ["What?", "Why?"]}
 
 
 def _write(**columns: object) -> Callable[[Path], None]:
@@ -23,9 +25,17 @@ def _write(**columns: object) -> Callable[[Path], None]:
         (lambda path: path.write_text("prompt_id,prompt\n"), "{path}: not a readable Parquet file"),
         (lambda path: path.write_bytes(b""), "{path}: not a readable Parquet file"),
         (_write(prompt_id=["a"]), "{path}: lacks column 'prompt'"),
+        (
+            lambda path: pq.write_table(pa.table([["a"], ["b"], ["c"]], ["prompt_id", "prompt", "prompt"]), path),
+            "{path}: has twice column 'prompt'",
+        ),
+        (
+            _write(prompt_id=["a"], prompt=pa.array([b"\xff"]).view(pa.string())),
+            "{path}: not a readable Parquet file (Column 1: In chunk 0: Invalid: Invalid UTF8",
+        ),
         (_write(**GOOD, note=["x", "y"]), "{path}: has unknown column 'note'"),
         (_write(prompt_id=[1, 2], prompt=["x", "y"]), "{path}: column 'prompt_id' is int64, not string"),
-        (_write(prompt_id=["a", "b"], prompt=["x", None]), "{path}: row 1: 'prompt' is empty"),
+        (_write(prompt_id=["a", "b"], prompt=["x", None]), "{path}: row 1: 'prompt' is None, which is no value"),
         (_write(prompt_id=pa.array([], pa.string()), prompt=pa.array([], pa.string())), "{path}: no rows"),
     ],
 )
@@ -40,7 +50,10 @@ def test_a_table_that_is_not_as_agreed_is_refused(tmp_path: Path, write: Callabl
 
 
 def test_a_table_comes_back_as_written_and_with_the_same_bytes(tmp_path: Path) -> None:
-    rows = [{"prompt_id": "a", "prompt": "What?", "part": None}, {"prompt_id": "b", "prompt": "Why?", "part": "iter1"}]
+    rows = [
+        {"prompt_id": schemas.prompt_id(prompt), "prompt": prompt, "part": part}
+        for prompt, part in (("What?", None), ("Why?", "1"))
+    ]
     for name in ("one.parquet", "two.parquet"):
         files.write_table(rows, schemas.PROMPTS, tmp_path / name)
     assert files.read_table(tmp_path / "one.parquet", schemas.PROMPTS).to_pylist() == rows
@@ -96,6 +109,30 @@ def test_json_is_sorted_and_ends_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(StageError, match=r"x\.json: not JSON"):
         files.read_json(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"{", b"\xff", b'["\\ud800"]', b"[" * 10**5, b"9" * 5000],
+    ids=["cut", "no UTF-8", "half a surrogate pair", "deep", "a number of 5000 digits"],
+)
+def test_what_is_no_json_is_said_in_one_line(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(StageError) as error:
+        files.read_json(path)
+    assert re.fullmatch(r".*x\.json: not JSON \(.*\): check the path, or make the file again", str(error.value))
+
+
+def test_text_of_every_kind_comes_back_from_json(tmp_path: Path) -> None:
+    files.write_json(STRANGE, tmp_path / "x.json")
+    assert files.read_json(tmp_path / "x.json") == STRANGE
+    (tmp_path / "x.json").write_text(json.dumps(STRANGE))
+    assert files.read_json(tmp_path / "x.json") == STRANGE
+
+
+def test_a_message_is_one_line_whatever_it_quotes() -> None:
+    assert str(StageError("a\nb\r\nc\u2028d\x85e")) == "a b c d e"
 
 
 def test_a_digest_follows_names_and_bytes(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from stages import files, sampling, schemas
 def test_responses_are_the_tokens_that_were_sampled(tiny: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny / "base")
     rows = files.read_table(tiny / "responses.parquet", schemas.RESPONSES).to_pylist()
-    assert [row["prompt_id"] for row in rows] == [f"{index:064}" for index in range(20)]
+    assert [row["prompt_id"] for row in rows] == [schemas.prompt_id(row["prompt"]) for row in rows]
     ends = set(GenerationConfig.from_pretrained(tiny / "base").eos_token_id)
     reasons = set()
     for row in rows:
@@ -60,12 +60,13 @@ def test_a_stop_token_ends_a_response_and_belongs_to_it(tiny: Path) -> None:
 def test_prompts_too_long_for_the_engine_are_left_out_by_generate_only(tiny: Path) -> None:
     import pyarrow as pa
 
-    long = pa.table({"prompt_id": ["a", "b"], "prompt": ["What is 1 plus 1?", "word " * 500]}, schema=schemas.PART)
+    prompts = ["What is 1 plus 1?", "word " * 500]
+    long = pa.table({"prompt_id": [schemas.prompt_id(prompt) for prompt in prompts], "prompt": prompts}, schema=schemas.PART)
     files.write_table(long, schemas.PART, tiny / "long.parquet")
     done = run_stage(tiny, "generate", "iter1", "base", "long.parquet", "short.parquet")
     assert done.returncode == 0, done.stderr
     assert "1 prompts, 1 left out" in done.stderr
-    assert files.read_table(tiny / "short.parquet", schemas.RESPONSES).column("prompt_id").to_pylist() == ["a"]
+    assert files.read_table(tiny / "short.parquet", schemas.RESPONSES).column("prompt").to_pylist() == prompts[:1]
     (tiny / "set").mkdir(exist_ok=True)
     files.write_json([{"dataset": "x", "instruction": "word " * 500}], tiny / "set" / "reference_outputs.json")
     done = run_stage(tiny, "answer", "base", "base", "set", "part.parquet", "answers.json", "hold-out.parquet")

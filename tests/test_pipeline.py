@@ -153,10 +153,12 @@ def test_a_dry_run_lists_the_recipes_stages(recipe, tmp_path):
         for out in stage.outs:
             (there / out.def_path).parent.mkdir(parents=True, exist_ok=True)
             (there / out.def_path).touch()
-    (there / "data/split").unlink()
-    for name in ["hold-out", *params.read(recipe / "params.yaml")["iterations"]]:
-        (there / "data/split").mkdir(exist_ok=True)
-        (there / f"data/split/{name}.parquet").touch()
+    parts = [f"{name}.parquet" for name in ("hold-out", *params.read(recipe / "params.yaml")["iterations"])]
+    for folder, names in (("split", [*parts, "contamination.json"]), ("alpaca_eval_set", ["instructions.json"])):
+        (there / "data" / folder).unlink()
+        (there / "data" / folder).mkdir()
+        for name in names:
+            (there / "data" / folder / name).touch()
     dvc = [sys.executable, "-m", "dvc", "repro", "--dry"]
     done = subprocess.run(dvc, cwd=there, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

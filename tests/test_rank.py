@@ -36,7 +36,7 @@ def write(rows: Rows, path: Path) -> Path:
     """Write prompts and responses as schemas.RESPONSES."""
     table = [
         {
-            "prompt_id": f"{index:064}",
+            "prompt_id": schemas.prompt_id(prompt),
             "prompt": prompt,
             "templated_prompt": f"<s>user: {prompt}",
             "prompt_token_ids": [1],
@@ -44,7 +44,7 @@ def write(rows: Rows, path: Path) -> Path:
             "token_ids": [[2]] * len(responses),
             "token_counts": [1] * len(responses),
             "finish_reasons": ["stop"] * len(responses),
-            "seeds": [0] * len(responses),
+            "seeds": [10 * index + sample for sample in range(len(responses))],
         }
         for index, (prompt, responses) in enumerate(rows)
     ]
@@ -114,7 +114,8 @@ def test_nothing_depends_on_shards_batches_or_workers(rank: Rank) -> None:
 
 def test_identical_responses_are_scored_once_and_are_a_tie(rank: Rank) -> None:
     prompt, (first, second, _) = ROWS[0]
-    alike, twice, plain = read(rank([(prompt, [first] * 3), (prompt, [first, second, first]), (prompt, [first, second, "x"])]))
+    twice, alike = read(rank([(prompt, [first, second, first]), ("Another?", [first] * 3)]))
+    (plain,) = read(rank([(prompt, [first, second, "x"])], "plain"))
     assert alike["logits"] == [[0.0] * 3] * 3
     assert alike["probabilities"] == [0.5] * 3
     assert alike["tie"]
@@ -142,7 +143,7 @@ def test_the_templated_prompt_and_aggregate_probabilities_are_parameters(rank: R
 def test_what_the_ranker_cuts_is_counted(rank: Rank) -> None:
     """PairRM holds 1224 tokens of the prompt, and of each response 412 and half of what the prompt leaves."""
     word = "tin "
-    rows = [("A", [word * 1100, "x", word * 1100 + "y"]), (word * 1300, ["x", "y", word * 450]), ("A", ["x", word * 900, "y"])]
+    rows = [("A", [word * 1100, "x", word * 1100 + "y"]), (word * 1300, ["x", "y", word * 450]), ("B", ["x", word * 900, "y"])]
     assert [(row["prompt_cut"], row["responses_cut"]) for row in read(rank(rows))] == [(False, 2), (True, 1), (False, 0)]
 
 
@@ -168,13 +169,9 @@ def refused(folder: Path, ranker: Path, responses: Path) -> str:
     return lines[0]
 
 
-def test_rows_with_different_numbers_of_responses_are_refused(ranker: Path, tmp_path: Path) -> None:
-    path = write([("a", ["b", "c"]), ("d", ["e", "f", "g"])], tmp_path / "responses.parquet")
-    assert "row 1 has 3 responses, row 0 has 2" in refused(tmp_path, ranker, path)
-
-
 def test_a_single_response_is_refused(ranker: Path, tmp_path: Path) -> None:
-    assert "row 0 has 1 responses" in refused(tmp_path, ranker, write([("a", ["b"])], tmp_path / "responses.parquet"))
+    path = write([("a", ["b"])], tmp_path / "responses.parquet")
+    assert f"{path}: a single response to each prompt: generate at least 2" in refused(tmp_path, ranker, path)
 
 
 def test_a_missing_column_is_refused(ranker: Path, tmp_path: Path) -> None:
@@ -207,5 +204,5 @@ def test_logits_that_are_not_finite_are_refused(ranker: Path, tmp_path: Path) ->
     )
     assert done.returncode == 1
     assert "not finite" in done.stderr
-    assert f"{0:064}" in done.stderr
+    assert schemas.prompt_id(ROWS[0][0]) in done.stderr
     assert not (tmp_path / "rankings.parquet").exists()

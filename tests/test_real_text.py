@@ -33,6 +33,7 @@ def world(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("real")
     (folder / "prompts").mkdir()
     instructions = [row["instruction"] for row in published("alpaca_eval_gpt4_baseline.json")]
+    files.write_json([{"instruction": text} for text in instructions[:700]], folder / "instructions.json")
     pq.write_table(pa.table({"instruction": instructions}), folder / "prompts" / "train.parquet")
     overrides = {
         "assets.prompts": {"repo": "./prompts", "split": "train", "column": "instruction"},
@@ -61,7 +62,7 @@ def world(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_real_instructions_pass_every_stage_to_a_trained_policy(world: Path) -> None:
     for module, *arguments in (
         ("assets.prompts", "prompts.parquet"),
-        ("split", "prompts.parquet", "split"),
+        ("split", "prompts.parquet", "instructions.json", "split"),
         ("generate", "iter1", "base", "split/iter1.parquet", "responses.parquet"),
         ("rank", "ranker", "responses.parquet", "rankings.parquet"),
         ("reference", "base", "responses.parquet", "rankings.parquet", "pairs.parquet"),
@@ -74,6 +75,7 @@ def test_real_instructions_pass_every_stage_to_a_trained_policy(world: Path) -> 
     pairs = files.read_table(world / "pairs.parquet", schemas.PAIRS).to_pandas()
     real = {row["instruction"] for row in published("alpaca_eval_gpt4_baseline.json")}
     assert set(part["prompt"]) <= real
+    assert files.read_json(world / "split" / "contamination.json")["contaminated"]["iter1"] >= 780 - 105
     assert 700 < len(responses) < len(part) == 780  # a few leave no room in the tiny policy's context
     assert len(pairs) > 700
     assert pairs["prompt_token_ids"].map(len).max() == 128
@@ -87,7 +89,7 @@ def test_published_responses_are_ranked_against_each_other(world: Path) -> None:
     outputs = [published(f"sppo_outputs/{name}/model_outputs.json")[::40][:20] for name in names]
     rows = [
         {
-            "prompt_id": str(index),
+            "prompt_id": schemas.prompt_id(base["instruction"]),
             "prompt": base["instruction"],
             "templated_prompt": base["instruction"],
             "prompt_token_ids": [1],
@@ -95,7 +97,7 @@ def test_published_responses_are_ranked_against_each_other(world: Path) -> None:
             "token_ids": [[1], [1]],
             "token_counts": [1, 1],
             "finish_reasons": ["stop", "stop"],
-            "seeds": [0, 1],
+            "seeds": [2 * index, 2 * index + 1],
         }
         for index, (base, sppo) in enumerate(zip(*outputs, strict=True))
     ]

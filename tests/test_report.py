@@ -1,4 +1,6 @@
+import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages import diff, files, health, markdown, params, provenance, report
-from stages.cli import ROOT
+from stages.cli import ROOT, StageError
 
 
 @given(st.text())
@@ -160,3 +162,96 @@ def test_provenance_names_values_hashes_and_circumstances(tmp_path: Path) -> Non
 
 def test_numbers_are_rounded_to_six_digits_wherever_they_stand() -> None:
     assert report.rounded({"a": {"b": 1.23456789, "c": 5}, "d": "x"}) == {"a": {"b": 1.23457, "c": 5}, "d": "x"}
+
+
+ALPACA = alpaca("gold")["base"]
+HARNESS = {task: {"value": 50.0, "standard_error": 1.0, "shots": 5, "metric": "acc"} for task in report.TASKS}
+COMPARISON = {"models": ["base", "iter1"], "win_rates": [[50, 40], [60, 50]], "standard_errors": [[0, 1], [1, 0]], "n": 9}
+AGAIN = ": make it with `dvc repro`"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("metrics.json", ALPACA | {"win_rate": math.nan}, f": 'win_rate' is nan, not a number from 0 to 100{AGAIN}"),
+        ("metrics.json", ALPACA | {"win_rate": 100.5}, f": 'win_rate' is 100.5, not a number from 0 to 100{AGAIN}"),
+        ("metrics.json", ALPACA | {"lc_standard_error": -1}, f": 'lc_standard_error' is -1, not a number from 0 to 100{AGAIN}"),
+        ("metrics.json", ALPACA | {"standard_error": None}, f": 'standard_error' is None, not a number from 0 to 100{AGAIN}"),
+        ("metrics.json", ALPACA | {"avg_length": math.inf}, f": 'avg_length' is inf, not a number from 0 to 1e+09{AGAIN}"),
+        ("metrics.json", ALPACA | {"n_total": "805"}, f": 'n_total' is '805', not a number from 0 to 1e+09{AGAIN}"),
+        ("metrics.json", {"win_rate": 1}, f" lacks 'standard_error'{AGAIN}"),
+        ("metrics.json", [], f" lacks 'win_rate'{AGAIN}"),
+        ("summary.json", {**HARNESS, "gsm8k": {}}, f" lacks gsm8k.value{AGAIN}"),
+        ("summary.json", dict(list(HARNESS.items())[:5]), f" lacks mmlu.value{AGAIN}"),
+        (
+            "summary.json",
+            {**HARNESS, "mmlu": HARNESS["mmlu"] | {"value": 0.5e3}},
+            f": mmlu.value is 500.0, not a number from 0 to 100{AGAIN}",
+        ),
+        (
+            "comparison.json",
+            COMPARISON | {"models": ["base"]},
+            f": not models, n, standard_errors, win_rates of base, iter1{AGAIN}",
+        ),
+        ("comparison.json", COMPARISON | {"win_rates": [[50, 40], [60]]}, f": 'win_rates' is not 2 x 2{AGAIN}"),
+        ("comparison.json", COMPARISON | {"win_rates": None}, f": 'win_rates' is not 2 x 2{AGAIN}"),
+        (
+            "comparison.json",
+            COMPARISON | {"standard_errors": [[0, math.nan], [1, 0]]},
+            f": 'standard_errors' of base and iter1 is nan, not a number from 0 to 100{AGAIN}",
+        ),
+        ("contamination.json", {"contaminated": {"iter2": 0}}, f": no count of iter1's prompts{AGAIN}"),
+    ],
+)
+def test_figures_that_cannot_be_are_not_reported(name: str, value: Any, message: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    readers: dict[str, Callable[[], Any]] = {
+        "metrics.json": lambda: report.read_alpaca(tmp_path),
+        "summary.json": lambda: report.read_harness(tmp_path),
+        "comparison.json": lambda: report.read_comparison(path, ["base", "iter1"]),
+        "contamination.json": lambda: health.contaminated("iter1", path),
+    }
+    right = {"metrics.json": ALPACA, "summary.json": HARNESS, "comparison.json": COMPARISON}
+    path.write_text(json.dumps(right.get(name, {"contaminated": {"iter1": 7}})))
+    assert readers[name]() in (*right.values(), 7)
+    path.write_text(json.dumps(value))
+    with pytest.raises(StageError) as error:
+        readers[name]()
+    assert str(error.value) == f"{path}{message}"
+
+
+def test_answers_to_other_instructions_are_not_reported_side_by_side(tmp_path: Path) -> None:
+    answers = [{"instruction": text, "output": "So."} for text in ("Why?", "Who?")]
+    files.write_json(answers, tmp_path / "base.json")
+    files.write_json(answers, tmp_path / "iter1.json")
+    assert report.read_answers(tmp_path, ["base", "iter1"]) == {"base": answers, "iter1": answers}
+    files.write_json(answers[:1], tmp_path / "iter1.json")
+    with pytest.raises(StageError, match=r"iter1\.json: not the instructions of base\.json in their order: answer them again"):
+        report.read_answers(tmp_path, ["base", "iter1"])
+
+
+LOG = "step,loss,learning_rate,gradient_norm,clipped,chosen_log_ratio,rejected_log_ratio,kl\n1,5.6,0,41,1,0,-3e-07,2e-13\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", ": not a readable CSV file (No columns to parse from file)"),
+        (LOG + "2,1,2,3,4,5,6,7,8\n", ": not a readable CSV file (Error tokenizing data."),
+        (LOG.replace("kl", "k"), ": rows of step, loss, learning_rate, gradient_norm, clipped, chosen_log_ratio, "),
+        (LOG.partition("\n")[0], ": rows of step, loss, "),
+        (LOG + "2,nan,0,41,1,0,0,0\n", ": row 1: 'loss' is "),
+        (LOG + "2,1,0,inf,1,0,0,0\n", ": row 1: 'gradient_norm' is inf"),
+        (LOG + "2,1,0,41,1,0,0,x\n", ": row 1: 'kl' is 'x'"),
+        (LOG + "3,1,0,41,1,0,0,0\n", ": row 1: 'step' is 3"),
+    ],
+)
+def test_a_training_log_of_something_else_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "iter1.csv"
+    path.write_text(LOG)
+    assert len(health.training_log(path)) == 1
+    path.write_text(text)
+    with pytest.raises(StageError) as error:
+        health.training_log(path)
+    assert str(error.value).startswith(f"{path}{message}")
+    assert str(error.value).endswith(AGAIN)

@@ -1,13 +1,17 @@
 import hashlib
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tables import STRANGE
 
-from stages import files, schemas, split
+from stages import domain, files, schemas, split
 from stages.assets.prompts import table
 from stages.cli import ROOT, StageError
 
@@ -121,29 +125,135 @@ def _stage(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_stage_writes_a_file_each_byte_for_byte_stable(tmp_path: Path) -> None:
     rows: list[tuple[str, str | None]] = [(f"Question {index}?", None) for index in range(60)]
-    settings = "seed: 3\nsplit: {{prompts_per_iteration: 10, hold_out: 7}}\niterations: {{iter1: base, iter2: iter1{}}}\n"
+    settings = (
+        "seed: 3\nsplit: {{prompts_per_iteration: 10, hold_out: 7, contamination: count}}\n"
+        "iterations: {{iter1: base, iter2: iter1{}}}\n"
+    )
     outs = []
     for more, order in (("", rows), (", iter3: iter2", rows[::-1])):
         (tmp_path / "params.yaml").write_text(settings.format(more))
+        files.write_json([{"instruction": "Why?"}], tmp_path / "instructions.json")
         files.write_table(table(order), schemas.PROMPTS, tmp_path / "prompts.parquet")
-        done = _stage(tmp_path, "prompts.parquet", "out")
+        done = _stage(tmp_path, "prompts.parquet", "instructions.json", "out")
         assert done.returncode == 0, done.stderr
         outs.append({path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()})
+    records = [json.loads(found.pop("contamination.json"))["contaminated"] for found in outs]
+    assert records == [{"hold-out": 0, "iter1": 0, "iter2": 0}, {"hold-out": 0, "iter1": 0, "iter2": 0, "iter3": 0}]
     assert set(outs[0]) == {"hold-out.parquet", "iter1.parquet", "iter2.parquet"}
     assert set(outs[1]) == {*outs[0], "iter3.parquet"}
     assert {name: outs[1][name] for name in outs[0]} == outs[0]
     assert files.read_table(tmp_path / "out" / "hold-out.parquet", schemas.PART).num_rows == 7
 
 
-def test_the_stage_refuses_repeated_ids_and_missing_input(tmp_path: Path) -> None:
-    (tmp_path / "params.yaml").write_text(
-        "seed: 3\nsplit: {prompts_per_iteration: 1, hold_out: 2}\niterations: {iter1: base}\n"
+@pytest.mark.parametrize(
+    ("prompt", "instruction", "found"),
+    [
+        ("What is  1 plus 2?", "what is 1 plus 2", True),
+        ("“What is” ① plus 2 ?!", "What is 1 plus 2.", True),
+        ("What is 1+2?", "What is 1 2?", False),
+        ("कि?", "की?", False),
+        (" ".join("abcdefghijklm") + " and more", "so " + " ".join("ABCDEFGHIJKLM"), True),
+        (" ".join("abcdefghijkl") + " and more", "so " + " ".join("abcdefghijkl"), False),
+        ("What is 1 plus 2? And 3?", "What is 1 plus 2?", False),
+    ],
+)
+def test_a_prompt_is_contaminated_by_the_same_words_or_thirteen_in_a_row(prompt: str, instruction: str, found: bool) -> None:
+    assert split.contaminated(["Another?", prompt], ["Something else.", instruction]) == [False, found]
+
+
+def _contaminated(folder: Path, contamination: str) -> subprocess.CompletedProcess[str]:
+    """The stage on 20 prompts, all but two of which are allotted, four of them AlpacaEval's too."""
+    (folder / "params.yaml").write_text(
+        f"seed: 3\nsplit: {{prompts_per_iteration: 7, hold_out: 4, contamination: {contamination}}}\n"
+        "iterations: {iter1: base, iter2: iter1}\n"
     )
-    files.write_table(table([("Same?", None)] * 5), schemas.PROMPTS, tmp_path / "prompts.parquet")
-    for name, message in (
-        ("prompts.parquet", "split: error: prompts.parquet: 4 prompt_id are there twice: make it with `dvc repro`\n"),
-        ("none.parquet", "split: error: none.parquet is missing: check the path, or make the file again\n"),
+    files.write_table(table([(f"Question {index}?", None) for index in range(20)]), schemas.PROMPTS, folder / "prompts.parquet")
+    asked = [{"instruction": f"question {index}"} for index in (1, 7, 8, 13, 99)]
+    files.write_json(asked, folder / "instructions.json")
+    return _stage(folder, "prompts.parquet", "instructions.json", "out")
+
+
+def _counted(folder: Path) -> dict[str, int]:
+    """How many of each part's prompts are among the contaminated, looked up in the files."""
+    names = [f"Question {index}?" for index in (1, 7, 8, 13)]
+    parts = {path.stem: files.read_table(path, schemas.PART) for path in (folder / "out").glob("*.parquet")}
+    return {name: sum(prompt in names for prompt in part["prompt"].to_pylist()) for name, part in parts.items()}
+
+
+def test_contaminated_prompts_are_counted_where_they_went(tmp_path: Path) -> None:
+    done = _contaminated(tmp_path, "count")
+    assert done.returncode == 0, done.stderr
+    record = files.read_json(tmp_path / "out" / "contamination.json")
+    assert record == {"contaminated": _counted(tmp_path), "dropped": 0, "instructions": 5}
+    assert sum(record["contaminated"].values()) >= 2
+    assert "4 of 20 prompts are in AlpacaEval too" in done.stderr
+
+
+def test_contaminated_prompts_are_dropped_or_refused_by_parameter(tmp_path: Path) -> None:
+    done = _contaminated(tmp_path, "refuse")
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"split: error: prompts\.parquet: [2-4] prompts to train on are in AlpacaEval too, 'Question \d+\?' the first: have "
+        r"them dropped \(split\.contamination\)",
+        done.stderr.splitlines()[-1],
+    )
+    assert not (tmp_path / "out").exists()
+    done = _contaminated(tmp_path, "drop")
+    assert done.returncode == 1
+    assert "iter2: 7 prompts are wanted and 5 of 16 are left" in done.stderr
+    text = (tmp_path / "params.yaml").read_text().replace(": 7,", ": 6,")
+    (tmp_path / "params.yaml").write_text(text)
+    done = _stage(tmp_path, "prompts.parquet", "instructions.json", "out")
+    assert done.returncode == 0, done.stderr
+    assert _counted(tmp_path) == {"hold-out": 0, "iter1": 0, "iter2": 0}
+    assert files.read_json(tmp_path / "out" / "contamination.json")["dropped"] == 4
+
+
+def test_the_miniatures_prompts_are_not_those_it_is_evaluated_on() -> None:
+    prompts = domain.distinct_prompts("1/prompts", "training", 1500)
+    assert not any(split.contaminated(prompts, domain.distinct_prompts("1/evaluation", "evaluation", 700)))
+
+
+def test_the_stage_refuses_repeated_prompts_and_missing_input(tmp_path: Path) -> None:
+    assert _contaminated(tmp_path, "count").returncode == 0
+    files.remove(tmp_path / "out")
+    pq.write_table(table([("Why?", None), ("Same?", None), ("Same?", None)]), tmp_path / "twice.parquet")
+    named = schemas.prompt_id("Same?")
+    for prompts, instructions, message in (
+        ("twice.parquet", "instructions.json", f"twice.parquet: row 2: 'prompt_id' is '{named}', which is there before"),
+        ("none.parquet", "instructions.json", "none.parquet is missing"),
+        ("prompts.parquet", "none.json", "none.json is missing"),
     ):
-        done = _stage(tmp_path, name, "out")
-        assert (done.returncode, done.stderr) == (1, message)
+        done = _stage(tmp_path, prompts, instructions, "out")
+        assert (done.returncode, done.stderr) == (1, f"split: error: {message}: check the path, or make the file again\n")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("contamination", ["count", "drop"])
+def test_prompts_of_every_kind_come_through_as_they_are(contamination: str, tmp_path: Path) -> None:
+    settings = "seed: 3\nsplit: {{prompts_per_iteration: {}, hold_out: 2, contamination: {}}}\niterations: {{iter1: base}}\n"
+    (tmp_path / "params.yaml").write_text(settings.format(len(STRANGE) - 2, contamination))
+    files.write_table(table([(text, None) for text in STRANGE]), schemas.PROMPTS, tmp_path / "prompts.parquet")
+    files.write_json([{"instruction": "Why?"}, {"instruction": "\u2028!"}], tmp_path / "instructions.json")
+    done = _stage(tmp_path, "prompts.parquet", "instructions.json", "out")
+    assert done.returncode == 0, done.stderr
+    parts = [files.read_table(tmp_path / "out" / name, schemas.PART) for name in ("hold-out.parquet", "iter1.parquet")]
+    assert sorted(text for part in parts for text in part["prompt"].to_pylist()) == sorted(STRANGE)
+
+
+@pytest.mark.parametrize(
+    ("count", "message"),
+    [
+        (0, "error: prompts.parquet: no rows: check the path, or make the file again"),
+        (1, "error: split.hold_out: 4 prompts are wanted and there are 1: lower it"),
+        (4, "error: iter1: 7 prompts are wanted and 0 of 4 are left: "),
+    ],
+)
+def test_hardly_any_prompts_are_refused(count: int, message: str, tmp_path: Path) -> None:
+    assert _contaminated(tmp_path, "count").returncode == 0
+    files.remove(tmp_path / "out")
+    pq.write_table(table([(f"Question {index}?", None) for index in range(count)]), tmp_path / "prompts.parquet")
+    done = _stage(tmp_path, "prompts.parquet", "instructions.json", "out")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"split: {message}")
     assert not (tmp_path / "out").exists()

@@ -124,7 +124,7 @@ def test_pairs_that_are_not_of_this_policy_stop_at_the_first_step(pairs: Path, c
     """Reference log-probabilities that are a nat off, or responses cut at their beginning, as a wrong boundary would."""
     rows = files.read_table(pairs / "pairs.parquet", schemas.PAIRS).to_pylist()
     for row in rows:
-        row[column] = row[column] + 1 if column.endswith("logps") else row[column][1:]
+        row[column] = row[column] - 1 if column.endswith("logps") else row[column][1:]
     folder = pairs / column
     files.write_table(rows, schemas.PAIRS, folder / "pairs.parquet")
     set_params(folder, TINY)

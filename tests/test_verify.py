@@ -55,7 +55,7 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
-    row = {"prompt_id": "1", "prompt": "Why?", "part": None}
+    row = {"prompt_id": schemas.prompt_id("Why?"), "prompt": "Why?", "part": None}
     files.write_table(pa.Table.from_pylist([row], schema=schemas.PROMPTS), schemas.PROMPTS, folder / "prompts")
     (folder / "data").mkdir()
     with pytest.MonkeyPatch.context() as patch:
@@ -223,10 +223,28 @@ def test_a_file_that_does_not_belong_is_named(pipeline: Path) -> None:
 
 
 def test_a_file_of_another_schema_is_named_though_its_hash_is_right(pipeline: Path) -> None:
-    row = {"prompt_id": "1", "prompt": "Why?"}
+    row = {"prompt_id": schemas.prompt_id("Why?"), "prompt": "Why?"}
     files.write_table(pa.Table.from_pylist([row], schema=schemas.PART), schemas.PART, Path("prompts"))
     assert dvc(["repro", "-q"]) == 0
     assert faults() == [f"assets-prompts: {PROMPTS}: lacks column 'part': " + FORCE.format("assets-prompts")]
+
+
+def test_a_prompt_in_two_parts_is_named(pipeline: Path) -> None:
+    def part(name: str, *prompts: str) -> None:
+        rows = [{"prompt_id": schemas.prompt_id(prompt), "prompt": prompt} for prompt in prompts]
+        files.write_table(rows, schemas.PART, Path("parts") / f"{name}.parquet")
+
+    part("hold-out", "Why?", "Who?")
+    part("iter1", "What?", "When?")
+    stage = "  split: {cmd: cp -r parts data/split, deps: [parts], outs: [data/split]}\n"
+    Path("dvc.yaml").write_text(Path("dvc.yaml").read_text() + stage)
+    assert dvc(["repro", "-q"]) == 0
+    assert faults() == []
+    part("iter1", "What?", "Who?")
+    assert dvc(["repro", "-q"]) == 0
+    parts = Path("data/split")
+    first, second = parts / "hold-out.parquet", parts / "iter1.parquet"
+    assert faults() == [f"split: {second}: 1 of its prompts are in {first} too: " + FORCE.format("split")]
 
 
 @pytest.mark.parametrize(

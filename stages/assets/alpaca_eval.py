@@ -6,6 +6,7 @@ The miniature's reference outputs are a second draw of the base policy, so that 
 import argparse
 import shutil
 from pathlib import Path
+from typing import Any
 
 from stages import answer, cli, domain, files, params
 from stages.assets import hub
@@ -14,10 +15,19 @@ LENGTH_CONTROL = ["df_gamed.csv", "instruction_difficulty.csv"]
 """What the length-controlled win rate is fitted with, defined for the canonical instructions only."""
 
 
+def asked(outputs: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """The instructions alone, a file of their own for split: they stay as they are where the base policy changes."""
+    return [{"instruction": row["instruction"]} for row in outputs]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path, help="the base policy, which answers the miniature's reference")
-    parser.add_argument("out", type=Path, help="folder with reference_outputs.json and, for the canonical set, the files of LC")
+    parser.add_argument(
+        "out",
+        type=Path,
+        help="folder with reference_outputs.json, instructions.json and, for the canonical set, the files of LC",
+    )
     args = parser.parse_args()
     wanted = params.load("seed", "engine", "answer", "assets.alpaca_eval")
     if wanted.alpaca_eval.made_here:
@@ -30,12 +40,14 @@ def main() -> None:
         outputs = answer.outputs("reference", instructions, responses)
         with files.replacing(args.out) as partial:
             files.write_json(outputs, partial / "reference_outputs.json")
+            files.write_json(asked(outputs), partial / "instructions.json")
         return
     reference = hub.fetch_file(wanted.alpaca_eval, "alpaca_eval_gpt4_baseline.json")
-    files.read_records(reference, ["dataset", "instruction", "output", "generator"])
+    outputs = files.read_records(reference, ["dataset", "instruction", "output", "generator"])
     with files.replacing(args.out) as partial:
         partial.mkdir()
         shutil.copyfile(reference, partial / "reference_outputs.json")
+        files.write_json(asked(outputs), partial / "instructions.json")
         for name in LENGTH_CONTROL:
             shutil.copyfile(hub.fetch_file(wanted.alpaca_eval, name), partial / name)
 

@@ -1,7 +1,6 @@
 """The prompts: the miniature's questions, or a data set's, each with the iteration that a second data set gives it to."""
 
 import argparse
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -76,7 +75,7 @@ def _fold(text: str | None) -> str:
 def table(rows: Iterable[tuple[str, str | None]]) -> pa.Table:
     """schemas.PROMPTS of (prompt, part)."""
     columns: list[dict[str, Any]] = [
-        {"prompt_id": hashlib.sha256(prompt.encode()).hexdigest(), "prompt": prompt, "part": part} for prompt, part in rows
+        {"prompt_id": schemas.prompt_id(prompt), "prompt": prompt, "part": part} for prompt, part in rows
     ]
     return pa.Table.from_pylist(columns, schema=schemas.PROMPTS)
 
