@@ -4,9 +4,11 @@ Both run on `train.devices` processes, a GPU each where there are GPUs. Called w
 more than one process; under DeepSpeed's launcher or torchrun (several nodes, say) they take the place it gives them.
 """
 
+import ctypes
 import importlib.util
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stages import cli, params, pointers, scratch, sppo
+from stages import cli, params, pointers, sppo
 from stages.cli import StageError
 
 
@@ -30,6 +32,7 @@ def launch(devices: int, run: Callable[[], None]) -> None:
         os.environ["DS_ACCELERATOR"] = "cpu"
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
     if "LOCAL_RANK" in os.environ:
+        _die_with_parent()
         run()
         return
     if torch.cuda.is_available() and devices > torch.cuda.device_count():
@@ -45,11 +48,17 @@ def launch(devices: int, run: Callable[[], None]) -> None:
         run()
         return
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={devices}"]
-    if subprocess.run([*command, *sys.orig_argv[1:]], check=False).returncode:
+    if subprocess.run([*command, *sys.orig_argv[1:]], check=False, preexec_fn=_die_with_parent).returncode:
         raise StageError("a training process failed: its message stands above")
 
 
+def _die_with_parent() -> None:
+    """Have Linux kill this process when its parent is gone: a killed stage leaves none behind that trains on."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 def trainer_arguments(
+    folder: Path,
     devices: int,
     device_batch: int,
     dtype: params.Precision,
@@ -57,11 +66,13 @@ def trainer_arguments(
     *,
     accumulation: int = 1,
     max_grad_norm: float = 0,
+    checkpoint_steps: int = 0,
     report_to: str = "none",
     **more: Any,
 ) -> Any:
     """TrainingArguments under DeepSpeed ZeRO-3, with `more` of their own; call it within the distributed group.
 
+    folder: where a checkpoint goes every `checkpoint_steps` steps, 0 for none.
     Raises StageError where a package to report to is missing, or where a launcher started another number of processes than
     `devices`.
     """
@@ -95,7 +106,7 @@ def trainer_arguments(
         "steps_per_print": 10**9,
     }
     return TrainingArguments(
-        output_dir=str(scratch.FOLDER / "trainer"),
+        output_dir=str(folder),
         deepspeed=zero3,
         bf16=dtype == "bfloat16",
         per_device_train_batch_size=device_batch,
@@ -104,7 +115,8 @@ def trainer_arguments(
         max_grad_norm=max_grad_norm,
         report_to=report_to,
         seed=seed,
-        save_strategy="no",
+        save_strategy="steps" if checkpoint_steps else "no",
+        save_steps=checkpoint_steps or 1,
         remove_unused_columns=False,
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
