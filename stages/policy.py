@@ -33,6 +33,8 @@ def launch(devices: int, run: Callable[[], None]) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
     if "LOCAL_RANK" in os.environ:
         _die_with_parent()
+        if not cli.is_main():
+            cli.log.setLevel(logging.WARNING)  # else every process would say the same
         run()
         return
     if torch.cuda.is_available() and devices > torch.cuda.device_count():
