@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,9 @@ from typing import Any
 
 from stages import cli, params, pointers, sppo
 from stages.cli import StageError
+
+ERROR_FILE = "SPPO_ERROR_FILE"
+"""In the environment of a launched process: where its StageError goes, to be said last, below what torchrun says of it."""
 
 
 def launch(devices: int, run: Callable[[], None]) -> None:
@@ -35,7 +39,12 @@ def launch(devices: int, run: Callable[[], None]) -> None:
         _die_with_parent()
         if not cli.is_main():
             cli.log.setLevel(logging.WARNING)  # else every process would say the same
-        run()
+        try:
+            run()
+        except StageError as error:
+            if ERROR_FILE in os.environ:
+                Path(os.environ[ERROR_FILE]).write_text(str(error))
+            raise
         return
     if torch.cuda.is_available() and devices > torch.cuda.device_count():
         raise StageError(
@@ -50,8 +59,11 @@ def launch(devices: int, run: Callable[[], None]) -> None:
         run()
         return
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={devices}"]
-    if subprocess.run([*command, *sys.orig_argv[1:]], check=False, preexec_fn=_die_with_parent).returncode:
-        raise StageError("a training process failed: its message stands above")
+    with tempfile.TemporaryDirectory() as folder:
+        said = Path(folder) / "error"
+        values = os.environ | {ERROR_FILE: str(said)}
+        if subprocess.run([*command, *sys.orig_argv[1:]], env=values, check=False, preexec_fn=_die_with_parent).returncode:
+            raise StageError(said.read_text() if said.exists() else "a training process failed: its message stands above")
 
 
 def _die_with_parent() -> None:
