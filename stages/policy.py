@@ -1,7 +1,8 @@
 """A policy under transformers.Trainer and DeepSpeed ZeRO-3: what reference and train share.
 
 Both run on `train.devices` processes, a GPU each where there are GPUs. Called without a launcher they start torchrun for
-more than one process; under DeepSpeed's launcher or torchrun (several nodes, say) they take the place it gives them.
+more than one process; under DeepSpeed's launcher or torchrun (several nodes, say, with one `scratch` for all) they take the
+place it gives them.
 """
 
 import ctypes
