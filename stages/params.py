@@ -252,6 +252,8 @@ class Train(Section):
     """0: no clipping."""
     dtype: Precision
     gradient_checkpointing: bool
+    checkpoint_steps: NotNegative
+    """Steps from one checkpoint in scratch to the next, from which a killed training goes on; 0: none."""
     report_to: Literal["none", "tensorboard", "wandb"]
     """Where the training log goes while it grows, beside its file: to scratch/tensorboard, or to Weights & Biases."""
 

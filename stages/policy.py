@@ -1,22 +1,29 @@
 """A policy under transformers.Trainer and DeepSpeed ZeRO-3: what reference and train share.
 
 Both run on `train.devices` processes, a GPU each where there are GPUs. Called without a launcher they start torchrun for
-more than one process; under DeepSpeed's launcher or torchrun (several nodes, say) they take the place it gives them.
+more than one process; under DeepSpeed's launcher or torchrun (several nodes, say, with one `scratch` for all) they take the
+place it gives them.
 """
 
+import ctypes
 import importlib.util
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stages import cli, params, pointers, scratch, sppo
+from stages import cli, params, pointers, sppo
 from stages.cli import StageError
+
+ERROR_FILE = "SPPO_ERROR_FILE"
+"""In the environment of a launched process: where its StageError goes, to be said last, below what torchrun says of it."""
 
 
 def launch(devices: int, run: Callable[[], None]) -> None:
@@ -30,7 +37,15 @@ def launch(devices: int, run: Callable[[], None]) -> None:
         os.environ["DS_ACCELERATOR"] = "cpu"
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
     if "LOCAL_RANK" in os.environ:
-        run()
+        _die_with_parent()
+        if not cli.is_main():
+            cli.log.setLevel(logging.WARNING)  # else every process would say the same
+        try:
+            run()
+        except StageError as error:
+            if ERROR_FILE in os.environ:
+                Path(os.environ[ERROR_FILE]).write_text(str(error))
+            raise
         return
     if torch.cuda.is_available() and devices > torch.cuda.device_count():
         raise StageError(
@@ -45,11 +60,20 @@ def launch(devices: int, run: Callable[[], None]) -> None:
         run()
         return
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={devices}"]
-    if subprocess.run([*command, *sys.orig_argv[1:]], check=False).returncode:
-        raise StageError("a training process failed: its message stands above")
+    with tempfile.TemporaryDirectory() as folder:
+        said = Path(folder) / "error"
+        values = os.environ | {ERROR_FILE: str(said)}
+        if subprocess.run([*command, *sys.orig_argv[1:]], env=values, check=False, preexec_fn=_die_with_parent).returncode:
+            raise StageError(said.read_text() if said.exists() else "a training process failed: its message stands above")
+
+
+def _die_with_parent() -> None:
+    """Have Linux kill this process when its parent is gone: a killed stage leaves none behind that trains on."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def trainer_arguments(
+    folder: Path,
     devices: int,
     device_batch: int,
     dtype: params.Precision,
@@ -57,11 +81,13 @@ def trainer_arguments(
     *,
     accumulation: int = 1,
     max_grad_norm: float = 0,
+    checkpoint_steps: int = 0,
     report_to: str = "none",
     **more: Any,
 ) -> Any:
     """TrainingArguments under DeepSpeed ZeRO-3, with `more` of their own; call it within the distributed group.
 
+    folder: where a checkpoint goes every `checkpoint_steps` steps, 0 for none.
     Raises StageError where a package to report to is missing, or where a launcher started another number of processes than
     `devices`.
     """
@@ -95,7 +121,7 @@ def trainer_arguments(
         "steps_per_print": 10**9,
     }
     return TrainingArguments(
-        output_dir=str(scratch.FOLDER / "trainer"),
+        output_dir=str(folder),
         deepspeed=zero3,
         bf16=dtype == "bfloat16",
         per_device_train_batch_size=device_batch,
@@ -104,7 +130,8 @@ def trainer_arguments(
         max_grad_norm=max_grad_norm,
         report_to=report_to,
         seed=seed,
-        save_strategy="no",
+        save_strategy="steps" if checkpoint_steps else "no",
+        save_steps=checkpoint_steps or 1,
         remove_unused_columns=False,
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),

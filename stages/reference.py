@@ -9,9 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from tqdm import tqdm
 
-from stages import chat, cli, files, params, policy, schemas
+from stages import chat, cli, files, params, policy, schemas, scratch, shards
 from stages.cli import StageError
+
+SHARD_STEPS = 16
+"""Batches of each process in a shard, the most that a killed stage repeats."""
+
+LOGPS = pa.schema([schemas.PAIRS.field(name) for name in ("chosen_reference_logps", "rejected_reference_logps")])
 
 
 def pairs(responses: pa.Table, rankings: pa.Table, lengths: params.Lengths) -> list[dict[str, Any]]:
@@ -59,12 +65,21 @@ def pairs(responses: pa.Table, rankings: pa.Table, lengths: params.Lengths) -> l
     return rows
 
 
-def score(rows: list[dict[str, Any]], model_path: Path, devices: int, device_batch: int, dtype: params.Precision) -> Any:
-    """(N, 2) float32 NumPy array: summed log-probabilities, in nats, of chosen and rejected under the model."""
-    import torch
-    from transformers import Trainer
+def score(
+    rows: list[dict[str, Any]], model_path: Path, devices: int, device_batch: int, dtype: params.Precision, folder: Path
+) -> list[Path]:
+    """Parquet files of LOGPS in the folder, a row a pair in order: summed log-probabilities, in nats, under the model.
 
-    arguments = policy.trainer_arguments(devices, device_batch, dtype, seed=0)
+    Every process takes part in every shard, the main one writes it. Shards that are there already are not made again.
+    """
+    import torch
+    from transformers import ProgressCallback, Trainer
+
+    size = SHARD_STEPS * devices * device_batch
+    paths, pending = shards.places(folder, -(-len(rows) // size))
+    if not pending:
+        return paths
+    arguments = policy.trainer_arguments(folder, devices, device_batch, dtype, seed=0)
     model, tokenizer = policy.load(model_path, dtype)
 
     class Scorer(Trainer):  # type: ignore[misc]
@@ -76,7 +91,13 @@ def score(rows: list[dict[str, Any]], model_path: Path, devices: int, device_bat
                 chosen, rejected = policy.batch_logps(model, inputs).chunk(2)
             return None, torch.stack([chosen, rejected], 1), None
 
-    return Scorer(model=model, args=arguments, data_collator=policy.collator(tokenizer)).predict(rows).predictions
+    scorer = Scorer(model=model, args=arguments, data_collator=policy.collator(tokenizer))
+    scorer.remove_callback(ProgressCallback)  # of a single shard
+    for index in tqdm(pending, desc="reference", unit="shard", disable=not cli.is_main()):
+        logps = scorer.predict(rows[index * size : (index + 1) * size]).predictions
+        if cli.is_main():
+            files.write_table(pa.Table.from_arrays(list(logps.T), schema=LOGPS), LOGPS, paths[index])
+    return paths
 
 
 def main() -> None:
@@ -91,11 +112,12 @@ def main() -> None:
     rows = pairs(responses, files.read_table(args.rankings, schemas.RANKINGS), wanted.lengths)
 
     def run() -> None:
-        logps = score(rows, args.model, wanted.devices, wanted.device_batch, wanted.dtype)
+        inputs = {name: files.digest(getattr(args, name)) for name in ("model", "responses", "rankings")}
+        folder = scratch.folder("reference", inputs | wanted.model_dump())
+        paths = score(rows, args.model, wanted.devices, wanted.device_batch, wanted.dtype, folder)
         if cli.is_main():
-            for row, (chosen, rejected) in zip(rows, logps.tolist(), strict=True):
-                row["chosen_reference_logps"], row["rejected_reference_logps"] = chosen, rejected
-            files.write_table(rows, schemas.PAIRS, args.out)
+            logps = [row for path in paths for row in files.read_table(path, LOGPS).to_pylist()]
+            files.write_table([row | found for row, found in zip(rows, logps, strict=True)], schemas.PAIRS, args.out)
 
     policy.launch(wanted.devices, run)
 

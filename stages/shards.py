@@ -40,11 +40,7 @@ def map_shards(
     """
     folder = scratch.folder(stage, {**key, "shard_size": size})
     shards = [table.slice(start, size) for start in range(0, table.num_rows, size)]
-    paths = [folder / f"{index:05}.parquet" for index in range(len(shards))]
-    pending = [index for index, path in enumerate(paths) if not path.exists()]
-    if len(pending) < len(shards):
-        cli.log.info("%d of %d shards are finished already, in %s", len(shards) - len(pending), len(shards), folder)
-
+    paths, pending = places(folder, len(shards))
     names = devices(cores=cores)
     tasks = [[(shards[index], paths[index]) for index in pending[rank :: len(names)]] for rank in range(len(names))]
     tasks = [task for task in tasks if task]
@@ -53,6 +49,15 @@ def map_shards(
     elif tasks:
         _spawn([(stage, load, arguments, schema, task) for task in tasks], names)
     return pa.concat_tables([files.read_table(path, schema) for path in paths])
+
+
+def places(folder: Path, count: int) -> tuple[list[Path], list[int]]:
+    """The files of `count` shards in the folder, and the indices of those that are to be made yet."""
+    paths = [folder / f"{index:05}.parquet" for index in range(count)]
+    pending = [index for index, path in enumerate(paths) if not path.exists()]
+    if len(pending) < count:
+        cli.log.info("%d of %d shards are finished already, in %s", count - len(pending), count, folder)
+    return paths, pending
 
 
 def devices(*, cores: bool = False) -> list[str]:

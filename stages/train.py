@@ -13,17 +13,31 @@ from typing import Any
 from stages import cli, files, params, policy, schemas, scratch, sppo
 from stages.cli import StageError
 
+CANNOT_CHANGE_RESULTS = {"checkpoint_steps", "report_to"}
+"""Of the parameters in `train`."""
+
+WHOLE = "whole"
+"""The last file of a checkpoint: names and sizes of the others."""
+
 START_TOLERANCE = {"float32": 0.001, "bfloat16": 0.01}
 """How far log-probabilities may lie from the reference's before the first step, relatively: rounding, in another batch."""
 
 
 def train(
-    rows: list[dict[str, Any]], model_path: Path, eta: float, settings: params.Train, seed: int, out: Path, log: Path
+    rows: list[dict[str, Any]],
+    model_path: Path,
+    eta: float,
+    settings: params.Train,
+    seed: int,
+    folder: Path,
+    out: Path,
+    log: Path,
 ) -> None:
     """Train on rows of schemas.PAIRS; write the new policy as a transformers checkpoint and the training log as CSV.
 
+    folder: of the checkpoints on the way; training goes on from the one that is there.
     Raises StageError where there are fewer pairs than one global batch, where the first loss is not what it must be, or
-    where a loss or a gradient is not finite.
+    where a loss, a gradient or a weight is not finite.
     """
     import pandas as pd
     import torch
@@ -38,12 +52,14 @@ def train(
     )
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(scratch.FOLDER / "tensorboard" / out.name))
     arguments = policy.trainer_arguments(
+        folder,
         settings.devices,
         settings.device_batch,
         settings.dtype,
         seed,
         accumulation=settings.accumulation,
         max_grad_norm=settings.max_grad_norm,
+        checkpoint_steps=settings.checkpoint_steps,
         optim="rmsprop",
         learning_rate=settings.learning_rate,
         lr_scheduler_type="linear",
@@ -59,7 +75,6 @@ def train(
     model, tokenizer = policy.load(model_path, settings.dtype)
     if settings.lora.rank:
         model = adapted(model, settings.lora)
-    records: list[dict[str, float]] = []
 
     class SPPOTrainer(Trainer):  # type: ignore[misc]
         def __init__(self, **arguments: Any) -> None:
@@ -88,25 +103,44 @@ def train(
 
         def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
             if "loss" in logs:
-                means = self.accelerator.reduce(torch.stack(self.batch_metrics).mean(0), "mean").tolist()
+                metrics = torch.stack(self.batch_metrics).mean(0)
                 self.batch_metrics.clear()
+                sound = metrics.new_tensor([float(finite(self.model))])
+                *means, sound_everywhere = self.accelerator.reduce(torch.cat([metrics, sound]), "mean").tolist()
                 norm = float(logs["grad_norm"])
-                if not all(map(math.isfinite, [*means, norm])):
-                    raise StageError(
-                        f"step {self.state.global_step}: the loss is {means[0]:.4g}, the gradient's norm {norm:.4g}: lower the "
-                        "learning rate or eta"
-                    )
                 clipped = int(0 < settings.max_grad_norm < norm)
                 values = [self.state.global_step, means[0], logs["learning_rate"], norm, clipped, *means[1:]]
-                records.append(dict(zip(schemas.LOG_COLUMNS, values, strict=True)))
-                logs = logs | records[-1]
+                record = dict(zip(schemas.LOG_COLUMNS, values, strict=True))
+                check_step(record, sound_everywhere == 1, folder)
+                logs = logs | record
             super().log(logs, start_time)
+
+        def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+            """Nothing: of a checkpoint DeepSpeed's part holds the weights, and the policy is written at the end."""
+
+        def _save_checkpoint(self, model: Any, trial: Any) -> None:
+            if self.state.global_step == self.state.max_steps:
+                return  # the policy itself comes next
+            path = folder / f"checkpoint-{self.state.global_step}"
+            if cli.is_main():
+                files.remove(path)  # a killed process' half
+            self.accelerator.wait_for_everyone()
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if cli.is_main():
+                (path / WHOLE).write_text(listing(path))
+                for old in set(folder.glob("checkpoint-*")) - {path}:
+                    files.remove(old)
 
     trainer = SPPOTrainer(model=model, args=arguments, data_collator=policy.collator(tokenizer), train_dataset=kept)
     trainer.remove_callback(PrinterCallback)  # the log is a file
-    trainer.train()
+    start = newest_checkpoint(folder)
+    if start:
+        cli.log.info("going on from %s", start)
+    trainer.train(resume_from_checkpoint=start and str(start))
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # every process takes part, the first one gets it
     if cli.is_main():
+        records = [line for line in trainer.state.log_history if "kl" in line]
         cli.log.info("loss %.4g at the first step, %.4g at the last", records[0]["loss"], records[-1]["loss"])
         with files.replacing(out) as partial, files.replacing(log) as partial_log:
             if settings.lora.rank:
@@ -115,6 +149,20 @@ def train(
                 trainer.accelerator.unwrap_model(trainer.model).save_pretrained(partial, state_dict=weights)
             tokenizer.save_pretrained(partial)
             pd.DataFrame(records, columns=schemas.LOG_COLUMNS).to_csv(partial_log, index=False, float_format="%.6g")
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest of the folder's checkpoints that are whole, written to the end and unharmed."""
+    found = [
+        path for path in folder.glob("checkpoint-*") if (path / WHOLE).exists() and (path / WHOLE).read_text() == listing(path)
+    ]
+    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def listing(folder: Path) -> str:
+    """Size and name of all files in the folder but WHOLE, a line each."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != WHOLE)
+    return "".join(f"{path.stat().st_size} {path.relative_to(folder)}\n" for path in found)
 
 
 def check_start(loss: Any, expected: Any, ratios: Any, reference_logps: Any, tolerance: float) -> None:
@@ -130,6 +178,31 @@ def check_start(loss: Any, expected: Any, ratios: Any, reference_logps: Any, tol
             f"nats of {size:.3g} a response off the reference. The pairs are of another model, template or truncation: run "
             "reference again"
         )
+
+
+def check_step(record: dict[str, float], finite_weights: bool, folder: Path) -> None:
+    """Raise StageError where a number of a step's LOG_COLUMNS or a weight after it is not finite, before it is saved anywhere.
+
+    An infinite gradient norm stands for NaN too: DeepSpeed leaves such a step's update out and goes on.
+    """
+    wrong = [f"{name} is {value}" for name, value in record.items() if not math.isfinite(value)]
+    wrong += [] if finite_weights else ["weights are not finite after it"]
+    if wrong:
+        checkpoint = newest_checkpoint(folder)
+        raise StageError(
+            f"step {record['step']}: {', '.join(wrong)}: lower train.learning_rate or eta; "
+            + (f"{checkpoint} is the last checkpoint before it" if checkpoint else "there is no checkpoint before it")
+        )
+
+
+def finite(model: Any) -> bool:
+    """Whether all weights are finite in the parts that ZeRO-3 has given this process."""
+    import torch
+
+    rank = torch.distributed.get_rank()
+    parts = ((weights.ds_tensor.flatten(), weights.ds_numel) for weights in model.parameters())
+    # what the last part has beyond the weights' end is anything
+    return all(bool(part[: max(0, numel - rank * part.numel())].isfinite().all()) for part, numel in parts)
 
 
 def adapted(model: Any, lora: params.Lora) -> Any:
@@ -159,9 +232,19 @@ def main() -> None:
     args = parser.parse_args()
     wanted = params.load("seed", "eta", "train")
     rows = files.read_table(args.pairs, schemas.PAIRS).to_pylist()
-    policy.launch(
-        wanted.train.devices, lambda: train(rows, args.model, wanted.eta, wanted.train, wanted.seed, args.out, args.log)
-    )
+
+    def run() -> None:
+        key = {
+            "model": files.digest(args.model),
+            "pairs": files.digest(args.pairs),
+            "eta": wanted.eta,
+            "train": wanted.train.model_dump(exclude=CANNOT_CHANGE_RESULTS),
+            "seed": wanted.seed,
+        }
+        folder = scratch.folder("train", key)
+        train(rows, args.model, wanted.eta, wanted.train, wanted.seed, folder, args.out, args.log)
+
+    policy.launch(wanted.train.devices, run)
 
 
 if __name__ == "__main__":

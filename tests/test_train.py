@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config
 
 from stages import files, policy, schemas, sppo
+from stages import train as train_stage
+from stages.cli import StageError
 
 
 @pytest.mark.slow
@@ -45,14 +48,32 @@ def trained(pairs: Path) -> Path:
     return pairs
 
 
+def train(pairs: Path, name: str, overrides: dict[str, Any]) -> Path:
+    """Train with TINY and overrides in a folder `name` of `pairs`. Returns the folder, which has iter1 and iter1.csv then."""
+    folder = pairs / name
+    folder.mkdir()
+    set_params(folder, TINY | overrides)
+    done = run_stage(folder, "train", "../base", "../pairs.parquet", "iter1", "iter1.csv")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def refused(pairs: Path, name: str, overrides: dict[str, Any], table: str = "../pairs.parquet") -> str:
+    """As `train`, where that must end in one line and without a policy. Returns the line."""
+    folder = pairs / name
+    folder.mkdir(exist_ok=True)
+    set_params(folder, TINY | overrides)
+    done = run_stage(folder, "train", "../base", table, "iter1", "iter1.csv")
+    assert done.returncode == 1
+    assert not (folder / "iter1").exists()
+    assert not (folder / "iter1.csv").exists()
+    return done.stderr.splitlines()[-1]
+
+
 @pytest.mark.slow
 def test_the_first_loss_is_what_theory_says(trained: Path) -> None:
     """eta^2 mean (P^ - 1/2)^2, all pairs being one global batch."""
-    folder = trained / "whole"
-    folder.mkdir()
-    set_params(folder, TINY | {"train.global_batch": 20, "eta": 1000})
-    done = run_stage(folder, "train", "../base", "../pairs.parquet", "iter1", "iter1.csv")
-    assert done.returncode == 0, done.stderr
+    folder = train(trained, "whole", {"train.global_batch": 20, "eta": 1000})
     rows = files.read_table(trained / "pairs.parquet", schemas.PAIRS).to_pandas()
     probabilities = pd.concat([rows["chosen_probability"], rows["rejected_probability"]])
     log = pd.read_csv(folder / "iter1.csv")
@@ -75,11 +96,7 @@ def test_the_checkpoint_is_a_trained_model_for_transformers(trained: Path) -> No
 @pytest.mark.parametrize(("device_batch", "devices"), [(8, 1), (4, 2)])
 def test_the_same_global_batch_trains_the_same_policy(trained: Path, device_batch: int, devices: int) -> None:
     """Accumulation of two, none, and two processes: the same losses and weights, but for the order of float additions."""
-    folder = trained / f"{device_batch}x{devices}"
-    folder.mkdir()
-    set_params(folder, TINY | {"train.device_batch": device_batch, "train.devices": devices})
-    done = run_stage(folder, "train", "../base", "../pairs.parquet", "iter1", "iter1.csv")
-    assert done.returncode == 0, done.stderr
+    folder = train(trained, f"{device_batch}x{devices}", {"train.device_batch": device_batch, "train.devices": devices})
     ours, theirs = pd.read_csv(trained / "iter1.csv"), pd.read_csv(folder / "iter1.csv")
     assert ours["loss"].to_numpy() == pytest.approx(theirs["loss"].to_numpy(), rel=1e-4)
     assert ours["gradient_norm"].to_numpy() == pytest.approx(theirs["gradient_norm"].to_numpy(), rel=1e-3)
@@ -95,22 +112,14 @@ def test_the_same_inputs_give_the_same_bytes(trained: Path) -> None:
 
 @pytest.mark.slow
 def test_bfloat16_and_gradient_checkpointing_train_too(trained: Path) -> None:
-    folder = trained / "bfloat16"
-    folder.mkdir()
-    set_params(folder, TINY | {"train.dtype": "bfloat16", "train.gradient_checkpointing": True})
-    done = run_stage(folder, "train", "../base", "../pairs.parquet", "iter1", "iter1.csv")
-    assert done.returncode == 0, done.stderr
+    folder = train(trained, "bfloat16", {"train.dtype": "bfloat16", "train.gradient_checkpointing": True})
     assert load_file(folder / "iter1" / "model.safetensors")["model.embed_tokens.weight"].dtype == torch.bfloat16
     assert pd.read_csv(folder / "iter1.csv")["loss"][0] == pytest.approx(pd.read_csv(trained / "iter1.csv")["loss"][0], rel=0.1)
 
 
 @pytest.mark.slow
 def test_adapters_are_merged_and_change_the_linear_layers_only(trained: Path) -> None:
-    folder = trained / "lora"
-    folder.mkdir()
-    set_params(folder, TINY | {"train.lora.rank": 4, "train.loss": "dpo", "train.beta": 0.1})
-    done = run_stage(folder, "train", "../base", "../pairs.parquet", "iter1", "iter1.csv")
-    assert done.returncode == 0, done.stderr
+    folder = train(trained, "lora", {"train.lora.rank": 4, "train.loss": "dpo", "train.beta": 0.1})
     assert pd.read_csv(folder / "iter1.csv")["loss"][0] == pytest.approx(0.6931, rel=1e-3)
     before, after = load_file(trained / "base" / "model.safetensors"), load_file(folder / "iter1" / "model.safetensors")
     assert before.keys() == after.keys()
@@ -125,24 +134,15 @@ def test_pairs_that_are_not_of_this_policy_stop_at_the_first_step(pairs: Path, c
     rows = files.read_table(pairs / "pairs.parquet", schemas.PAIRS).to_pylist()
     for row in rows:
         row[column] = row[column] - 1 if column.endswith("logps") else row[column][1:]
-    folder = pairs / column
-    files.write_table(rows, schemas.PAIRS, folder / "pairs.parquet")
-    set_params(folder, TINY)
-    done = run_stage(folder, "train", "../base", "pairs.parquet", "iter1", "iter1.csv")
-    assert done.returncode == 1
-    assert "run reference again" in done.stderr.splitlines()[-1]
-    assert not (folder / "iter1").exists()
+    files.write_table(rows, schemas.PAIRS, pairs / column / "pairs.parquet")
+    assert "run reference again" in refused(pairs, column, {}, "pairs.parquet")
 
 
 @pytest.mark.slow
 def test_the_log_goes_to_tensorboard_too(trained: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    folder = trained / "tensorboard"
-    folder.mkdir()
-    set_params(folder, TINY | {"train.report_to": "tensorboard"})
-    done = run_stage(folder, "train", "../base", "../pairs.parquet", "iter1", "iter1.csv")
-    assert done.returncode == 0, done.stderr
+    folder = train(trained, "tensorboard", {"train.report_to": "tensorboard"})
     assert (folder / "iter1.csv").read_bytes() == (trained / "iter1.csv").read_bytes()
     events = EventAccumulator(str(folder / "scratch" / "tensorboard" / "iter1"))
     events.Reload()
@@ -153,25 +153,46 @@ def test_the_log_goes_to_tensorboard_too(trained: Path) -> None:
 
 @pytest.mark.slow
 def test_a_tracker_that_is_not_installed_is_one_line(trained: Path) -> None:
-    folder = trained / "wandb"
-    folder.mkdir()
-    set_params(folder, TINY | {"train.report_to": "wandb"})
-    done = run_stage(folder, "train", "../base", "../pairs.parquet", "iter1", "iter1.csv")
-    assert done.returncode == 1
-    assert "train.report_to is wandb, which is not installed" in done.stderr.splitlines()[-1]
+    assert "train.report_to is wandb, which is not installed" in refused(trained, "wandb", {"train.report_to": "wandb"})
 
 
 @pytest.mark.slow
 def test_fewer_pairs_than_a_batch_is_one_line(pairs: Path) -> None:
-    folder = pairs / "few"
-    folder.mkdir()
-    set_params(folder, TINY | {"train.global_batch": 64})
-    done = run_stage(folder, "train", "../base", "../pairs.parquet", "iter1", "iter1.csv")
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == (
-        "train: error: 20 pairs are less than one global batch: lower train.global_batch 64"
+    line = "train: error: 20 pairs are less than one global batch: lower train.global_batch 64"
+    assert refused(pairs, "few", {"train.global_batch": 64}) == line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rate", "devices", "message", "kept"),
+    [
+        (1e30, 1, "step 3: gradient_norm is inf", 2),  # weights of 1e30 after step 2 are numbers still
+        (3e38, 2, "step 2: weights are not finite after it", 1),
+    ],
+)
+def test_numbers_that_are_none_stop_training_before_they_are_saved(
+    pairs: Path, rate: float, devices: int, message: str, kept: int
+) -> None:
+    """The first step has a learning rate of nothing, the second half of the full one."""
+    overrides = {"train.learning_rate": rate, "train.devices": devices, "train.stop_epoch": 3, "train.checkpoint_steps": 1}
+    line = refused(pairs, f"rate{rate}", overrides)
+    (checkpoint,) = (pairs / f"rate{rate}").glob("scratch/train/*/checkpoint-*")
+    assert checkpoint.name == f"checkpoint-{kept}"
+    assert line == (
+        f"train: error: {message}: lower train.learning_rate or eta; "
+        f"{checkpoint.relative_to(pairs / f'rate{rate}')} is the last checkpoint before it"
     )
-    assert not (folder / "iter1").exists()
+
+
+@pytest.mark.parametrize("column", ["loss", "gradient_norm", "kl"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_step_with_a_number_that_is_none_is_one_line(tmp_path: Path, column: str, value: float) -> None:
+    record: dict[str, float] = dict.fromkeys(train_stage.LOG_COLUMNS, 0.5) | {"step": 7}
+    train_stage.check_step(record, True, tmp_path)
+    with pytest.raises(StageError, match=rf"^step 7: {column} is {value}: lower .*; there is no checkpoint before it$"):
+        train_stage.check_step(record | {column: value}, True, tmp_path)
+    with pytest.raises(StageError, match=r"^step 7: weights are not finite"):
+        train_stage.check_step(record, False, tmp_path)
 
 
 def test_attention_logits_are_capped_where_the_policy_caps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
