@@ -29,8 +29,10 @@ def launch(devices: int, run: Callable[[], None]) -> None:
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
+    memory = cli.within_memory("lower train.device_batch; more accumulation takes its place")
     if "LOCAL_RANK" in os.environ:
-        run()
+        with memory:
+            run()
         return
     if torch.cuda.is_available() and devices > torch.cuda.device_count():
         raise StageError(
@@ -42,7 +44,8 @@ def launch(devices: int, run: Callable[[], None]) -> None:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        run()
+        with memory:
+            run()
         return
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={devices}"]
     if subprocess.run([*command, *sys.orig_argv[1:]], check=False).returncode:
@@ -118,11 +121,13 @@ def load(path: Path, dtype: params.Precision) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    local = pointers.resolve(path)
-    model = AutoModelForCausalLM.from_pretrained(local, dtype=getattr(torch, dtype), use_safetensors=True)
+    local = pointers.model(path)
+    model = AutoModelForCausalLM.from_pretrained(
+        local, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+    )
     if getattr(model.config, "attn_logit_softcapping", None):
         model.set_attn_implementation("eager")  # Gemma 2: transformers' default kernel leaves the capping out, vLLM does not
-    return model, AutoTokenizer.from_pretrained(local)
+    return model, AutoTokenizer.from_pretrained(local, trust_remote_code=False)
 
 
 def collator(tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
