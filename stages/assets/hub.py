@@ -170,4 +170,8 @@ def _reaching(what: str, repo: str, repo_type: str) -> Iterator[None]:
 
 
 def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    """An error in one line, without the token, which a server may have quoted."""
+    from huggingface_hub import get_token
+
+    text, token = " ".join(str(error).split()), get_token()
+    return f"{type(error).__name__}: {(text.replace(token, '...') if token else text)[:300]}"
