@@ -105,6 +105,8 @@ def load(model: Path, engine: params.Engine, sampling: Sampling) -> Callable[[pa
     """Start vLLM on this process's device. Returns the function that answers one shard of tokenized prompts."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine in this process: nothing reorders its requests
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    for name, value in (("VLLM_HOST_IP", "127.0.0.1"), ("GLOO_SOCKET_IFNAME", "lo")):  # nothing listens to other machines
+        os.environ.setdefault(name, value)
     import torch
 
     logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # that there is no Triton without a GPU is known
