@@ -13,11 +13,21 @@ from stages.cli import StageError
 def prompt_text(tokenizer: Any, prompt: str) -> str:
     """One user message and the assistant's header in the chat template of a transformers tokenizer.
 
-    Raises StageError where there is no template.
+    Raises StageError where there is no template, or where it fails.
     """
+    from jinja2 import TemplateError
+
     if not tokenizer.chat_template:
         raise StageError(f"the tokenizer of {tokenizer.name_or_path} has no chat template: use a chat model")
-    text: str = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
+    messages = [{"role": "user", "content": prompt}]
+    try:
+        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except (TemplateError, TypeError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise StageError(
+            f"the chat template of {tokenizer.name_or_path} fails for one user message ({reason}): mend it there, or use "
+            "another chat model"
+        ) from error
     return text
 
 
@@ -28,10 +38,21 @@ def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
     """
     ids: list[int] = tokenizer(prompt_text(tokenizer, prompt), add_special_tokens=False)["input_ids"]
     bos = tokenizer.bos_token_id
-    if bos is not None and (ids[0] != bos or ids[1] == bos):
-        found = "no BOS token" if ids[0] != bos else "more than one BOS token"
+    if bos is not None and (ids[:1] != [bos] or ids[1:2] == [bos]):
+        found = "no BOS token" if ids[:1] != [bos] else "more than one BOS token"
         raise StageError(f"the chat template of {tokenizer.name_or_path} gives {found}: it must give exactly one")
     return ids
+
+
+def marked(tokenizer: Any, prompts: Sequence[Sequence[int]]) -> int:
+    """How many prompts, by the ids of `prompt_ids`, hold special tokens besides the template's.
+
+    A prompt's text that reads like one becomes one, `<|eot_id|>` for example, in vLLM's and transformers' tokenization of
+    chats and so in the released code.
+    """
+    special = set(tokenizer.all_special_ids) | {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    own = sum(token in special for token in prompt_ids(tokenizer, "x"))
+    return sum(sum(token in special for token in ids) > own for ids in prompts)
 
 
 def fit(

@@ -10,7 +10,7 @@ import resource
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -121,6 +121,17 @@ def deterministic(seed: int) -> None:
     set_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # slow, for finding bugs
+
+
+@contextlib.contextmanager
+def within_memory(remedy: str) -> Iterator[None]:
+    """Turn the GPU's want of memory within the block into a StageError that names the parameter to lower."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise StageError(f"out of GPU memory: {remedy}") from error
 
 
 def _account(name: str, seconds: float) -> None:

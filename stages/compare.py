@@ -50,6 +50,7 @@ def main() -> None:
     models = params.models(wanted.iterations)
     paths = [args.answers / f"{name}.parquet" for name in models]
     table = side_by_side([(path, files.read_table(path, schemas.RESPONSES)) for path in paths])
+    rank.parts(args.ranker)  # before the workers, each of which would say it
     key = {
         "ranker": files.digest(args.ranker),
         "answers": [files.digest(path) for path in paths],

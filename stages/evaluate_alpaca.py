@@ -108,12 +108,16 @@ def model_judge(wanted: params.EvaluateAlpaca, retries: int = RETRIES) -> Callab
     folder = scratch.FOLDER / "evaluate_alpaca" / key
     given_up = Event()
 
+    def hidden(text: str) -> str:
+        """What the endpoint said, which may have quoted the key. A word of a few letters is no secret."""
+        return text if len(secret) < 8 else text.replace(json.dumps(secret)[1:-1], "...").replace(secret, "...")
+
     def ask(prompt: str, path: Path) -> dict[str, Any]:
         if given_up.is_set():
             return {}
         try:
             answer = client.chat.completions.create(model=wanted.judge, messages=messages(prompt), **REQUEST)
-            choice: dict[str, Any] = answer.choices[0].model_dump()
+            choice: dict[str, Any] = json.loads(hidden(json.dumps(answer.choices[0].model_dump())))
             choice["total_tokens"] = answer.usage.total_tokens if answer.usage else None
         except (AttributeError, IndexError, TypeError, ValueError, openai.APIResponseValidationError) as error:
             return {"error": f"not a chat completion: {type(error).__name__}"}
@@ -139,7 +143,7 @@ def model_judge(wanted: params.EvaluateAlpaca, retries: int = RETRIES) -> Callab
                 for task in tqdm(as_completed(tasks), desc=wanted.judge, total=len(tasks), disable=not tasks):
                     answers[tasks[task]] = task.result()
             except openai.OpenAIError as error:
-                reason = " ".join(f"{error} {error.__cause__ or ''}".replace(secret, "...").split()).rstrip(".")[:300]
+                reason = " ".join(hidden(f"{error} {error.__cause__ or ''}").split()).rstrip(".")[:300]
                 raise StageError(
                     f"the judge {wanted.judge} at {base_url} failed: {reason}: its answers so far are kept, run again to go on"
                 ) from error
@@ -147,7 +151,7 @@ def model_judge(wanted: params.EvaluateAlpaca, retries: int = RETRIES) -> Callab
                 pool.shutdown(cancel_futures=True)
         failed = [prompt for prompt, path in paths.items() if not path.exists()]
         if failed:
-            example = json.dumps(answers[failed[0]]).replace(secret, "...")[:300]
+            example = json.dumps(answers[failed[0]])[:300]
             message = (
                 f"{len(failed)} of {len(paths)} answers of {wanted.judge} have neither m nor M as a likely token: {example}"
             )

@@ -199,7 +199,7 @@ def main() -> None:
     args = parser.parse_args()
     wanted = params.load("evaluate_lm").evaluate_lm
     files.present(args.data_sets / "exact_match" / "exact_match.py")
-    found = evaluate_all(pointers.resolve(args.model), args.data_sets, wanted.dtype, wanted.batch_size)
+    found = evaluate_all(pointers.model(args.model), args.data_sets, wanted.dtype, wanted.batch_size)
     summary = summarize(found)
     with files.replacing(args.out) as partial:
         partial.mkdir()

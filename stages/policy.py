@@ -36,12 +36,14 @@ def launch(devices: int, run: Callable[[], None]) -> None:
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
+    memory = cli.within_memory("lower train.device_batch; more accumulation takes its place")
     if "LOCAL_RANK" in os.environ:
         _die_with_parent()
         if not cli.is_main():
             cli.log.setLevel(logging.WARNING)  # else every process would say the same
         try:
-            run()
+            with memory:
+                run()
         except StageError as error:
             if ERROR_FILE in os.environ:
                 Path(os.environ[ERROR_FILE]).write_text(str(error))
@@ -57,7 +59,8 @@ def launch(devices: int, run: Callable[[], None]) -> None:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        run()
+        with memory:
+            run()
         return
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={devices}"]
     with tempfile.TemporaryDirectory() as folder:
@@ -145,11 +148,13 @@ def load(path: Path, dtype: params.Precision) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    local = pointers.resolve(path)
-    model = AutoModelForCausalLM.from_pretrained(local, dtype=getattr(torch, dtype), use_safetensors=True)
+    local = pointers.model(path)
+    model = AutoModelForCausalLM.from_pretrained(
+        local, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+    )
     if getattr(model.config, "attn_logit_softcapping", None):
         model.set_attn_implementation("eager")  # Gemma 2: transformers' default kernel leaves the capping out, vLLM does not
-    return model, AutoTokenizer.from_pretrained(local)
+    return model, AutoTokenizer.from_pretrained(local, trust_remote_code=False)
 
 
 def collator(tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:

@@ -17,25 +17,45 @@ from stages import cli, files, pairrm, params, pointers, schemas, shards, sppo
 from stages.cli import StageError
 
 
+def parts(ranker: Path) -> tuple[Path, Path]:
+    """The folders of PairRM's weights and of the model under it. Raises StageError where either is not to be loaded."""
+    weights = pointers.model(ranker / "PairRM", tokenizer=False)
+    if files.read_json(weights / "config.json").get("ranker_type") != "pairranker":
+        raise StageError(f"{weights / 'config.json'} is not of a ranker of PairRM's architecture: name one as assets.ranker")
+    return weights, pointers.model(ranker / "base", weights=False)
+
+
 def load_blender(ranker: Path) -> Any:
-    """llm-blender with PairRM, from a folder with `PairRM` and `base`, on a GPU in half precision, else in float32."""
+    """llm-blender with PairRM, from a folder with `PairRM` and `base`, on a GPU in half precision, else in float32.
+
+    Raises StageError where they are not to be loaded.
+    """
     import torch
+    from safetensors.torch import load_model
     from transformers import AutoTokenizer
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    weights, base = pointers.resolve(ranker / "PairRM"), pointers.resolve(ranker / "base")
+    weights, base = parts(ranker)
     with pairrm.loading():
         import llm_blender
         from llm_blender.blender import blender_utils
         from llm_blender.pair_ranker import model_util
 
-        # PairRM's checkpoint holds every weight (safetensors' strict loading sees to that): of its base model only the
-        # configuration and the tokenizer are needed, and DeBERTa's own weights are to be had as a pickle only.
+        # PairRM's checkpoint holds every weight (strict loading sees to that): of its base model only the configuration
+        # and the tokenizer are needed, and DeBERTa's own weights are to be had as a pickle only.
         model_util.build_pretrained_model = _untrained
         # llm-blender pads on the left where a model's name has "llama" in it, and here the name is a path.
         blender_utils.build_tokenizer = AutoTokenizer.from_pretrained
         blender = llm_blender.Blender()
-        blender.loadranker(str(weights), device=device, model_name=str(base))
+        # llm-blender itself would load a pickle first, if there is one, and take its word for missing weights.
+        blender.loadranker(str(weights), device=device, model_name=str(base), load_checkpoint=None)
+    try:
+        load_model(blender.ranker, weights / pointers.WEIGHTS, device=device)
+    except RuntimeError as error:
+        raise StageError(
+            f"{weights / pointers.WEIGHTS}: not the weights of PairRM over {base} ({' '.join(str(error).split())[:200]}): "
+            "correct assets.ranker in params.yaml"
+        ) from error
     return blender
 
 
@@ -143,7 +163,8 @@ def load(ranker: Path, settings: params.Rank) -> Callable[[pa.Table], pa.Table]:
         rows = []
         for row in shard.to_pylist():
             prompt = row["prompt" if settings.input == "instruction" else "templated_prompt"]
-            logits, prompt_cut, responses_cut = pair_logits(blender, prompt, row["responses"], settings.pairs_per_batch)
+            with cli.within_memory(f"lower rank.pairs_per_batch (now {settings.pairs_per_batch})"):
+                logits, prompt_cut, responses_cut = pair_logits(blender, prompt, row["responses"], settings.pairs_per_batch)
             chosen = ranking(row["prompt_id"], logits, row["responses"], settings.probability)
             rows.append(chosen | {"prompt_cut": prompt_cut, "responses_cut": responses_cut})
         return pa.Table.from_pylist(rows, schema=schemas.RANKINGS)
@@ -162,6 +183,7 @@ def main() -> None:
     samples = len(responses["responses"][0])
     if samples < 2:
         raise StageError(f"{args.responses}: a single response to each prompt: generate at least 2 (generate.samples)")
+    parts(args.ranker)  # before the workers, each of which would say it
     key = {"ranker": files.digest(args.ranker), "responses": files.digest(args.responses), "rank": settings.model_dump()}
     rankings = shards.map_shards(
         "rank", responses, settings.shard_size, load, (args.ranker, settings), schemas.RANKINGS, key, cores=True

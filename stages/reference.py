@@ -61,7 +61,10 @@ def pairs(responses: pa.Table, rankings: pa.Table, lengths: params.Lengths) -> l
         )
     cli.log.info("%d pairs; %d ties and %d too long pairs dropped", len(rows), ties, too_long)
     if not rows:
-        raise StageError(f"no pair is left of {len(responses)} prompts ({ties} ties, {too_long} too long): see lengths")
+        raise StageError(
+            f"no pair is left of {len(responses)} prompts ({ties} ties, {too_long} too long): "
+            + ("raise lengths.total or lengths.prompt" if too_long else "raise generate.temperature or generate.samples")
+        )
     return rows
 
 

@@ -253,7 +253,7 @@ def main() -> None:
     published = params.published(Path("published.yaml"))
     models = params.models(wanted.iterations)
     for folder in ("alpaca_eval", "harness"):
-        for stray in sorted({path.name for path in (args.data / folder).iterdir()} - set(models)):
+        for stray in sorted({path.name for path in files.present(args.data / folder).iterdir()} - set(models)):
             cli.log.warning("%s is of no model in params.yaml and not reported: remove it", args.data / folder / stray)
 
     alpaca = {name: read_alpaca(args.data / "alpaca_eval" / name) for name in models}

@@ -13,6 +13,8 @@ import pyarrow as pa
 from stages import chat, cli, files, params, pointers, schemas, shards
 from stages.cli import StageError
 
+MEMORY = "lower engine.kv_cache_gib (null leaves nine tenths of the GPU to it) or engine.max_model_length"
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -46,8 +48,13 @@ def respond(
     """
     from transformers import AutoTokenizer
 
-    local = pointers.resolve(model)
-    tokenizer = AutoTokenizer.from_pretrained(local)
+    local = pointers.model(model)
+    tokenizer = AutoTokenizer.from_pretrained(local, trust_remote_code=False)
+    beyond = [token for token in engine.stop_token_ids if token >= len(tokenizer)]
+    if beyond:
+        raise StageError(
+            f"engine.stop_token_ids: {beyond[0]} is no token of {model}, which has {len(tokenizer)}: correct it in params.yaml"
+        )
     prompts = part.column("prompt").to_pylist()
     prompt_ids = [chat.prompt_ids(tokenizer, prompt) for prompt in prompts]
     texts = [chat.prompt_text(tokenizer, prompt) for prompt in prompts]
@@ -64,6 +71,8 @@ def respond(
             f"no prompt leaves room for {room} tokens in engine.max_model_length {engine.max_model_length}: raise it"
         )
     cli.log.info("%d prompts, %d left out as too long for the engine", sum(fits), len(fits) - sum(fits))
+    if marked := chat.marked(tokenizer, prompt_ids):
+        cli.log.info("%d prompts hold special tokens as text, which count as such, as in the released code", marked)
     tokenized = part.append_column("templated_prompt", pa.array(texts))
     tokenized = tokenized.append_column("prompt_token_ids", pa.array(prompt_ids, pa.list_(pa.int32()))).filter(pa.array(fits))
     key = {
@@ -79,10 +88,25 @@ def respond(
     return table
 
 
+def not_started(error: Exception, engine: params.Engine) -> str:
+    """Why vLLM did not start, by its own message, and the parameter that mends it."""
+    text = " ".join(str(error).split())
+    if "KV cache" in text or "cache blocks" in text:
+        return (
+            f"too little memory for keys and values: raise engine.kv_cache_gib (now {engine.kv_cache_gib}), or lower "
+            f"engine.max_model_length (now {engine.max_model_length})"
+        )
+    if "max_model_len" in text:
+        return f"engine.max_model_length {engine.max_model_length} is more than the model has positions: lower it"
+    return f"vLLM does not start ({type(error).__name__}: {text[:300]}): see engine in params.yaml, and the model"
+
+
 def load(model: Path, engine: params.Engine, sampling: Sampling) -> Callable[[pa.Table], pa.Table]:
     """Start vLLM on this process's device. Returns the function that answers one shard of tokenized prompts."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine in this process: nothing reorders its requests
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    for name, value in (("VLLM_HOST_IP", "127.0.0.1"), ("GLOO_SOCKET_IFNAME", "lo")):  # nothing listens to other machines
+        os.environ.setdefault(name, value)
     import torch
 
     logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # that there is no Triton without a GPU is known
@@ -98,7 +122,19 @@ def load(model: Path, engine: params.Engine, sampling: Sampling) -> Callable[[pa
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": engine.max_model_length * 8,
         }
-    llm = LLM(model=str(model), dtype=engine.dtype, max_model_len=engine.max_model_length, seed=sampling.seed, **settings)
+    try:
+        with cli.within_memory(MEMORY):
+            llm = LLM(
+                model=str(model),
+                dtype=engine.dtype,
+                max_model_len=engine.max_model_length,
+                seed=sampling.seed,
+                load_format="safetensors",
+                trust_remote_code=False,
+                **settings,
+            )
+    except (AssertionError, OSError, RuntimeError, ValueError) as error:
+        raise StageError(f"{model}: {not_started(error, engine)}") from error
 
     def answer(shard: pa.Table) -> pa.Table:
         rows = shard.to_pylist()
@@ -114,7 +150,8 @@ def load(model: Path, engine: params.Engine, sampling: Sampling) -> Callable[[pa
             )
             for seed in seeds
         ]
-        outputs = llm.generate([{"prompt_token_ids": row["prompt_token_ids"]} for row in rows], requests, use_tqdm=False)
+        with cli.within_memory(MEMORY):
+            outputs = llm.generate([{"prompt_token_ids": row["prompt_token_ids"]} for row in rows], requests, use_tqdm=False)
         for row, seed, output in zip(rows, seeds, outputs, strict=True):
             drawn = sorted(output.outputs, key=lambda sample: sample.index)
             row["responses"] = [sample.text for sample in drawn]

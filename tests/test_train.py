@@ -9,7 +9,7 @@ from running import TINY, run_stage, set_params
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config
 
-from stages import files, policy, schemas, sppo
+from stages import files, pointers, policy, schemas, sppo
 from stages import train as train_stage
 from stages.cli import StageError
 
@@ -203,7 +203,8 @@ def test_attention_logits_are_capped_where_the_policy_caps_them(tmp_path: Path, 
     for weights in gemma.parameters():
         weights.data.normal_(0, 0.5)
     gemma.save_pretrained(tmp_path)
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda path: None)
+    monkeypatch.setattr(pointers, "model", lambda path: path)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda path, **_: None)
     loaded, _ = policy.load(tmp_path, "float32")
     tokens = torch.arange(9)[None]
     capped = loaded(tokens).logits

@@ -35,7 +35,7 @@ def fetch_model(asset: Asset, out: Path, *, weights: bool = True) -> None:
     if not asset.on_hub:
         source = _directory(asset)
         names = _names(source, patterns)
-        _complete(asset.repo, names, weights)
+        pointers.complete(asset.repo, names, weights)
         with files.replacing(out) as partial:
             partial.mkdir()
             for name in names:
@@ -44,7 +44,7 @@ def fetch_model(asset: Asset, out: Path, *, weights: bool = True) -> None:
         return
     snapshot = _snapshot(asset.repo, asset.revision, "model", patterns)
     names = _names(snapshot, patterns)
-    _complete(asset.repo, names, weights)
+    pointers.complete(asset.repo, names, weights)
     fingerprints = {name: _fingerprint(snapshot / name) for name in tqdm(names, desc="hashing", unit="file")}
     pointer = {"repo": asset.repo, "revision": asset.revision, "repo_type": "model", "files": fingerprints}
     with files.replacing(out) as partial:
@@ -138,17 +138,6 @@ def _directory(asset: Asset) -> Path:
     return path
 
 
-def _complete(repo: str, names: list[str], weights: bool) -> None:
-    if "config.json" not in names:
-        raise StageError(f"{repo} has no config.json: it is no model in the form of transformers")
-    if weights and not any(name.endswith(".safetensors") for name in names):
-        raise StageError(
-            f"{repo} has no weights as .safetensors, and pickled ones (.bin, .pt) are not loaded: convert them once with "
-            "transformers, `AutoModelForCausalLM.from_pretrained(REPO).save_pretrained(DIRECTORY)` (or the class of the "
-            "model), the tokenizer likewise, and name that directory as repo"
-        )
-
-
 def _fingerprint(path: Path) -> dict[str, Any]:
     """Size and SHA-256 of a snapshot's file. Raises StageError where they are not those that the Hub announced."""
     with path.open("rb") as handle:
@@ -181,4 +170,8 @@ def _reaching(what: str, repo: str, repo_type: str) -> Iterator[None]:
 
 
 def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    """An error in one line, without the token, which a server may have quoted."""
+    from huggingface_hub import get_token
+
+    text, token = " ".join(str(error).split()), get_token()
+    return f"{type(error).__name__}: {(text.replace(token, '...') if token else text)[:300]}"

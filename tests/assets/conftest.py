@@ -18,11 +18,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class FakeHub:
-    """repos: "models/ID" or "datasets/ID" -> {file name: bytes}; asked: the paths that were asked for."""
+    """repos: "models/ID" or "datasets/ID" -> {file name: bytes}; asked: the paths that were asked for; keys: the
+    Authorization headers that came with them."""
 
     def __init__(self) -> None:
         self.repos: dict[str, dict[str, bytes]] = {}
         self.asked: list[str] = []
+        self.keys: set[str] = set()
         self.endpoint = ""
 
     def commit(self, repo: str) -> str:
@@ -74,9 +76,10 @@ def fake_hub() -> Iterator[FakeHub]:
         def do_GET(self) -> None:
             path = urlsplit(self.path).path
             fake.asked.append(path)
+            fake.keys.add(self.headers["authorization"] or "")
             status, headers, body = fake.answer(path)
             self.send_response(status)
-            for name, value in (headers | {"Content-Length": str(len(body))}).items():
+            for name, value in ({"Content-Length": str(len(body))} | headers).items():
                 self.send_header(name, value)
             self.end_headers()
             if self.command == "GET":

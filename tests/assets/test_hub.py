@@ -22,6 +22,7 @@ MODEL = {
     "modeling_model.py": b"raise SystemExit",
     "original/params.json": b"{}",
 }
+TOKEN = "hf_aSecretOfThisTest"
 WANTED = {"config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"}
 
 README = """---
@@ -270,3 +271,56 @@ def test_pinning_an_unknown_asset_writes_nothing(fake_hub, run, tmp_path) -> Non
     assert done.returncode == 1
     assert done.stderr.startswith("assets: error: the revision of no/where: not on the Hub")
     assert (tmp_path / "recipe" / "params.yaml").read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message"),
+    [
+        (401, "GatedRepo", "some/model at {revision}: accept its licence at https://huggingface.co/some/model, then `hf auth "),
+        (403, "GatedRepo", "some/model at {revision}: accept its licence at https://huggingface.co/some/model, then `hf auth "),
+        (401, "RepoNotFound", "some/model at {revision}: not on the Hub, or not for you: correct repo in params.yaml, or `hf "),
+        (400, "", "some/model at {revision}: cannot be had ("),
+    ],
+)
+def test_what_the_hub_refuses_is_one_line_without_the_token(fake_hub, run, tmp_path, status, code, message) -> None:
+    """Even where the server quotes the token in its message."""
+    fake_hub.answer = lambda path: (status, {"X-Error-Code": code, "X-Error-Message": f"no {' '.join(fake_hub.keys)}"}, b"{}")
+    revision = fake_hub.commit("models/some/model")
+    script = f"import os\nos.environ['HF_TOKEN'] = {TOKEN!r}\n"
+    script += _script("some/model", revision, "hub.fetch_model(asset, Path('out'))")
+    done = run("-c", script, endpoint=fake_hub.endpoint)
+    assert done.stdout.startswith(f"error: {message.format(revision=revision)}"), done.stdout + done.stderr
+    assert done.stdout.count("\n") == 1
+    assert f"Bearer {TOKEN}" in fake_hub.keys
+    assert TOKEN not in done.stdout + done.stderr
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_download_that_breaks_off_is_one_line(fake_hub, run, tmp_path) -> None:
+    fake_hub.repos["models/some/model"] = MODEL
+    whole = fake_hub.answer
+
+    def broken(path: str) -> tuple[int, dict[str, str], bytes]:
+        status, headers, body = whole(path)
+        return (
+            (status, headers | {"Content-Length": "7"}, body[:3]) if path.endswith("safetensors") else (status, headers, body)
+        )
+
+    fake_hub.answer = broken
+    script = _script("some/model", fake_hub.commit("models/some/model"), "hub.fetch_model(asset, Path('out'))")
+    done = run("-c", script, endpoint=fake_hub.endpoint)
+    assert done.stdout.startswith("error: some/model at "), done.stdout + done.stderr
+    assert ": check the network, and https://huggingface.co/some/model" in done.stdout
+    assert done.stdout.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    fake_hub.answer = whole
+    assert run("-c", script, endpoint=fake_hub.endpoint).stdout == "None\n"
+
+
+def test_a_listing_leads_nowhere_out_of_the_snapshot(fake_hub, run, tmp_path) -> None:
+    fake_hub.repos["models/some/model"] = MODEL | {"../../../evil.json": b"{}", "/tmp/evil.json": b"{}"}
+    script = _script("some/model", fake_hub.commit("models/some/model"), "hub.fetch_model(asset, Path('out'))")
+    run("-c", script, endpoint=fake_hub.endpoint)
+    assert not list(tmp_path.rglob("evil.json"))
+    assert not any("evil" in path for path in fake_hub.asked)
