@@ -7,6 +7,7 @@ more than one process; under DeepSpeed's launcher or torchrun (several nodes, sa
 import importlib.util
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stages import cli, params, pointers, scratch, sppo
+from stages import cli, params, pointers, processes, scratch, sppo
 from stages.cli import StageError
 
 
@@ -45,7 +46,8 @@ def launch(devices: int, run: Callable[[], None]) -> None:
         run()
         return
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={devices}"]
-    if subprocess.run([*command, *sys.orig_argv[1:]], check=False).returncode:
+    bound = partial(processes.end_with, os.getpid(), signal.SIGKILL)  # and each process with torchrun; Ctrl-C is for us alone
+    if subprocess.run([*command, *sys.orig_argv[1:]], check=False, preexec_fn=bound, start_new_session=True).returncode:
         raise StageError("a training process failed: its message stands above")
 
 
