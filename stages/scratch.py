@@ -101,13 +101,14 @@ def code() -> dict[str, str]:
 
 def finish(stage: str = "") -> None:
     """The outs are written, the work is done with: by hand at once, in DVC's stage as soon as DVC has taken the outs over."""
-    if stage and _opened:
+    opened = [path for path in _opened if path.exists()]  # not where `make clean` was quicker
+    if stage and opened:
         outs = [path for path in written if path.exists() and not path.resolve().is_relative_to(FOLDER.resolve())]
         note = {"stage": stage, "outs": {str(path): _fingerprint(path) for path in outs}}
-        for path in _opened:
+        for path in opened:
             (path / "finishing").write_text(json.dumps(note))
             (path / "finishing").replace(path / FINISHED)
-    for path in _opened:
+    for path in opened:
         if not (path / FINISHED).exists():
             _discard(path)
     for path in _running:
