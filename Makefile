@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/main/bin:$(PATH)
 
-.PHONY: help env repro verify readme test test-all check clean
+.PHONY: help env repro verify readme test test-all check torture clean
 
 help:
 	@echo "make env       install the three environments into .venv"
@@ -13,7 +13,8 @@ help:
 	@echo "make test      format, lint, types and all tests but the slowest"
 	@echo "make test-all  the slowest tests too"
 	@echo "make check     format, lint and types only"
-	@echo "make clean     remove unfinished work (scratch/); results and caches stay"
+	@echo "make torture   kill every stage twenty times and see what it costs: docs/torture.md, half an hour"
+	@echo "make clean     remove unfinished work (scratch/, of recipes too); results and caches stay"
 
 env:
 	@requirements/install.sh
@@ -42,5 +43,10 @@ check: env
 	mypy
 
 clean:
-	@du -sh scratch 2>/dev/null || true
-	rm -rf scratch
+	@found="$$(ls -d scratch recipes/*/scratch 2>/dev/null; \
+		find {.,recipes/*}/{data,reports} -name '.*.partial' -prune 2>/dev/null)"; \
+	if [ -z "$$found" ]; then echo "there is nothing to remove"; exit; fi; \
+	freed=$$(du -shc $$found | tail -1 | cut -f1); rm -rf $$found; echo "removed $$freed:" $$found
+
+torture: env
+	python -m tests.torture

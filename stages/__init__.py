@@ -4,6 +4,12 @@ import gc
 import os
 import sys
 
+from stages import processes
+
+# Under DVC, or a launcher of several processes: before the imports that take seconds, in which either may be killed.
+if os.environ.keys() & {"DVC_STAGE", "LOCAL_RANK"}:
+    processes.end_with_launcher()
+
 # Before torch loads OpenMP, whose threads else burn whole cores waiting for each other: several times slower where
 # another process wants a core too, no faster where none does.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")

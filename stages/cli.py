@@ -1,6 +1,7 @@
 """How every stage starts and ends: its environment, its log, its errors and its exit code."""
 
 import contextlib
+import errno
 import gc
 import json
 import logging
@@ -13,8 +14,9 @@ import warnings
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import NoReturn
 
-from stages import scratch
+from stages import processes, scratch
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = Path("data/records")
@@ -52,33 +54,57 @@ TOOLS = [
 
 
 def run(main: Callable[[], None], *, environment: str = "main", online: bool = False, record: bool = True) -> None:
-    """Run a stage's `main` in its environment and exit: 0, or 1 with one line on stderr for a StageError.
+    """Run a stage's `main` in its environment and exit: 0, or 1 with one line on stderr for a StageError or a full disk.
 
+    Ctrl-C, SIGTERM and SIGHUP end it with one line too, and 128 + the signal's number as exit code.
     environment: `main`, `rank` or `harness`, a folder of .venv; another interpreter hands over to that one.
     online: whether the stage may ask the Hugging Face Hub. Only `assets` does; all others read local files.
     record: whether it writes its record, for `report` to read, under DVC.
     SPPO_DEBUG=1 shows the traceback of a StageError.
     """
     name = Path(sys.argv[0]).stem
+    stage = os.environ.get("DVC_STAGE", "").rpartition(":")[2]
     launched = "LOCAL_RANK" in os.environ  # one of several processes of a stage, whose parent keeps the books
     try:
         _enter(environment)
         quiet(online)
+        processes.stoppable()
         started = time.monotonic()
         if not launched:
+            scratch.alone(sys.argv)
             scratch.sweep()
         main()
-        scratch.finish()
+        scratch.finish(stage)
         if not launched:
             _account(name, time.monotonic() - started)
-            if record and "DVC_STAGE" in os.environ:
-                _record(os.environ["DVC_STAGE"].rpartition(":")[2])
+            if record and stage:
+                _record(stage)
         gc.freeze()  # else Python looks through torch's and vLLM's every object before it exits: seconds
-    except StageError as error:
-        if os.environ.get("SPPO_DEBUG"):
-            raise
-        print(f"{name}: error: {error}", file=sys.stderr)
-        sys.exit(1)
+    except processes.Stopped as stopped:
+        print(f"{name}: stopped by {stopped.name}: run again to go on", file=sys.stderr)
+        raise
+    except Exception as error:
+        fail(error, f"{name}: ")
+
+
+def fail(error: Exception, prefix: str = "") -> NoReturn:
+    """Exit with code 1 and one line for a StageError or a full disk; raise any other error, or all with SPPO_DEBUG=1."""
+    full = no_space(error)
+    if os.environ.get("SPPO_DEBUG") or not (full or isinstance(error, StageError)):
+        raise error
+    message = " ".join(str(error).split())[:300]
+    print(f"{prefix}error: {f'{NO_SPACE} ({message}): {MORE_SPACE}' if full else error}", file=sys.stderr)
+    sys.exit(1)
+
+
+NO_SPACE = "no space left on the device"
+MORE_SPACE = "free some, then run again to go on"
+
+
+def no_space(error: Exception) -> bool:
+    """Whether an error, of Python or of a library with exceptions of its own, says that a disk or a quota is full."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or "No space left on device" in str(error)
 
 
 def _enter(environment: str) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from stages import cli, files, params, pointers, scratch, shards
+from stages import cli, files, params, pointers, processes, scratch, shards
 from stages.cli import StageError
 
 
@@ -136,7 +136,8 @@ def _run(tasks: list[str], model: Path, data_sets: Path, dtype: str, batch_size:
     for name in names:
         devices.put(name)
     with ProcessPoolExecutor(len(names), context, _enter, (devices, data_sets, folder)) as pool:
-        work = {pool.submit(evaluate, task, str(model), dtype, batch_size): task for task in tasks}
+        with processes.starting_workers():
+            work = {pool.submit(evaluate, task, str(model), dtype, batch_size): task for task in tasks}
         try:
             for done in tqdm(as_completed(work), total=len(work), desc="evaluate_lm", unit="task", disable=None):
                 files.write_json(done.result(), folder / f"{work[done]}.json")
@@ -149,7 +150,8 @@ def _run(tasks: list[str], model: Path, data_sets: Path, dtype: str, batch_size:
 
 
 def _enter(devices: Any, data_sets: Path, folder: Path) -> None:
-    """Prepare a worker: its device, its working directory, and a file for the harness's chatter."""
+    """Prepare a worker: its end, its device, its working directory, and a file for the harness's chatter."""
+    processes.worker()
     if device := devices.get():
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     cli.quiet()

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages import scratch
+from stages import cli, scratch
 from stages.cli import StageError
 
 faults: dict[pa.Schema, Callable[[pa.Table], str | None]] = {}
@@ -20,14 +20,23 @@ faults: dict[pa.Schema, Callable[[pa.Table], str | None]] = {}
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write a file or folder to, moved to `path` when the block ends well and removed when it does not."""
+    """A path to write a file or folder to, moved to `path` when the block ends well and removed when it does not.
+
+    What a killed process left there is removed first; DVC ignores it (.dvcignore). Raises StageError where the disk is full.
+    """
     partial = path.with_name(f".{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     remove(partial)
     try:
         yield partial
-        remove(path)
+        if path.is_dir() or partial.is_dir():
+            remove(path)
         partial.replace(path)
+        scratch.written.append(path)
+    except Exception as error:
+        if cli.no_space(error):
+            raise StageError(f"{path}: {cli.NO_SPACE}: {cli.MORE_SPACE}") from error
+        raise
     finally:
         remove(partial)
 

@@ -5,7 +5,6 @@ more than one process; under DeepSpeed's launcher or torchrun (several nodes, sa
 place it gives them.
 """
 
-import ctypes
 import importlib.util
 import logging
 import os
@@ -19,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stages import cli, params, pointers, sppo
+from stages import cli, params, pointers, processes, sppo
 from stages.cli import StageError
 
 ERROR_FILE = "SPPO_ERROR_FILE"
@@ -38,7 +37,6 @@ def launch(devices: int, run: Callable[[], None]) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
     memory = cli.within_memory("lower train.device_batch; more accumulation takes its place")
     if "LOCAL_RANK" in os.environ:
-        _die_with_parent()
         if not cli.is_main():
             cli.log.setLevel(logging.WARNING)  # else every process would say the same
         try:
@@ -63,16 +61,13 @@ def launch(devices: int, run: Callable[[], None]) -> None:
             run()
         return
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={devices}"]
+    bound = partial(processes.end_with, os.getpid(), signal.SIGKILL)  # and each process with torchrun; Ctrl-C is for us alone
     with tempfile.TemporaryDirectory() as folder:
         said = Path(folder) / "error"
         values = os.environ | {ERROR_FILE: str(said)}
-        if subprocess.run([*command, *sys.orig_argv[1:]], env=values, check=False, preexec_fn=_die_with_parent).returncode:
+        launched = [*command, *sys.orig_argv[1:]]
+        if subprocess.run(launched, env=values, check=False, preexec_fn=bound, start_new_session=True).returncode:
             raise StageError(said.read_text() if said.exists() else "a training process failed: its message stands above")
-
-
-def _die_with_parent() -> None:
-    """Have Linux kill this process when its parent is gone: a killed stage leaves none behind that trains on."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def trainer_arguments(

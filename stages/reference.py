@@ -17,8 +17,6 @@ from stages.cli import StageError
 SHARD_STEPS = 16
 """Batches of each process in a shard, the most that a killed stage repeats."""
 
-LOGPS = pa.schema([schemas.PAIRS.field(name) for name in ("chosen_reference_logps", "rejected_reference_logps")])
-
 
 def pairs(responses: pa.Table, rankings: pa.Table, lengths: params.Lengths) -> list[dict[str, Any]]:
     """Winner and loser of every prompt that is no tie and, unless lengths.too_long is `truncate`, fits.
@@ -71,7 +69,7 @@ def pairs(responses: pa.Table, rankings: pa.Table, lengths: params.Lengths) -> l
 def score(
     rows: list[dict[str, Any]], model_path: Path, devices: int, device_batch: int, dtype: params.Precision, folder: Path
 ) -> list[Path]:
-    """Parquet files of LOGPS in the folder, a row a pair in order: summed log-probabilities, in nats, under the model.
+    """Parquet files of schemas.LOGPS in the folder, a row a pair in order: summed log-probabilities, in nats, under the model.
 
     Every process takes part in every shard, the main one writes it. Shards that are there already are not made again.
     """
@@ -97,9 +95,11 @@ def score(
     scorer = Scorer(model=model, args=arguments, data_collator=policy.collator(tokenizer))
     scorer.remove_callback(ProgressCallback)  # of a single shard
     for index in tqdm(pending, desc="reference", unit="shard", disable=not cli.is_main()):
-        logps = scorer.predict(rows[index * size : (index + 1) * size]).predictions
+        shard = rows[index * size : (index + 1) * size]
+        logps = scorer.predict(shard).predictions
         if cli.is_main():
-            files.write_table(pa.Table.from_arrays(list(logps.T), schema=LOGPS), LOGPS, paths[index])
+            table = pa.Table.from_arrays([[row["prompt_id"] for row in shard], *logps.T], schema=schemas.LOGPS)
+            files.write_table(table, schemas.LOGPS, paths[index])
     return paths
 
 
@@ -119,7 +119,7 @@ def main() -> None:
         folder = scratch.folder("reference", inputs | wanted.model_dump())
         paths = score(rows, args.model, wanted.devices, wanted.device_batch, wanted.dtype, folder)
         if cli.is_main():
-            logps = [row for path in paths for row in files.read_table(path, LOGPS).to_pylist()]
+            logps = [row for path in paths for row in files.read_table(path, schemas.LOGPS).to_pylist()]
             files.write_table([row | found for row, found in zip(rows, logps, strict=True)], schemas.PAIRS, args.out)
 
     policy.launch(wanted.devices, run)

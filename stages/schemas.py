@@ -70,6 +70,9 @@ PAIRS = _schema(
 """reference -> train: the tokens that are trained on, P^ and the summed log-probability under the reference pi_t; how many
 tokens of prompt and responses were cut to fit."""
 
+LOGPS = pa.schema([PAIRS.field(name) for name in ("prompt_id", "chosen_reference_logps", "rejected_reference_logps")])
+"""A finished part of PAIRS, in reference's scratch."""
+
 LOG_COLUMNS = [
     "step",
     "loss",
@@ -214,14 +217,19 @@ def _rankings(table: pa.Table) -> Iterator[Rule]:
     yield "responses_cut", 0, (cut < 0) | (cut > count), f"not in 0 to {count}"
 
 
+def _logps(table: pa.Table) -> Iterator[Rule]:
+    for name in ("chosen_reference_logps", "rejected_reference_logps"):
+        logps = table[name].to_numpy()  # 0 where float32 has no probability between this one and 1
+        yield name, 0, ~((logps <= 0) & np.isfinite(logps)), "no log-probability"
+
+
 def _pairs(table: pa.Table) -> Iterator[Rule]:
+    yield from _logps(table)
     for name in ("prompt_token_ids", "chosen_token_ids", "rejected_token_ids"):
         yield from _tokens(table, name)
     for side in ("chosen", "rejected"):
         probability = table[f"{side}_probability"].to_numpy()
         yield f"{side}_probability", 0, ~((probability >= 0) & (probability <= 1)), "not in [0, 1]"
-        logps = table[f"{side}_reference_logps"].to_numpy()  # 0 where float32 has no probability between this one and 1
-        yield f"{side}_reference_logps", 0, ~((logps <= 0) & np.isfinite(logps)), "no log-probability"
     for name in ("prompt_cut", "chosen_cut", "rejected_cut"):
         yield name, 0, pc.less(table[name], 0), "negative"
 
@@ -232,6 +240,7 @@ RULES: dict[pa.Schema, Callable[[pa.Table], Iterator[Rule]]] = {
     RESPONSES: _responses,
     RANKINGS: _rankings,
     PAIRS: _pairs,
+    LOGPS: _logps,
 }
 """What holds for a schema's values, beside that none is missing and every prompt_id is there once."""
 

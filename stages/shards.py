@@ -6,7 +6,6 @@ Finished shards lie in the scratch folder, keyed by everything that determines t
 
 import multiprocessing
 import os
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 from tqdm import tqdm
 
-from stages import cli, files, scratch
+from stages import cli, files, processes, scratch
 from stages.cli import StageError
 
 Compute = Callable[[pa.Table], pa.Table]
@@ -88,23 +87,24 @@ def _work(
 
 def _spawn(jobs: list[tuple[Any, ...]], names: list[str]) -> None:
     context = multiprocessing.get_context("spawn")
-    processes = []
+    workers = []
     for job, device in zip(jobs, names, strict=False):
         if device:
             os.environ["CUDA_VISIBLE_DEVICES"] = device
-        processes.append(context.Process(target=_worker, args=job, daemon=True))
-        processes[-1].start()
-    for process in processes:
-        process.join()
-    failed = [index for index, process in enumerate(processes) if process.exitcode]
+        workers.append(context.Process(target=_worker, args=job, daemon=True))
+        with processes.starting_workers():
+            workers[-1].start()
+    for worker in workers:
+        worker.join()
+    failed = [index for index, worker in enumerate(workers) if worker.exitcode]
     if failed:
-        raise StageError(f"worker {failed[0]} of {len(processes)} failed: its message stands above; run again to go on")
+        raise StageError(f"worker {failed[0]} of {len(workers)} failed: its message stands above; run again to go on")
 
 
 def _worker(*job: Any) -> None:
+    processes.worker()
     cli.quiet()
     try:
         _work(*job)
-    except StageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    except Exception as error:
+        cli.fail(error)

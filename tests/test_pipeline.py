@@ -81,6 +81,12 @@ def test_a_stage_depends_on_the_versions_of_its_environment(stage):
 
 
 @pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
+def test_no_shell_stands_between_dvc_and_a_stage(stage):
+    """It would outlive DVC where that is killed, and hide its end from the stage."""
+    assert stage.cmd.startswith("exec env ")
+
+
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
 def test_every_dependency_and_output_is_in_the_command(stage):
     """A path that the command does not name is one the stage cannot know (the reports, records and code apart)."""
     if stage.addressing.endswith("report"):
@@ -163,7 +169,7 @@ def test_a_dry_run_lists_the_recipes_stages(recipe, tmp_path):
     done = subprocess.run(dvc, cwd=there, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert set(re.findall(r"Running stage '(\S+)'", done.stdout)) == set(ours)
-    assert "PYTHONPATH=../../ python -m stages.train data/models/base data/pairs/iter1.parquet" in done.stdout
+    assert "exec env PYTHONPATH=../../ python -m stages.train data/models/base data/pairs/iter1.parquet" in done.stdout
 
 
 def copy_file(source, target):
