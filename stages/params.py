@@ -204,7 +204,8 @@ class Rank(Section):
     """What PairRM reads as the prompt: the instruction itself, as it was trained, or the policy's chat template around it,
     special tokens included (the released code)."""
     shard_size: Positive
-    pairs_per_batch: Positive
+    tokens_per_batch: Positive
+    """Tokens of a forward pass, padding counted: of as many pairs of prompt and two responses as fit, at least one."""
 
 
 class Lengths(Section):

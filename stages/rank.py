@@ -1,15 +1,17 @@
 """Rank the K responses of each prompt with PairRM: all ordered pairs, P^, winner and loser (Alg. 1, section 5.1).
 
 PairRM reads the instruction (rank.input says in which form) and two responses; llm-blender cuts texts beyond PairRM's
-limits, by how long the batch's texts are. Here a batch is one prompt's, which gives the scores of batch size 1.
+limits, by how long the batch's texts are. Here they are cut by one prompt's, which gives the scores of batch size 1, and
+only then share batches with others.
 """
 
 import argparse
 import copy
+import itertools
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -56,6 +58,7 @@ def load_blender(ranker: Path) -> Any:
             f"{weights / pointers.WEIGHTS}: not the weights of PairRM over {base} ({' '.join(str(error).split())[:200]}): "
             "correct assets.ranker in params.yaml"
         ) from error
+    blender.ranker.pretrained_model.register_forward_pre_hook(_trim, with_kwargs=True)
     return blender
 
 
@@ -87,42 +90,77 @@ def apart(text: str) -> str:
     return f" {text}" if unicodedata.combining(text[:1] or " ") else text
 
 
-def pair_logits(blender: Any, prompt: str, responses: list[str], pairs_per_batch: int) -> tuple[Any, bool, int]:
-    """PairRM's logits (K, K) float32 of K responses, L_ij with response i on the left; 0 where two texts are identical.
+class Texts(NamedTuple):
+    """A prompt and its distinct responses as PairRM's token ids (L,), without padding, and what was cut."""
 
-    Besides, whether llm-blender cut the prompt, and how many of the K responses it cut.
+    source: Any
+    candidates: list[Any]
+    where: list[int]
+    """The candidate that each of the K responses is."""
+    prompt_cut: bool
+    responses_cut: int
+
+
+def encode(blender: Any, prompt: str, responses: list[str]) -> Texts:
+    """Tokens of a prompt and its K responses, cut where llm-blender cuts them when they are a batch of their own."""
+    distinct = list(dict.fromkeys(responses))
+    collator, tokenizer = copy.copy(blender.ranker_collator), blender.ranker_tokenizer
+    source, candidates = apart(prompt), [apart(text) for text in distinct]
+    batch = collator([{"source": source, "candidates": candidates}])
+    ids = plain(batch["source_ids"][0], tokenizer.source_prefix_id, tokenizer)
+    found = plain(batch["candidate_ids"][0], tokenizer.cand_prefix_id, tokenizer)
+    mask, masks = batch["source_attention_mask"][0].bool(), batch["candidate_attention_mask"][0].bool()
+    texts = [collator.candidate_prefix + text for text in candidates]
+    cut = [cut_short(mask, text, tokenizer) for mask, text in zip(masks, texts, strict=True)]
+    where = [distinct.index(response) for response in responses]
+    return Texts(
+        ids[mask],
+        [one[mask] for one, mask in zip(found, masks, strict=True)],
+        where,
+        cut_short(mask, collator.source_prefix + source, tokenizer),
+        sum(cut[index] for index in where),
+    )
+
+
+def pair_logits(blender: Any, prompts: list[Texts], tokens_per_batch: int) -> list[Any]:
+    """PairRM's logits (K, K) float32 of each prompt's K responses, L_ij with response i on the left; 0 where i and j are alike.
+
+    Ordered pairs of any of the prompts share a batch, by length, for as many tokens as tokens_per_batch with the padding.
     """
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
-    distinct = list(dict.fromkeys(responses))
-    logits = torch.zeros(len(distinct), len(distinct))
-    prompt_cut, cut = False, [False] * len(distinct)
-    if len(distinct) > 1:
-        collator = copy.copy(blender.ranker_collator)
-        texts = {"source": apart(prompt), "candidates": [apart(text) for text in distinct]}
-        batch = {key: value.to(blender.ranker_config.device) for key, value in collator([texts]).items() if value is not None}
-        tokenizer = blender.ranker_tokenizer
-        prompt_cut = cut_short(batch["source_attention_mask"][0], collator.source_prefix + texts["source"], tokenizer)
-        for index, text in enumerate(texts["candidates"]):
-            mask = batch["candidate_attention_mask"][0, index]
-            cut[index] = cut_short(mask, collator.candidate_prefix + text, tokenizer)
-        batch["source_ids"] = plain(batch["source_ids"], tokenizer.source_prefix_id, tokenizer)
-        batch["candidate_ids"] = plain(batch["candidate_ids"], tokenizer.cand_prefix_id, tokenizer)
-        left, right = torch.where(~torch.eye(len(distinct), dtype=torch.bool))
-        for start in range(0, len(left), pairs_per_batch):
-            i, j = left[start : start + pairs_per_batch], right[start : start + pairs_per_batch]
-            with torch.no_grad():
-                output = blender.ranker._forward(
-                    batch["source_ids"].expand(len(i), -1),
-                    batch["source_attention_mask"].expand(len(i), -1),
-                    batch["candidate_ids"][0, i],
-                    batch["candidate_attention_mask"][0, i],
-                    batch["candidate_ids"][0, j],
-                    batch["candidate_attention_mask"][0, j],
-                )
-            logits[i, j] = output["logits"].float().cpu()
-    where = [distinct.index(response) for response in responses]
-    return logits[where][:, where], prompt_cut, sum(cut[index] for index in where)
+    pairs = sorted(
+        (len(texts.source) + len(texts.candidates[i]) + len(texts.candidates[j]), prompt, i, j)
+        for prompt, texts in enumerate(prompts)
+        for i, j in itertools.permutations(range(len(texts.candidates)), 2)
+    )
+    logits = [torch.zeros(len(texts.candidates), len(texts.candidates)) for texts in prompts]
+    start = 0
+    while start < len(pairs):
+        end = start + 1
+        while end < len(pairs) and pairs[end][0] * (end + 1 - start) <= tokens_per_batch:
+            end += 1
+        batch = [
+            (prompts[prompt].source, prompts[prompt].candidates[i], prompts[prompt].candidates[j])
+            for _, prompt, i, j in pairs[start:end]
+        ]
+        inputs = []
+        for texts in map(list, zip(*batch, strict=True)):
+            inputs.append(pad_sequence(texts, batch_first=True, padding_value=blender.ranker_tokenizer.pad_token_id))
+            inputs.append(pad_sequence([torch.ones_like(one) for one in texts], batch_first=True))
+        with torch.no_grad():
+            output = blender.ranker._forward(*(one.to(blender.ranker_config.device) for one in inputs))["logits"]
+        for (_, prompt, i, j), value in zip(pairs[start:end], output.float().tolist(), strict=True):
+            logits[prompt][i, j] = value
+        start = end
+    return [found[texts.where][:, texts.where] for found, texts in zip(logits, prompts, strict=True)]
+
+
+def _trim(module: Any, args: Any, inputs: dict[str, Any]) -> Any:
+    """Leave columns out that are padding in every row: llm-blender moves the padding between the three texts to the end."""
+    width = int(inputs["attention_mask"].any(0).nonzero().max()) + 1
+    return args, inputs | {name: inputs[name][:, :width] for name in ("input_ids", "attention_mask")}
 
 
 def cut_short(mask: Any, text: str, tokenizer: Any) -> bool:
@@ -160,14 +198,17 @@ def load(ranker: Path, settings: params.Rank) -> Callable[[pa.Table], pa.Table]:
     blender = load_blender(ranker)
 
     def rank(shard: pa.Table) -> pa.Table:
-        rows = []
-        for row in shard.to_pylist():
-            prompt = row["prompt" if settings.input == "instruction" else "templated_prompt"]
-            with cli.within_memory(f"lower rank.pairs_per_batch (now {settings.pairs_per_batch})"):
-                logits, prompt_cut, responses_cut = pair_logits(blender, prompt, row["responses"], settings.pairs_per_batch)
-            chosen = ranking(row["prompt_id"], logits, row["responses"], settings.probability)
-            rows.append(chosen | {"prompt_cut": prompt_cut, "responses_cut": responses_cut})
-        return pa.Table.from_pylist(rows, schema=schemas.RANKINGS)
+        rows = shard.to_pylist()
+        column = "prompt" if settings.input == "instruction" else "templated_prompt"
+        prompts = [encode(blender, row[column], row["responses"]) for row in rows]
+        with cli.within_memory(f"lower rank.tokens_per_batch (now {settings.tokens_per_batch})"):
+            logits = pair_logits(blender, prompts, settings.tokens_per_batch)
+        ranked = [
+            ranking(row["prompt_id"], found, row["responses"], settings.probability)
+            | {"prompt_cut": texts.prompt_cut, "responses_cut": texts.responses_cut}
+            for row, found, texts in zip(rows, logits, prompts, strict=True)
+        ]
+        return pa.Table.from_pylist(ranked, schema=schemas.RANKINGS)
 
     return rank
 

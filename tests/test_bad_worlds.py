@@ -220,11 +220,12 @@ def test_too_little_gpu_memory_for_vllm_names_its_parameter(monkeypatch: pytest.
 
 def test_too_little_gpu_memory_for_the_ranker_names_its_parameter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rank, "load_blender", lambda _: None)
+    monkeypatch.setattr(rank, "encode", lambda *_: None)
     monkeypatch.setattr(rank, "pair_logits", no_memory)
     threads = torch.get_num_threads()
     compute = rank.load(Path("x"), params.load("rank", path=ROOT / "params.yaml").rank)
     torch.set_num_threads(threads)
-    with pytest.raises(StageError, match=r"^out of GPU memory: lower rank\.pairs_per_batch \(now 64\)$"):
+    with pytest.raises(StageError, match=r"^out of GPU memory: lower rank\.tokens_per_batch \(now 2048\)$"):
         compute(pa.table({"prompt_id": ["a"], "prompt": ["b"], "responses": [["c", "d"]]}))
 
 

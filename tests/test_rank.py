@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 RANK = Path(sys.prefix).parent / "rank" / "bin" / "python"
 SIZE = {"hidden_size": 32, "layers": 2, "prompts": 40, "candidates": 2, "noise": 0.5, "learning_rate": 3.0e-3}
-OVERRIDES = {"assets.ranker.miniature": SIZE, "rank.shard_size": 2, "rank.pairs_per_batch": 64}
+OVERRIDES = {"assets.ranker.miniature": SIZE, "rank.shard_size": 2, "rank.tokens_per_batch": 4096}
 LONG = "A response of many words, longer than the others by far. " * 60
 
 Rows = Sequence[tuple[str, list[str]]]
@@ -108,7 +108,7 @@ def test_logits_and_scores_are_llm_blenders_own(ranker: Path, rank: Rank, tmp_pa
 def test_nothing_depends_on_shards_batches_or_workers(rank: Rank) -> None:
     first = rank(ROWS, "first", {"SPPO_WORKERS": "1"}, shard_size=5)
     assert rank(ROWS, "workers", {"SPPO_WORKERS": "2"}).read_bytes() == first.read_bytes()
-    for row, other in zip(read(first), read(rank(ROWS, "batches", pairs_per_batch=4)), strict=True):
+    for row, other in zip(read(first), read(rank(ROWS, "batches", tokens_per_batch=1)), strict=True):
         torch.testing.assert_close(torch.tensor(row["logits"]), torch.tensor(other["logits"]), atol=1e-5, rtol=1e-5)
 
 
