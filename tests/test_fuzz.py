@@ -48,7 +48,7 @@ VALUES = st.recursive(
 FRAGMENTS = st.sampled_from(
     "&a [*a]|&a {x: *a}|*a|2001-99-99|2001-01-01T99:99:99|!!bool maybe|!!int x|!!float x|!!binary z|!!set {a}|!!omap [a: 1]"
     "|!!timestamp x|!!python/object:os.system x|? [a]|{[1]: 2}|{{a: 1}: 2}|{1.5: 1}|{~: 1}|<<: [1]|0b|0x_|1_|.inf|-.nan|1e999"
-    f'|{"9" * 5000}|{"[" * 3000}|"\\ud800"|"\\x00"|"a\\nb"|%YAML 9.9|---|...|[|{{|"|!x y|>9'.encode().split(b"|")
+    f'|{"9" * 5000}|{"[" * 500}|"\\ud800"|"\\x00"|"a\\nb"|%YAML 9.9|---|...|[|{{|"|!x y|>9'.encode().split(b"|")
 )
 
 

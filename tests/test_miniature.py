@@ -155,6 +155,14 @@ def test_a_sweep_is_queued_run_compared_and_kept(checkout: Path) -> None:
 
 
 @pytest.mark.slowest
+def test_another_base_policy_leaves_the_split_as_it_is(checkout: Path) -> None:
+    """It is asked which prompts AlpacaEval has too, of a file of the instructions alone, beside the base's answers to them."""
+    output = dvc(checkout, "exp", "run", "-S", "assets.policy.miniature.learning_rate=0.002", "split")
+    assert ran(output) == {"assets-policy", "assets-alpaca-eval"}
+    restore(checkout)
+
+
+@pytest.mark.slowest
 def test_only_the_evaluations_run_again(checkout: Path) -> None:
     output = dvc(checkout, "exp", "run", "-S", "evaluate_lm.batch_size=16")
     assert ran(output) - {"report"} == {"evaluate-lm-base", "evaluate-lm@iter1"}

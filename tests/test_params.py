@@ -106,7 +106,14 @@ def test_a_stage_is_stopped_by_its_own_sections_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [(None, " is missing: stages run in the folder"), ("a: [1", ": not YAML: "), ("- 1", ": a mapping of")]
+    ("text", "message"),
+    [
+        (None, " is missing: stages run in the folder"),
+        ("a: [1", ": not YAML: "),
+        ("a: &a [*a]", ": not YAML: "),
+        ("a: 2001-99-99", ": not YAML: "),
+        ("- 1", ": a mapping of"),
+    ],
 )
 def test_a_file_that_holds_no_parameters_is_refused(tmp_path: Path, text: str | None, message: str) -> None:
     path = tmp_path / "params.yaml"
