@@ -146,7 +146,7 @@ def model_judge(wanted: params.EvaluateAlpaca, retries: int = RETRIES) -> Callab
                 reason = " ".join(hidden(f"{error} {error.__cause__ or ''}").split()).rstrip(".")[:300]
                 raise StageError(
                     f"the judge {wanted.judge} at {base_url} failed: {reason}: its answers so far are kept, run again to go on"
-                ) from error
+                ) from None  # whose traceback could quote the key
             finally:
                 pool.shutdown(cancel_futures=True)
         failed = [prompt for prompt, path in paths.items() if not path.exists()]

@@ -59,7 +59,7 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(pointer, dict) or set(pointer) != keys or not isinstance(pointer["files"], dict) or not pointer["files"]:
         raise StageError(f"{path / NAME}: an object with {', '.join(sorted(keys))} is wanted: make it with `dvc repro`")
     for name, expected in pointer["files"].items():
-        if Path(name).name != name:
+        if name == ".." or Path(name).name != name:
             raise StageError(f"{path / NAME}: files.{name}: not the name of a file in the snapshot: make it with `dvc repro`")
         if not isinstance(expected, dict) or set(expected) != {"size", "sha256"}:
             raise StageError(f"{path / NAME}: files.{name}: size and sha256 are wanted: make it with `dvc repro`")

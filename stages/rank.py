@@ -21,7 +21,7 @@ from stages.cli import StageError
 
 def parts(ranker: Path) -> tuple[Path, Path]:
     """The folders of PairRM's weights and of the model under it. Raises StageError where either is not to be loaded."""
-    weights = pointers.model(ranker / "PairRM", tokenizer=False)
+    weights = pointers.model(files.present(ranker) / "PairRM", tokenizer=False)
     if files.read_json(weights / "config.json").get("ranker_type") != "pairranker":
         raise StageError(f"{weights / 'config.json'} is not of a ranker of PairRM's architecture: name one as assets.ranker")
     return weights, pointers.model(ranker / "base", weights=False)

@@ -321,6 +321,7 @@ def test_a_download_that_breaks_off_is_one_line(fake_hub, run, tmp_path) -> None
 def test_a_listing_leads_nowhere_out_of_the_snapshot(fake_hub, run, tmp_path) -> None:
     fake_hub.repos["models/some/model"] = MODEL | {"../../../evil.json": b"{}", "/tmp/evil.json": b"{}"}
     script = _script("some/model", fake_hub.commit("models/some/model"), "hub.fetch_model(asset, Path('out'))")
-    run("-c", script, endpoint=fake_hub.endpoint)
+    done = run("-c", script, endpoint=fake_hub.endpoint)
+    assert done.stdout == "None\n", done.stdout + done.stderr
     assert not list(tmp_path.rglob("evil.json"))
     assert not any("evil" in path for path in fake_hub.asked)
