@@ -49,4 +49,4 @@ clean:
 	freed=$$(du -shc $$found | tail -1 | cut -f1); rm -rf $$found; echo "removed $$freed:" $$found
 
 torture: env
-	python -m tests.torture
+	PYTHONPATH=. python tests/torture.py

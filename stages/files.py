@@ -34,7 +34,7 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.replace(path)
         scratch.written.append(path)
     except Exception as error:
-        if cli.no_space(error):
+        if cli.no_space(error) and shutil.disk_usage(path.parent).free < 2**20:  # it may be another disk that is full
             raise StageError(f"{path}: {cli.NO_SPACE}: {cli.MORE_SPACE}") from error
         raise
     finally:

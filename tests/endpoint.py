@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock, Thread
@@ -65,7 +65,8 @@ def serve(reply: Reply) -> Iterator[Endpoint]:
             self.send_header("content-length", str(len(body)))
             self.send_header("retry-after-ms", "1")  # the client waits as long as it is told: not to wait in tests
             self.end_headers()
-            self.wfile.write(body)
+            with suppress(ConnectionError):  # the client was killed
+                self.wfile.write(body)
 
         def log_message(self, *_: Any) -> None:
             pass

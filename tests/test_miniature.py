@@ -25,14 +25,18 @@ def restore(folder: Path) -> None:
     dvc(folder, "checkout", "--quiet", "--force", "dvc.yaml")
 
 
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone of the working tree with the smallest parameters, run once."""
-    folder = tmp_path_factory.mktemp("checkout") / "sppo"
+def clone(folder: Path) -> None:
+    """A clone of the working tree with the smallest parameters, run once and committed."""
     copy_repository(folder, SMALLEST)
     dvc(folder, "repro")
     subprocess.run(["git", "add", "-A"], cwd=folder, check=True)
     subprocess.run(["git", "commit", "-qm", "run"], cwd=folder, check=True)
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkout") / "sppo"
+    clone(folder)
     return folder
 
 
@@ -93,6 +97,22 @@ def test_a_plot_is_drawn_for_every_declaration(checkout: Path) -> None:
     assert all(name.startswith("recipes/") for name in missing)  # never run, so without reports
     drawn = {name.removeprefix("dvc.yaml::") for name, plots in found["data"].items() if plots}
     assert drawn == {"training loss", "win rate", "response length", "ranker's win rates", "win probabilities"}
+
+
+NOW = ["generate@iter1", "train@iter1", "evaluate-alpaca@iter1, model at an endpoint", "evaluate-lm@iter1"]
+LATER = ["split", "rank@iter1", "reference@iter1", "train@iter1, two processes", "answer@iter1", "compare", "report"]
+
+
+@pytest.mark.parametrize("name", [*NOW, *(pytest.param(name, marks=pytest.mark.slowest) for name in LATER)])
+def test_a_stage_that_is_killed_ends_with_the_same_bytes(checkout: Path, name: str) -> None:
+    """One kill at a random moment of its work; `make torture` has more."""
+    import torture
+
+    with torture.endpoint() as judge:
+        row = next(row for row in torture.rows(judge.url) if f"{row.stage}, {row.note}".startswith(name))
+        done = torture.torture(checkout, row, kills=1, seed=0)
+    assert not done.faults
+    assert done.kills.total() == 1
 
 
 @pytest.fixture(params=["directory", "s3"])
