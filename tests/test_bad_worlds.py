@@ -283,7 +283,7 @@ def commands() -> dict[str, tuple[list[str], list[str]]]:
         plain = json.loads(text)
         deps = [path for path in plain["deps"] if path.startswith("data/")]
         if deps:
-            found[name] = (shlex.split(plain["cmd"])[3:], deps)
+            found[name] = (shlex.split(plain["cmd"].partition("python -m ")[2]), deps)
     return found
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from running import TINY, run_stage, set_params
 
+from stages import files
+
 
 class Disk:
     """A file system in memory, of so many kilobytes."""
@@ -37,17 +39,18 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 def test_an_out_on_a_full_disk_is_one_line_and_the_older_one_stays(disk: Disk, tmp_path: Path) -> None:
     set_params(tmp_path, {"split.prompts_per_iteration": 100, "split.hold_out": 100, "assets.prompts.count": 500})
     assert run_stage(tmp_path, "assets.prompts", "prompts.parquet").returncode == 0
+    files.write_json([{"instruction": "Why?"}], tmp_path / "instructions.json")
     disk.enlarge(12)
     (disk.path / "split").mkdir()
     (disk.path / "split" / "older").touch()
-    done = run_stage(tmp_path, "split", "prompts.parquet", "disk/split")
+    done = run_stage(tmp_path, "split", "prompts.parquet", "instructions.json", "disk/split")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("split: error: disk/.split.partial/")
     assert done.stderr.endswith(": no space left on the device: free some, then run again to go on\n")
     assert [path.name for path in disk.path.rglob("*")] == ["split", "older"]
     disk.enlarge(1000)
-    assert run_stage(tmp_path, "split", "prompts.parquet", "disk/split").returncode == 0
-    assert run_stage(tmp_path, "split", "prompts.parquet", "split").returncode == 0
+    assert run_stage(tmp_path, "split", "prompts.parquet", "instructions.json", "disk/split").returncode == 0
+    assert run_stage(tmp_path, "split", "prompts.parquet", "instructions.json", "split").returncode == 0
     written = {path.name: path.read_bytes() for path in (disk.path / "split").iterdir()}
     assert written == {path.name: path.read_bytes() for path in (tmp_path / "split").iterdir()}
 

@@ -187,7 +187,7 @@ def test_numbers_that_are_none_stop_training_before_they_are_saved(
 @pytest.mark.parametrize("column", ["loss", "gradient_norm", "kl"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_step_with_a_number_that_is_none_is_one_line(tmp_path: Path, column: str, value: float) -> None:
-    record: dict[str, float] = dict.fromkeys(train_stage.LOG_COLUMNS, 0.5) | {"step": 7}
+    record: dict[str, float] = dict.fromkeys(schemas.LOG_COLUMNS, 0.5) | {"step": 7}
     train_stage.check_step(record, True, tmp_path)
     with pytest.raises(StageError, match=rf"^step 7: {column} is {value}: lower .*; there is no checkpoint before it$"):
         train_stage.check_step(record | {column: value}, True, tmp_path)
