@@ -210,7 +210,7 @@ def test_training_logs_of_any_kind(data: st.DataObject, tmp_path: Path) -> None:
     (tmp_path / "iter1.csv").write_bytes(content)
     found = one_line(lambda: health.training_log(tmp_path / "iter1.csv"))
     if found is not None:
-        assert found.dtypes.map(lambda kind: kind.kind in "if").all()
+        assert found.dtypes.map(lambda kind: kind.kind in "iuf").all()
 
 
 def test_a_stage_ends_with_that_line_and_nothing_else(tmp_path: Path) -> None:
