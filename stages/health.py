@@ -108,8 +108,8 @@ def training_log(path: Path) -> pd.DataFrame:
         raise StageError(f"{path}: not a readable CSV file ({error}): make it with `dvc repro`") from error
     if list(log.columns) != schemas.LOG_COLUMNS or log.empty:
         raise StageError(f"{path}: rows of {', '.join(schemas.LOG_COLUMNS)} are wanted: make it with `dvc repro`")
-    numbers = log.apply(pd.to_numeric, errors="coerce")
-    wrong = ~np.isfinite(numbers) | (log.dtypes == bool)
+    numbers: pd.DataFrame = log.apply(pd.to_numeric, errors="coerce")
+    wrong = ~np.isfinite(numbers) | (log.dtypes == "bool")
     wrong["step"] |= log["step"] != range(1, len(log) + 1)
     if wrong.any(axis=None):
         row, column = (int(index[0]) for index in np.nonzero(wrong))

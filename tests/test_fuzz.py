@@ -206,7 +206,9 @@ def test_training_logs_of_any_kind(data: st.DataObject, tmp_path: Path) -> None:
     for _ in range(data.draw(st.integers(0, 2))):
         line = data.draw(st.sampled_from(cells))
         line[data.draw(st.integers(0, 7))] = data.draw(TEXTS | st.sampled_from(["nan", "", "-inf", "1e999", "9" * 5000, "2"]))
-    content = "\n".join(",".join(line) for line in cells).encode() + data.draw(st.binary(max_size=4) | st.just(b"\n"))
+    content = "\n".join(",".join(line) for line in cells).encode(errors="surrogatepass") + data.draw(
+        st.binary(max_size=4) | st.just(b"\n")
+    )
     (tmp_path / "iter1.csv").write_bytes(content)
     found = one_line(lambda: health.training_log(tmp_path / "iter1.csv"))
     if found is not None:
