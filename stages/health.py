@@ -1,5 +1,6 @@
 """Health of each iteration: what was generated, ranked, cut and dropped, and how training went."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -109,7 +110,7 @@ def training_log(path: Path) -> pd.DataFrame:
     if list(log.columns) != schemas.LOG_COLUMNS or log.empty:
         raise StageError(f"{path}: rows of {', '.join(schemas.LOG_COLUMNS)} are wanted: make it with `dvc repro`")
     numbers: pd.DataFrame = log.apply(pd.to_numeric, errors="coerce")
-    wrong = ~np.isfinite(numbers) | (log.dtypes == "bool")
+    wrong = ~(numbers.abs() < math.inf) | (log.dtypes == "bool")
     wrong["step"] |= log["step"] != range(1, len(log) + 1)
     if wrong.any(axis=None):
         row, column = (int(index[0]) for index in np.nonzero(wrong))
