@@ -1,5 +1,6 @@
 """Health of each iteration: what was generated, ranked, cut and dropped, and how training went."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -108,13 +109,14 @@ def training_log(path: Path) -> pd.DataFrame:
         raise StageError(f"{path}: not a readable CSV file ({error}): make it with `dvc repro`") from error
     if list(log.columns) != schemas.LOG_COLUMNS or log.empty:
         raise StageError(f"{path}: rows of {', '.join(schemas.LOG_COLUMNS)} are wanted: make it with `dvc repro`")
-    wrong = ~np.isfinite(log.apply(pd.to_numeric, errors="coerce"))
+    numbers: pd.DataFrame = log.apply(pd.to_numeric, errors="coerce")
+    wrong = ~(numbers.abs() < math.inf) | (log.dtypes == "bool")
     wrong["step"] |= log["step"] != range(1, len(log) + 1)
     if wrong.any(axis=None):
         row, column = (int(index[0]) for index in np.nonzero(wrong))
         value = shown(log.iloc[:, column].tolist()[row])
         raise StageError(f"{path}: row {row}: {schemas.LOG_COLUMNS[column]!r} is {value}: make it with `dvc repro`")
-    return log
+    return numbers
 
 
 def contaminated(iteration: str, path: Path) -> int:

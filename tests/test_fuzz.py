@@ -96,7 +96,6 @@ def test_parameters_that_are_hardly_yaml(data: st.DataObject, tmp_path: Path) ->
 
 
 OTHER_TYPES = [pa.string(), pa.int64(), pa.float64(), pa.binary(), pa.list_(pa.string()), pa.large_string(), pa.null()]
-CELLS = st.none() | st.booleans() | st.integers(-(2**31), 2**31 - 1) | st.floats() | TEXTS
 
 
 def inner(value: Any, data: st.DataObject) -> Any:
@@ -121,7 +120,7 @@ def test_tables_with_other_columns_rows_and_values(data: st.DataObject, tmp_path
         case "drop":
             table = table.drop_columns([column])
         case "rename":
-            table = table.rename_columns([data.draw(TEXTS) if name == column else name for name in schema.names])
+            table = table.rename_columns([data.draw(st.text(max_size=8)) if name == column else name for name in schema.names])
         case "type":
             kind = data.draw(st.sampled_from(OTHER_TYPES))
             table = table.set_column(where, column, pa.array([None] * table.num_rows, kind))
@@ -206,11 +205,13 @@ def test_training_logs_of_any_kind(data: st.DataObject, tmp_path: Path) -> None:
     for _ in range(data.draw(st.integers(0, 2))):
         line = data.draw(st.sampled_from(cells))
         line[data.draw(st.integers(0, 7))] = data.draw(TEXTS | st.sampled_from(["nan", "", "-inf", "1e999", "9" * 5000, "2"]))
-    content = "\n".join(",".join(line) for line in cells).encode() + data.draw(st.binary(max_size=4) | st.just(b"\n"))
+    content = "\n".join(",".join(line) for line in cells).encode(errors="surrogatepass") + data.draw(
+        st.binary(max_size=4) | st.just(b"\n")
+    )
     (tmp_path / "iter1.csv").write_bytes(content)
     found = one_line(lambda: health.training_log(tmp_path / "iter1.csv"))
     if found is not None:
-        assert found.dtypes.map(lambda kind: kind.kind in "if").all()
+        assert found.dtypes.map(lambda kind: kind.kind in "iuf").all()
 
 
 def test_a_stage_ends_with_that_line_and_nothing_else(tmp_path: Path) -> None:

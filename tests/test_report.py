@@ -243,6 +243,7 @@ LOG = "step,loss,learning_rate,gradient_norm,clipped,chosen_log_ratio,rejected_l
         (LOG + "2,nan,0,41,1,0,0,0\n", ": row 1: 'loss' is "),
         (LOG + "2,1,0,inf,1,0,0,0\n", ": row 1: 'gradient_norm' is inf"),
         (LOG + "2,1,0,41,1,0,0,x\n", ": row 1: 'kl' is 'x'"),
+        (LOG.replace("41,1,", "41,True,"), ": row 0: 'clipped' is True"),
         (LOG + "3,1,0,41,1,0,0,0\n", ": row 1: 'step' is 3"),
     ],
 )
