@@ -88,13 +88,23 @@ def run(main: Callable[[], None], *, environment: str = "main", online: bool = F
 
 
 def fail(error: Exception, prefix: str = "") -> NoReturn:
-    """Exit with code 1 and one line for a StageError or a full disk; raise any other error, or all with SPPO_DEBUG=1."""
-    full = no_space(error)
-    if os.environ.get("SPPO_DEBUG") or not (full or isinstance(error, StageError)):
+    """Exit with code 1 and one line for what people can mend; raise any other error, or all with SPPO_DEBUG=1."""
+    line = mendable(error)
+    if os.environ.get("SPPO_DEBUG") or not line:
         raise error
-    message = " ".join(str(error).split())[:300]
-    print(f"{prefix}error: {f'{NO_SPACE} ({message}): {MORE_SPACE}' if full else error}", file=sys.stderr)
+    print(f"{prefix}error: {line}", file=sys.stderr)
     sys.exit(1)
+
+
+def mendable(error: Exception) -> str | None:
+    """The line for a StageError, a full disk, or a file or folder that may not be read or written; None for a bug."""
+    if isinstance(error, StageError):
+        return str(error)
+    if no_space(error):
+        return f"{NO_SPACE} ({' '.join(str(error).split())[:300]}): {MORE_SPACE}"
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES):
+        return f"{error.filename}: {error.strerror}: see to its rights, or to how its disk is mounted, then run again"
+    return None
 
 
 NO_SPACE = "no space left on the device"

@@ -63,6 +63,7 @@ def devices(*, cores: bool = False) -> list[str]:
     """CUDA_VISIBLE_DEVICES for each worker: a GPU each; without a GPU "" for as many workers as SPPO_WORKERS says.
 
     cores: without SPPO_WORKERS one worker for each processor core, where a worker takes one thread, instead of one in all.
+    Raises StageError where SPPO_WORKERS is no number.
     """
     import torch
 
@@ -70,7 +71,10 @@ def devices(*, cores: bool = False) -> list[str]:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         return visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
     default = len(os.sched_getaffinity(0)) if cores else 1
-    return [""] * int(os.environ.get("SPPO_WORKERS", default))
+    count = os.environ.get("SPPO_WORKERS", str(default))
+    if not count.isdecimal() or not int(count):
+        raise StageError(f"SPPO_WORKERS is {count!r} and must be a number of processes: correct it, or unset it")
+    return [""] * int(count)
 
 
 def _work(

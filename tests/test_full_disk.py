@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running import TINY, run_stage, set_params
+from running import SMALLEST, TINY, copy_repository, dvc, run_stage, set_params
 
 from stages import files
 
@@ -22,6 +22,10 @@ class Disk:
         )
         if made.returncode:
             pytest.skip(f"mounting a file system needs root: {made.stderr.strip()}")
+
+    def mount(self, mode: str) -> None:
+        """Mode: `ro` or `rw`."""
+        subprocess.run(["mount", "-o", f"remount,{mode}", self.path], check=True)
 
     def enlarge(self, kilobytes: int) -> None:
         subprocess.run(["mount", "-o", f"remount,size={kilobytes}k", self.path], check=True)
@@ -53,6 +57,37 @@ def test_an_out_on_a_full_disk_is_one_line_and_the_older_one_stays(disk: Disk, t
     assert run_stage(tmp_path, "split", "prompts.parquet", "instructions.json", "split").returncode == 0
     written = {path.name: path.read_bytes() for path in (disk.path / "split").iterdir()}
     assert written == {path.name: path.read_bytes() for path in (tmp_path / "split").iterdir()}
+
+
+def test_an_out_on_a_read_only_disk_is_one_line_and_the_older_one_stays(disk: Disk, tmp_path: Path) -> None:
+    set_params(tmp_path, {"assets.prompts.count": 8})
+    (disk.path / "prompts.parquet").write_bytes(b"older")
+    disk.mount("ro")
+    done = run_stage(tmp_path, "assets.prompts", "disk/prompts.parquet")
+    disk.mount("rw")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "prompts: error: disk/.prompts.parquet.partial: Read-only file system: see to its rights, or to how its disk is "
+        "mounted, then run again"
+    )
+    assert (disk.path / "prompts.parquet").read_bytes() == b"older"
+
+
+@pytest.mark.slow
+def test_a_read_only_cache_loses_nothing(disk: Disk, tmp_path: Path) -> None:
+    """DVC cannot take the outs over; when it can, they are the same ones."""
+    folder = tmp_path / "sppo"
+    copy_repository(folder, SMALLEST)
+    dvc(folder, "cache", "dir", "--local", str(disk.path))
+    disk.enlarge(1000)
+    disk.mount("ro")
+    with pytest.raises(AssertionError, match="Read-only file system"):
+        dvc(folder, "repro", "assets-prompts")
+    made = (folder / "data/prompts.parquet").read_bytes()
+    disk.mount("rw")
+    dvc(folder, "repro", "assets-prompts")
+    assert (folder / "data/prompts.parquet").read_bytes() == made
+    assert [path for path in disk.path.rglob("*") if path.is_file()], "the cache holds it now"
 
 
 def test_scratch_on_a_full_disk_is_one_line(disk: Disk, tmp_path: Path) -> None:

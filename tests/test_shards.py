@@ -58,3 +58,10 @@ def test_a_harmed_shard_is_named_with_its_remedy() -> None:
     assert str(error.value).endswith(": remove it, and run the stage again")
     path.unlink()
     assert mapped(2, 5)["prompt"].to_pylist() == tables.STRANGE
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "two", ""])
+def test_a_number_of_workers_that_is_none_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPPO_WORKERS", value)
+    with pytest.raises(StageError, match=r"^SPPO_WORKERS is '.*' and must be a number of processes"):
+        shards.devices()
