@@ -197,6 +197,7 @@ def torture(checkout: Path, row: Row, kills: int, seed: int) -> Row:
             have = finished_work(folder)
             row.restarts += 1
             row.went_on += have > 0
+            started = time.monotonic()
             run = start(folder, row, stage.cmd, by_dvc)
             if most > have and chance.random() < 0.75:  # at work
                 target = chance.randint(have, most - 1)
@@ -214,6 +215,7 @@ def torture(checkout: Path, row: Row, kills: int, seed: int) -> Row:
                     row.faults.append(f"left after {how}: {list(alive(run.mark).values())}")
                 run.clear()
             else:
+                duration = min(duration, time.monotonic() - started)
                 check(folder, row, run, outs, wanted)
                 afresh()
         row.went_on += finished_work(folder) > 0
@@ -246,7 +248,7 @@ def table(done: list[Row], kills: int, seed: int) -> str:
         f"Every stage of the smallest pipeline (tests/torture.py) killed at least {kills} times, at random moments that lie in "
         "its work rather than its start, and started again: by SIGKILL, of the one process or of its group, SIGTERM and "
         "Ctrl-C; one in four under `dvc repro`, where the signal is DVC's. "
-        f"Made by `make torture` (seed {seed}), and again by it.",
+        f"Made by `make torture` (seed {seed}).",
         "",
         "| stage | SIGKILL | SIGTERM | SIGINT | finished work found | byte-identical | last process gone | orphans |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -286,7 +288,7 @@ def main() -> None:
                 done.append(torture(checkout, row, arguments.kills, arguments.seed))
                 if row.overrides.get("evaluate_alpaca"):
                     again = len(judge.requests) - SMALLEST["assets.alpaca_eval.count"] * (row.ends + 1)
-                    row.note += f", {again} answers that were on their way asked for again"
+                    row.note += f", answers on their way at a kill and asked for again: {again}"
                     if again > JUDGE["workers"] * arguments.kills:
                         row.faults.append("answers that had come asked for again")
                 print(f"{row.stage} {row.note}: {time.monotonic() - started:.0f} s, {row.faults or 'no fault'}", flush=True)
