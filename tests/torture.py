@@ -32,7 +32,7 @@ from stages.cli import ROOT
 DOCUMENT = ROOT / "docs/torture.md"
 PATIENCE = 20
 """Seconds within which all processes of a killed stage must be gone."""
-SHARDS = {"generate.shard_size": 4, "answer.shard_size": 8, "rank.shard_size": 2}
+SHARDS = {"generate.shard_size": 4, "answer.shard_size": 8, "rank.shard_size": 2, "train.checkpoint_steps": 1}
 """Overrides, so that there is something to go on from."""
 JUDGE = {"judge": "judge", "workers": 2}
 HOW = ["SIGKILL", "SIGTERM", "SIGINT group", "SIGKILL group"]
@@ -66,7 +66,7 @@ def rows(url: str) -> list[Row]:
         Row("split"),
         Row("generate@iter1", "two workers"),
         Row("rank@iter1", "two workers"),
-        Row("reference@iter1"),
+        Row("reference@iter1", overrides={"train.device_batch": 1}),
         Row("train@iter1"),
         Row("train@iter1", "two processes under torchrun", {"train.devices": 2}),
         Row("answer@iter1", "one worker", workers=1),
