@@ -1,8 +1,8 @@
 """Whether everything that dvc.lock names is there, unharmed and of its schema, and makes the reports again to the byte.
 
 DVC believes what it has hashed once: the times of a file in the workspace, the write protection of one in its cache. Here
-every file is read, in both places. A copy that has its hash then stands for the file: its schema is checked, and the reports
-are made of such copies, in a temporary folder. Nothing else is written.
+every file is read, in both places, and what a pointer stands for in the Hub's cache. A copy that has its hash then stands for
+the file: its schema is checked, and the reports are made of such copies, in a temporary folder. Nothing else is written.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from dvc.exceptions import NotDvcRepoError
 from dvc.repo import Repo
 from tqdm import tqdm
 
-from stages import documents, files, params, schemas
+from stages import documents, files, params, pointers, schemas
 from stages.cli import ROOT, StageError
 
 RIGHT, MISSING, CHANGED = "right", "missing", "changed"
@@ -134,6 +134,21 @@ def shared_faults(parts: dict[Path, Path], again: str) -> list[str]:
     return lines
 
 
+def pointer_faults(folder: Path) -> list[str]:
+    """What is wrong with the files in the Hub's cache that the pointer in a folder stands for: every byte is read."""
+    try:
+        snapshot = pointers.resolve(folder)
+    except StageError as error:
+        return [str(error)]
+    harmed = []
+    for name, wanted in pointers.read(folder)["files"].items():
+        with (snapshot / name).open("rb") as handle:
+            if hashlib.file_digest(handle, "sha256").hexdigest() != wanted["sha256"]:
+                harmed.append((snapshot / name).resolve())
+    again = "then `python -m stages.assets --fetch RECIPE` (RECIPE: the folder of params.yaml)"
+    return [f"{folder}: {path} is {CHANGED}: `rm {path}`, {again}" for path in harmed]
+
+
 def changed_since(folder: Path, entry: dict[str, Any]) -> list[str]:
     """The code and the parameters of a stage that are others than in its entry in dvc.lock."""
     # a folder without files to DVC, which ignores what is in .dvc, says nothing
@@ -200,6 +215,8 @@ def verify(folder: Path) -> tuple[list[str], str]:
             wrong, inside = check(path, out["md5"], cache, again[stage], bar)
             parts: dict[Path, Path] = {}
             for file, copy in inside.items():
+                if copy and file.name == pointers.NAME and file.exists():
+                    wrong += pointer_faults(file.parent)
                 name = file.relative_to(folder).as_posix()
                 schema = declared(name)
                 if copy and schema:

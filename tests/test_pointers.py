@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import subprocess
@@ -37,11 +38,17 @@ def _snapshot(folder: Path) -> Path:
 
 def _resolve(policy: Path, environment: str = "main") -> str:
     """What resolve returns, or its message, in an environment: their huggingface-hub differ."""
-    python = Path(sys.prefix).parent / environment / "bin" / "python"
-    code = (
+    return _printed(
         "from pathlib import Path; from stages import cli, pointers\n"
-        f"try: print(pointers.resolve(Path({str(policy)!r})))\nexcept cli.StageError as error: print('error:', error)"
+        f"try: print(pointers.resolve(Path({str(policy)!r})))\nexcept cli.StageError as error: print('error:', error)",
+        policy,
+        environment,
     )
+
+
+def _printed(code: str, policy: Path, environment: str = "main") -> str:
+    """What code prints in an environment, with the Hub's cache beside the policy."""
+    python = Path(sys.prefix).parent / environment / "bin" / "python"
     settings = {"PYTHONPATH": str(ROOT), "HF_HOME": str(policy.parent / "hf"), "HF_ENDPOINT": "http://127.0.0.1:9"}
     others = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     done = subprocess.run([python, "-c", code], env=others | settings, capture_output=True, text=True, check=True)
@@ -96,3 +103,22 @@ def test_a_pointer_that_says_too_little_is_refused(policy: Path, pointer: object
     (policy / pointers.NAME).write_text(json.dumps(pointer))
     with pytest.raises(StageError, match=r"pointer\.json: .*wanted: make it with `dvc repro`"):
         pointers.resolve(policy)
+
+
+def test_verify_reads_what_a_pointer_stands_for(policy: Path) -> None:
+    """A file of the right size may be another."""
+    code = (
+        f"from pathlib import Path; from stages import verify; print(*verify.pointer_faults(Path({str(policy)!r})), sep='\\n')"
+    )
+    weights = _snapshot(policy.parent) / "model.safetensors"
+    pointer = json.loads(json.dumps(POINTER))
+    for name, entry in pointer["files"].items():
+        entry["sha256"] = hashlib.sha256((weights.parent / name).read_bytes()).hexdigest()
+    (policy / pointers.NAME).write_text(json.dumps(pointer))
+    assert _printed(code, policy) == ""
+    weights.write_text("Weights")
+    assert _printed(code, policy).startswith(
+        f"{policy}: {weights} is changed: `rm {weights}`, then `python -m stages.assets --fetch"
+    )
+    weights.unlink()
+    assert "is not in this machine's Hub cache" in _printed(code, policy) or "is missing" in _printed(code, policy)
