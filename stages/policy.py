@@ -9,7 +9,6 @@ import importlib.util
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,10 @@ from stages.cli import StageError
 
 ERROR_FILE = "SPPO_ERROR_FILE"
 """In the environment of a launched process: where its StageError goes, to be said last, below what torchrun says of it."""
+
+
+GROUP_FILE = "SPPO_GROUP_FILE"
+"""In the environment of a process alone: what its distributed group meets in, instead of a port that is open to the network."""
 
 
 def launch(devices: int, run: Callable[[], None]) -> None:
@@ -53,12 +56,12 @@ def launch(devices: int, run: Callable[[], None]) -> None:
             "(the global batch stays as it is: more accumulation takes the missing devices' place)"
         )
     if devices == 1:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        with memory:
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        with tempfile.TemporaryDirectory() as folder, memory:
+            os.environ[GROUP_FILE] = f"{folder}/group"
             run()
+            if torch.distributed.is_initialized():  # not where nothing was left to do
+                torch.distributed.destroy_process_group()  # before its file goes
         return
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={devices}"]
     bound = partial(processes.end_with, os.getpid(), signal.SIGKILL)  # and each process with torchrun; Ctrl-C is for us alone
@@ -105,7 +108,11 @@ def trainer_arguments(
     logging.getLogger("accelerate").setLevel(logging.ERROR)  # it warns that accumulation is DeepSpeed's, as is meant
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
-    deepspeed.init_distributed(verbose=False)
+    if GROUP_FILE in os.environ:
+        meet = {"auto_mpi_discovery": False, "init_method": f"file://{os.environ[GROUP_FILE]}", "rank": 0, "world_size": 1}
+        deepspeed.init_distributed(verbose=False, **meet)
+    else:
+        deepspeed.init_distributed(verbose=False)
     if int(os.environ["WORLD_SIZE"]) != devices:
         raise StageError(f"the launcher started {os.environ['WORLD_SIZE']} processes: train.devices is {devices}")
     cli.deterministic(seed)

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -251,3 +252,28 @@ def test_names_on_the_page_of_differences_are_text() -> None:
     page = Page(MarkdownIt("commonmark", {"html": True}).enable("table").render(diff.page(one, two, Path(hostile))))
     assert "table" in page.elements
     assert not {"img", "script", "code", "a"} & set(page.elements)
+
+
+def listening(pid: int) -> set[str]:
+    """The addresses, as hexadecimal numbers, at which a process takes connections."""
+    try:
+        links = [str(handle.readlink()) for handle in Path(f"/proc/{pid}/fd").iterdir()]
+        tables = [Path(f"/proc/{pid}/net/{kind}").read_text() for kind in ("tcp", "tcp6")]
+    except OSError:  # it ends as we look
+        return set()
+    sockets = {link.removeprefix("socket:[").removesuffix("]") for link in links if link.startswith("socket:")}
+    rows = [line.split() for table in tables for line in table.splitlines()[1:]]
+    return {row[1].partition(":")[0] for row in rows if row[3] == "0A" and row[9] in sockets}
+
+
+@pytest.mark.slow
+def test_training_alone_takes_connections_of_this_machine_only(pairs: Path, tmp_path: Path) -> None:
+    set_params(tmp_path, TINY)
+    command = [sys.executable, "-m", "stages.train", pairs / "base", pairs / "pairs.parquet", "out", "log.csv"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
+    found: set[str] = set()
+    while process.poll() is None:
+        found |= listening(process.pid)
+        time.sleep(0.05)
+    assert process.returncode == 0
+    assert found == {"0100007F"}, "127.0.0.1, of gloo"
