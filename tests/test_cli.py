@@ -90,7 +90,7 @@ def test_an_environment_that_is_not_there_is_named(tmp_path: Path) -> None:
 STAGE = """
 import os, sys, time
 from pathlib import Path
-from stages import cli, files, processes
+from stages import cli, files, processes, schemas
 
 def work(*_):
     Path(f"working-{os.getpid()}").touch()
@@ -114,7 +114,9 @@ def main():
         elif sys.argv[1] == "workers":
             import pyarrow as pa
             from stages import shards
-            table = pa.table({"x": [1, 2]})
+            values = [["a", "b"], [-1.0, -1.0], [-2.0, -2.0]]
+            columns = [pa.array(value, field.type) for value, field in zip(values, schemas.LOGPS)]
+            table = pa.Table.from_arrays(columns, schema=schemas.LOGPS)
             shards.map_shards("stage", table, 1, load, (), table.schema, {})
         elif sys.argv[1] == "ranks":
             from stages import policy
