@@ -54,7 +54,7 @@ TOOLS = [
 
 
 def run(main: Callable[[], None], *, environment: str = "main", online: bool = False, record: bool = True) -> None:
-    """Run a stage's `main` in its environment and exit: 0, or 1 with one line on stderr for a StageError or a full disk.
+    """Run a stage's `main` in its environment and exit: 0, or 1 with one line on stderr for what is `mendable`.
 
     Ctrl-C, SIGTERM and SIGHUP end it with one line too, and 128 + the signal's number as exit code.
     environment: `main`, `rank` or `harness`, a folder of .venv; another interpreter hands over to that one.
