@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/main/bin:$(PATH)
 
-.PHONY: help env repro verify readme test test-all check torture clean
+.PHONY: help env repro verify readme test test-all check torture bench clean
 
 help:
 	@echo "make env       install the three environments into .venv"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-all  the slowest tests too"
 	@echo "make check     format, lint and types only"
 	@echo "make torture   kill every stage twenty times and see what it costs: docs/torture.md, half an hour"
+	@echo "make bench     measure the stages' speed against what people run today: benchmarks/results.md"
 	@echo "make clean     remove unfinished work (scratch/, of recipes too); results and caches stay"
 
 env:
@@ -38,8 +39,8 @@ test-all: check
 	pytest -m "" --durations=15
 
 check: env
-	ruff format --check stages tests
-	ruff check stages tests
+	ruff format --check stages tests benchmarks
+	ruff check stages tests benchmarks
 	mypy
 
 clean:
@@ -50,3 +51,7 @@ clean:
 
 torture: env
 	PYTHONPATH=. python tests/torture.py
+
+bench: env
+	@requirements/install.sh bench
+	python -m benchmarks

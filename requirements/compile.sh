@@ -14,3 +14,4 @@ for environment in main rank harness; do
   UV_FIND_LINKS="" compile "$source" --python-platform x86_64-manylinux_2_28 --output-file "$environment-gpu.txt"
 done
 compile dev.in --constraint main-cpu.txt --override cpu-overrides.txt "${cpu[@]}" --output-file dev.txt
+compile bench.in --no-deps --output-file bench.txt

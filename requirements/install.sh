@@ -2,6 +2,7 @@
 # Make the environments .venv/main, .venv/rank and .venv/harness from the compiled requirement files.
 # The build of torch and vLLM follows the machine: GPU where nvidia-smi lists one, else CPU (BUILD=cpu|gpu overrides).
 # Run again, it does only what a changed requirement file asks for.
+# With the argument `bench`: .venv/bench instead, the main environment's packages and those of `make bench`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -11,15 +12,16 @@ if [ -z "$build" ]; then
 fi
 case $build in cpu|gpu) ;; *) echo "BUILD is '$build': cpu or gpu" >&2; exit 1 ;; esac
 
-wanted() { echo "$build"; cat requirements/{main,rank,harness}-$build.txt requirements/dev.txt; }
-stamp=.venv/installed-$(wanted | sha256sum | cut -c1-16)
+files=(requirements/{main,rank,harness}-$build.txt requirements/dev.txt)
+[ "${1:-}" = bench ] && files=(requirements/main-$build.txt requirements/bench.txt)
+stamp=.venv/${1:+$1-}installed-$({ echo "$build"; cat "${files[@]}"; } | sha256sum | cut -c1-16)
 [ -e "$stamp" ] && exit 0
 
 if ! command -v g++ >/dev/null; then
   echo "No C++ compiler (g++) found: DeepSpeed and vLLM need one. On Debian or Ubuntu: apt-get install g++" >&2
   exit 1
 fi
-echo "Installing the $build build of the three environments into .venv (some GB; a few minutes the first time)"
+echo "Installing the $build build of ${1:-the three environments} into .venv (some GB; a few minutes the first time)"
 uv=.venv/uv/bin/uv
 [ -x $uv ] || { python3 -m venv .venv/uv && .venv/uv/bin/python -m pip install --quiet uv==0.13.9; }
 
@@ -34,9 +36,13 @@ sync() {  # NAME REQUIREMENTS...
   [ -x ".venv/$name/bin/python" ] || $uv venv --quiet --python 3.11 ".venv/$name"
   $uv pip sync --quiet --compile-bytecode --python ".venv/$name" "${options[@]}" "$@"
 }
-sync main requirements/main-$build.txt requirements/dev.txt
-sync rank requirements/rank-$build.txt
-sync harness requirements/harness-$build.txt
-rm -f .venv/installed-*
+if [ "${1:-}" = bench ]; then
+  sync bench "${files[@]}"
+else
+  sync main requirements/main-$build.txt requirements/dev.txt
+  sync rank requirements/rank-$build.txt
+  sync harness requirements/harness-$build.txt
+fi
+rm -f .venv/${1:+$1-}installed-*
 touch "$stamp"
-echo "Installed: $(.venv/main/bin/python -c 'import torch; print("torch", torch.__version__)'), $(du -sh .venv | cut -f1) in .venv"
+echo "Installed: $(.venv/${1:-main}/bin/python -c 'import torch; print("torch", torch.__version__)'), $(du -sh .venv | cut -f1) in .venv"
