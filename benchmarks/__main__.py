@@ -1,4 +1,4 @@
-"""Run every benchmark and write benchmarks/results.md (`make bench`), or only print the named ones: `python -m benchmarks rank`.
+"""Run every benchmark and write benchmarks/results.md (`make bench`), or only print some: `python -m benchmarks rank`.
 
 Each runs in a process of its own, in the environment that its stage has.
 """
