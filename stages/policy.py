@@ -1,5 +1,7 @@
 """A policy under transformers.Trainer and DeepSpeed ZeRO-3: what reference and train share.
 
+Pairs are packed: no padding to speak of, a prompt computed once for both of its responses, logits of response tokens only.
+
 Both run on `train.devices` processes, a GPU each where there are GPUs. Called without a launcher they start torchrun for
 more than one process; under DeepSpeed's launcher or torchrun (several nodes, say, with one `scratch` for all) they take the
 place it gives them.
@@ -23,9 +25,11 @@ from stages.cli import StageError
 ERROR_FILE = "SPPO_ERROR_FILE"
 """In the environment of a launched process: where its StageError goes, to be said last, below what torchrun says of it."""
 
-
 GROUP_FILE = "SPPO_GROUP_FILE"
 """In the environment of a process alone: what its distributed group meets in, instead of a port that is open to the network."""
+
+TOLERANCE = {"float32": 0.001, "bfloat16": 0.01}
+"""How far log-probabilities of the same tokens may lie apart, relatively: rounding, in another batch."""
 
 
 def launch(devices: int, run: Callable[[], None]) -> None:
@@ -159,45 +163,129 @@ def load(path: Path, dtype: params.Precision) -> tuple[Any, Any]:
     return model, AutoTokenizer.from_pretrained(local, trust_remote_code=False)
 
 
-def collator(tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
-    """`collate` with the tokenizer's padding token, or its end token where it has none: the attention mask hides either."""
-    return partial(collate, pad=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+def scoring(model: Any) -> Any:
+    """The causal language model, called from now on with what `batch_logps` gives it, to return log-probabilities of tokens.
+
+    Its parameters and names stay what they are; called with `plain` it is what it was. Both are calls of the modules
+    themselves, as ZeRO-3, which hands out the weights at such calls, and PEFT want it.
+    """
+    decoder, head = model.base_model, model.get_output_embeddings()
+    softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+
+    def head_forward(hidden: Any, targets: Any = None) -> Any:
+        if targets is None:
+            return type(head).forward(head, hidden)
+        return sppo.token_logps(hidden, head.weight, targets, bias=head.bias, softcap=softcap)
+
+    def forward(input_ids: Any, predicting: Any = None, targets: Any = None, plain: bool = False, **inputs: Any) -> Any:
+        if plain:
+            return type(model).forward(model, input_ids, use_cache=False)
+        hidden = decoder(input_ids, use_cache=False, **inputs).last_hidden_state
+        return head(hidden.flatten(0, 1)[predicting], targets)
+
+    model.forward, head.forward = forward, head_forward
+    return model
 
 
-def collate(rows: list[dict[str, Any]], pad: int) -> dict[str, Any]:
-    """Rows of schemas.PAIRS -> one right-padded batch of 2B sequences: the chosen half first, the rejected half after it.
+def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Rows of schemas.PAIRS -> one batch of B pairs, packed: a prompt stands once, before its two responses.
 
-    input_ids, attention_mask, labels: (2B, L) int64, labels -100 outside the response. Of the columns that are there,
-    probabilities: (2B,) float32, P^; reference_logps: (2B,) float32, nats.
+    input_ids, position_ids, segments: (R, L) int64, as few rows of the longest pair's length as first-fit-decreasing finds.
+    The prompt of pair i is segment 3i, its responses 3i + 1 and 3i + 2; -1 is padding. Both responses continue the prompt's
+    positions.
+    predicting, targets: (T,) int64: the tokens of all responses, the chosen ones' first, and where in the R * L positions
+    each is predicted. lengths: (2B,) int64, in tokens, of the responses.
+    Of the columns that are there, probabilities: (2B,) float32, P^; reference_logps: (2B,) float32, nats.
     """
     import torch
-    from torch.nn.utils.rnn import pad_sequence
 
-    sides = [(row, side) for side in ("chosen", "rejected") for row in rows]
-    ids = [torch.tensor(row["prompt_token_ids"] + row[f"{side}_token_ids"]) for row, side in sides]
-    labels = [torch.tensor([-100] * len(row["prompt_token_ids"]) + row[f"{side}_token_ids"]) for row, side in sides]
+    texts = [[row[f"{part}_token_ids"] for part in ("prompt", "chosen", "rejected")] for row in rows]
+    sizes = [sum(map(len, parts)) for parts in texts]
+    packed: list[list[int]] = []
+    for pair in sorted(range(len(rows)), key=lambda pair: -sizes[pair]):
+        fits = (others for others in packed if sum(sizes[other] for other in others) + sizes[pair] <= max(sizes))
+        if (others := next(fits, None)) is None:
+            packed.append(others := [])
+        others.append(pair)
+    length = max(sizes)
+    input_ids = torch.zeros(len(packed), length, dtype=torch.long)
+    position_ids, segments = torch.zeros_like(input_ids), torch.full_like(input_ids, -1)
+    predicting: dict[tuple[int, int], Any] = {}
+    for index, pairs in enumerate(packed):
+        end = 0
+        for pair in pairs:
+            prompt = len(texts[pair][0])
+            last = end + prompt - 1  # the prompt's last token predicts the first one of either response
+            for part, ids in enumerate(texts[pair]):
+                start, end = end, end + len(ids)
+                first = prompt if part else 0
+                input_ids[index, start:end] = torch.tensor(ids)
+                position_ids[index, start:end] = torch.arange(first, first + len(ids))
+                segments[index, start:end] = 3 * pair + part
+                where = torch.arange(start - 1, end - 1)
+                where[:1] = last
+                predicting[part, pair] = index * length + where
+    order = [(part, pair) for part in (1, 2) for pair in range(len(rows))]
     batch = {
-        "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad),
-        "attention_mask": pad_sequence([torch.ones_like(one) for one in ids], batch_first=True, padding_value=0),
-        "labels": pad_sequence(labels, batch_first=True, padding_value=-100),
+        "input_ids": input_ids,
+        "position_ids": position_ids,
+        "segments": segments,
+        "predicting": torch.cat([predicting[one] for one in order]),
+        "targets": torch.cat([torch.tensor(texts[pair][part]) for part, pair in order]),
+        "lengths": torch.tensor([len(texts[pair][part]) for part, pair in order]),
     }
     for name, column in (("probabilities", "probability"), ("reference_logps", "reference_logps")):
         if f"chosen_{column}" in rows[0]:
-            batch[name] = torch.tensor([row[f"{side}_{column}"] for row, side in sides], dtype=torch.float32)
+            found = [row[f"{side}_{column}"] for side in ("chosen", "rejected") for row in rows]
+            batch[name] = torch.tensor(found, dtype=torch.float32)
     return batch
 
 
 def batch_logps(model: Any, batch: dict[str, Any]) -> Any:
-    """Summed log-probability of each response of a collated batch: (2B,) float32, nats.
+    """Summed log-probability of each response of a collated batch under a model that is `scoring`: (2B,) float32, nats.
 
-    Logits are computed from the position before the batch's first response token on: those before it predict prompts.
+    A token attends to its own segment and to its prompt's, up to itself; padding to padding.
     """
-    labels = batch["labels"]
-    first = int((labels != -100).int().argmax(1).min())
-    logits = model(
+    import torch
+
+    segments = batch["segments"]
+    mine, other = segments[:, :, None], segments[:, None, :]
+    seen = (mine == other) | ((mine // 3 == other // 3) & (other % 3 == 0))
+    seen = seen.tril()
+    mask = torch.zeros_like(seen, dtype=next(model.parameters()).dtype).masked_fill(~seen, float("-inf"))
+    logps = model(
         input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
-        use_cache=False,
-        logits_to_keep=labels.size(1) - first + 1,
-    ).logits
-    return sppo.response_logps(logits[:, :-1], labels[:, first:])
+        position_ids=batch["position_ids"],
+        attention_mask=mask[:, None],
+        predicting=batch["predicting"],
+        targets=batch["targets"],
+    )
+    return torch.stack([one.sum() for one in logps.split(batch["lengths"].tolist())])
+
+
+def check_packing(model: Any, row: dict[str, Any], dtype: params.Precision) -> None:
+    """Raise StageError where a pair's log-probabilities are not those of the model's own, plain calls, but for rounding.
+
+    row: the longest pair. An architecture may attend, or scale its logits, in ways that packing does not know.
+    """
+    import torch
+
+    config, prompt = getattr(model, "module", model).config, row["prompt_token_ids"]
+    texts = [prompt + row[f"{side}_token_ids"] for side in ("chosen", "rejected")]
+    longest, window = max(map(len, texts)), getattr(config.get_text_config(), "sliding_window", None)
+    if window and longest > window:
+        raise StageError(
+            f"prompt {row['prompt_id']} and a response have {longest} tokens, and {config.model_type} looks back over {window}"
+            f": set lengths.total to {window} at most"
+        )
+    device = next(model.parameters()).device
+    found = batch_logps(model, {key: tensor.to(device) for key, tensor in collate([row]).items()}).tolist()
+    for logps, text in zip(found, texts, strict=True):
+        ids = torch.tensor([text], device=device)
+        logits = model(input_ids=ids, plain=True).logits[0, len(prompt) - 1 : -1].float()
+        expected = logits.log_softmax(-1).gather(-1, ids[0, len(prompt) :, None]).sum().item()
+        if not abs(logps - expected) <= TOLERANCE[dtype] * abs(expected):
+            raise StageError(
+                f"prompt {row['prompt_id']}: a response's log-probability is {logps:.5g} packed and {expected:.5g} by "
+                f"{config.model_type}'s own forward: stages/policy.py does not know how this architecture attends or makes its logits: take another"
+            )

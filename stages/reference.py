@@ -66,6 +66,11 @@ def pairs(responses: pa.Table, rankings: pa.Table, lengths: params.Lengths) -> l
     return rows
 
 
+def length(row: dict[str, Any]) -> int:
+    """Of a pair's longer text, in tokens."""
+    return len(row["prompt_token_ids"]) + max(len(row["chosen_token_ids"]), len(row["rejected_token_ids"]))
+
+
 def score(
     rows: list[dict[str, Any]], model_path: Path, devices: int, device_batch: int, dtype: params.Precision, folder: Path
 ) -> list[Path]:
@@ -81,18 +86,23 @@ def score(
     if not pending:
         return paths
     arguments = policy.trainer_arguments(folder, devices, device_batch, dtype, seed=0)
-    model, tokenizer = policy.load(model_path, dtype)
+    model, _ = policy.load(model_path, dtype)
 
     class Scorer(Trainer):  # type: ignore[misc]
+        checked = False
+
         def _prepare_inputs(self, inputs: Any) -> Any:
             return inputs  # on their device already; Trainer would cast float tensors to bfloat16 under DeepSpeed
 
         def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
             with torch.no_grad():
+                if not self.checked:
+                    policy.check_packing(model, max(rows, key=length), dtype)
+                    self.checked = True
                 chosen, rejected = policy.batch_logps(model, inputs).chunk(2)
             return None, torch.stack([chosen, rejected], 1), None
 
-    scorer = Scorer(model=model, args=arguments, data_collator=policy.collator(tokenizer))
+    scorer = Scorer(model=policy.scoring(model), args=arguments, data_collator=policy.collate)
     scorer.remove_callback(ProgressCallback)  # of a single shard
     for index in tqdm(pending, desc="reference", unit="shard", disable=not cli.is_main()):
         shard = rows[index * size : (index + 1) * size]

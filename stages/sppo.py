@@ -80,24 +80,28 @@ def loss(
     return {"dpo": dpo_loss, "ipo": ipo_loss}[name](policy_logps, reference_logps, beta)
 
 
-def response_logps(logits: Tensor, labels: Tensor) -> Tensor:
-    """Summed log-probability of each response.
+TOKENS_AT_ONCE = 1024
+"""Of how many tokens logits exist at a time: a gigabyte or two at a vocabulary of 128,000."""
 
-    logits: (B, L, V), position t predicting labels[:, t]; labels: (B, L) int64, -100 where no response token stands.
-    The log-softmax is taken in float32 one row at a time, so that no float32 copy of the whole batch's logits exists.
-    Returns (B,) float32, in nats.
+
+def token_logps(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, bias: Tensor | None = None, softcap: float | None = None
+) -> Tensor:
+    """Log-probability of each token, without the logits of all of them: some are made at a time, and again for the gradient.
+
+    hidden: (T, H), the model's last hidden states at the positions that predict the tokens; weight: (V, H) and bias: (V,) of
+    its output layer, of hidden's dtype; targets: (T,) int64. softcap: Gemma 2's, logits = softcap tanh(logits / softcap).
+    The log-softmax is taken in float32. Returns (T,) float32, in nats.
     """
 
-    def one(row: Tensor, target: Tensor) -> Tensor:
-        row = row.float()
-        picked = row.gather(-1, target.clamp(min=0)[:, None])[:, 0] - row.logsumexp(-1)
-        return picked.masked_fill(target == -100, 0.0).sum()
+    def some(hidden: Tensor, targets: Tensor) -> Tensor:
+        logits = torch.nn.functional.linear(hidden, weight, bias)
+        if softcap:
+            logits = softcap * torch.tanh(logits / softcap)
+        logits = logits.float()
+        return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
 
-    return torch.stack(
-        [
-            torch.utils.checkpoint.checkpoint(one, row, target, use_reentrant=False)
-            if logits.requires_grad
-            else one(row, target)
-            for row, target in zip(logits, labels, strict=True)
-        ]
-    )
+    parts = zip(torch.split(hidden, TOKENS_AT_ONCE), torch.split(targets, TOKENS_AT_ONCE), strict=True)
+    if not torch.is_grad_enabled():
+        return torch.cat([some(*part) for part in parts])
+    return torch.cat([torch.utils.checkpoint.checkpoint(some, *part, use_reentrant=False) for part in parts])

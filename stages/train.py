@@ -19,9 +19,6 @@ CANNOT_CHANGE_RESULTS = {"checkpoint_steps", "report_to"}
 WHOLE = "whole"
 """The last file of a checkpoint: names and sizes of the others."""
 
-START_TOLERANCE = {"float32": 0.001, "bfloat16": 0.01}
-"""How far log-probabilities may lie from the reference's before the first step, relatively: rounding, in another batch."""
-
 
 def train(
     rows: list[dict[str, Any]],
@@ -73,6 +70,7 @@ def train(
         logging_nan_inf_filter=False,
     )
     model, tokenizer = policy.load(model_path, settings.dtype)
+    model = policy.scoring(model)
     if settings.lora.rank:
         model = adapted(model, settings.lora)
 
@@ -95,7 +93,7 @@ def train(
             ratios = (logps - reference).detach()
             if not self.state.global_step:
                 start = sppo.loss(settings.loss, reference, reference, probabilities, eta, settings.beta)
-                check_start(loss, start, ratios, reference, START_TOLERANCE[settings.dtype])
+                check_start(loss, start, ratios, reference, policy.TOLERANCE[settings.dtype])
             chosen, rejected = ratios.chunk(2)
             kl = ratios.square().mean() / 2
             self.batch_metrics.append(torch.stack([loss.detach(), chosen.mean(), rejected.mean(), kl]))
@@ -132,7 +130,7 @@ def train(
                 for old in set(folder.glob("checkpoint-*")) - {path}:
                     files.remove(old)
 
-    trainer = SPPOTrainer(model=model, args=arguments, data_collator=policy.collator(tokenizer), train_dataset=kept)
+    trainer = SPPOTrainer(model=model, args=arguments, data_collator=policy.collate, train_dataset=kept)
     trainer.remove_callback(PrinterCallback)  # the log is a file
     start = newest_checkpoint(folder)
     if start:

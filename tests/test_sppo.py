@@ -2,7 +2,6 @@
 
 import math
 import random
-from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -219,47 +218,53 @@ def test_the_loss_and_what_leads_to_it_have_right_gradients() -> None:
 
 
 @st.composite
-def batches(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
-    """Logits (B, L, V) and labels (B, L), some of them -100."""
-    rows, length, vocabulary = (draw(st.integers(1, most)) for most in (3, 5, 6))
+def heads(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, Tensor | None, float | None]:
+    """Hidden states (T, H), weights (V, H), targets (T,), a bias (V,) or none, and a soft cap or none."""
+    tokens, width, vocabulary = (draw(st.integers(1, most)) for most in (9, 4, 6))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
-    logits = 5 * torch.randn(rows, length, vocabulary, generator=generator)
-    label = st.integers(-1, vocabulary - 1).map(lambda index: -100 if index < 0 else index)
-    labels = draw(st.lists(st.lists(label, min_size=length, max_size=length), min_size=rows, max_size=rows))
-    return logits, torch.tensor(labels)
+    hidden, weight = (2 * torch.randn(rows, width, generator=generator) for rows in (tokens, vocabulary))
+    targets = torch.randint(0, vocabulary, (tokens,), generator=generator)
+    bias = torch.randn(vocabulary, generator=generator) if draw(st.booleans()) else None
+    return hidden, weight, targets, bias, draw(st.sampled_from([None, 3.0]))
 
 
 @settings(deadline=None)
-@given(batches())
-def test_response_logps_are_sums_of_log_softmax(batch: tuple[Tensor, Tensor]) -> None:
-    logits, labels = batch
-    found = sppo.response_logps(logits, labels)
+@given(heads(), st.integers(1, 4))
+def test_token_logps_are_log_softmax_whatever_is_made_at_once(
+    head: tuple[Tensor, Tensor, Tensor, Tensor | None, float | None], at_once: int
+) -> None:
+    hidden, weight, targets, bias, softcap = head
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sppo, "TOKENS_AT_ONCE", at_once)
+        found = sppo.token_logps(hidden, weight, targets, bias=bias, softcap=softcap)
     assert found.dtype == torch.float32
-    for row, (values, targets) in enumerate(zip(logits.tolist(), labels.tolist(), strict=True)):
-        total = 0.0
-        for scores, target in zip(values, targets, strict=True):
-            if target != -100:
-                total += scores[target] - math.log(sum(math.exp(score) for score in scores))
-        assert found[row].item() == pytest.approx(total, rel=1e-5, abs=1e-4)
+    for value, state, target in zip(found.tolist(), hidden.tolist(), targets.tolist(), strict=True):
+        scores = [sum(a * b for a, b in zip(state, row, strict=True)) for row in weight.tolist()]
+        scores = [score + extra for score, extra in zip(scores, bias.tolist(), strict=True)] if bias is not None else scores
+        scores = [softcap * math.tanh(score / softcap) for score in scores] if softcap else scores
+        assert value == pytest.approx(scores[target] - math.log(sum(map(math.exp, scores))), rel=1e-5, abs=1e-4)
 
 
-def test_response_logps_of_bf16_logits_are_summed_in_float32() -> None:
+def test_token_logps_of_bf16_are_taken_in_float32() -> None:
     torch.manual_seed(0)
-    logits, labels = torch.randn(2, 300, 50).bfloat16(), torch.randint(0, 50, (2, 300))
-    expected = logits.double().log_softmax(-1).gather(-1, labels[..., None]).sum((1, 2)).float()
-    torch.testing.assert_close(sppo.response_logps(logits, labels), expected, rtol=1e-6, atol=1e-3)
+    hidden, weight, targets = torch.randn(300, 16).bfloat16(), torch.randn(50, 16).bfloat16(), torch.randint(0, 50, (300,))
+    logits = torch.nn.functional.linear(hidden, weight)
+    expected = logits.double().log_softmax(-1).gather(-1, targets[:, None])[:, 0].float()
+    torch.testing.assert_close(sppo.token_logps(hidden, weight, targets), expected, rtol=1e-6, atol=1e-5)
 
 
-def _gradient(function: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labels: Tensor) -> Tensor:
-    logits = logits.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(function(logits, labels).sum(), logits)
-    return gradient
+def test_token_logps_have_the_gradient_of_log_softmax() -> None:
+    torch.manual_seed(0)
+    hidden, weight = (torch.randn(rows, 3, dtype=torch.float64, requires_grad=True) for rows in (7, 5))
+    targets, bias = torch.randint(0, 5, (7,)), torch.randn(5, dtype=torch.float64, requires_grad=True)
 
+    def gradients(logps: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad((logps * torch.arange(7)).sum(), (hidden, weight, bias))
 
-@settings(deadline=None)
-@given(batches())
-def test_response_logps_have_the_gradient_of_softmax(batch: tuple[Tensor, Tensor]) -> None:
-    logits, labels = batch
-    taken = (labels != -100)[..., None]
-    expected = (torch.nn.functional.one_hot(labels.clamp(min=0), logits.shape[-1]) - logits.softmax(-1)) * taken
-    torch.testing.assert_close(_gradient(sppo.response_logps, logits, labels), expected)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sppo, "TOKENS_AT_ONCE", 3)
+        found = gradients(sppo.token_logps(hidden, weight, targets, bias=bias, softcap=2.0))
+    logits = 2 * torch.tanh(torch.nn.functional.linear(hidden, weight, bias) / 2)
+    expected = gradients(logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0])
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)

@@ -1,15 +1,26 @@
 import math
+import random
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from running import TINY, run_stage, set_params
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+)
 
-from stages import files, pointers, policy, schemas, sppo
+from stages import files, params, pointers, policy, schemas, sppo
 from stages import train as train_stage
 from stages.cli import StageError
 
@@ -36,9 +47,7 @@ def test_the_tokens_sampled_are_the_tokens_trained_on(pairs: Path) -> None:
         assert row["prompt_token_ids"] == response["prompt_token_ids"]
         assert row["chosen_token_ids"] == response["token_ids"][ranking["winner"]]
         assert row["rejected_token_ids"] == response["token_ids"][ranking["loser"]]
-        batch = policy.collate([row], pad=0)
-        labels = [[token for token in line if token != -100] for line in batch["labels"].tolist()]
-        assert labels == [row["chosen_token_ids"], row["rejected_token_ids"]]
+        assert policy.collate([row])["targets"].tolist() == row["chosen_token_ids"] + row["rejected_token_ids"]
 
 
 @pytest.fixture(scope="module")
@@ -214,26 +223,116 @@ def test_attention_logits_are_capped_where_the_policy_caps_them(tmp_path: Path, 
     assert (capped - loaded(tokens).logits).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("vocabulary", [7, 50])
-def test_batch_logps_are_those_of_each_response_alone(vocabulary: int) -> None:
-    """Padding, the batch's common first response position and the order of halves leave each log-probability alone."""
+SIZES = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "vocab_size": 40,
+}
+GEMMA = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "attn_implementation": "eager"}
+
+
+def small(config: type[PreTrainedConfig], **settings: Any) -> Any:
+    """A random model of an architecture with weights large enough that each token matters."""
     torch.manual_seed(0)
-    table = torch.randn(vocabulary, vocabulary)
+    model = AutoModelForCausalLM.from_config(config(**(SIZES | settings)))
+    for weights in model.parameters():
+        weights.data.normal_(0, 0.5)
+    return model
 
-    def model(input_ids: torch.Tensor, logits_to_keep: int, **_: Any) -> Any:
-        return type("Output", (), {"logits": table[input_ids][:, -logits_to_keep:]})
 
-    rows = [
-        {"prompt_token_ids": [1, 2, 3], "chosen_token_ids": [4, 5], "rejected_token_ids": [6]},
-        {"prompt_token_ids": [1], "chosen_token_ids": [2, 3, 4, 5, 6], "rejected_token_ids": [1, 1]},
+def pairs_of(lengths: list[tuple[int, int, int]]) -> list[dict[str, Any]]:
+    """Pairs of random tokens whose prompt, chosen and rejected response have these lengths."""
+    draw = random.Random(0)
+    names = ("prompt_token_ids", "chosen_token_ids", "rejected_token_ids")
+    return [
+        {"prompt_id": str(index)}
+        | {name: [draw.randrange(40) for _ in range(length)] for name, length in zip(names, three, strict=True)}
+        for index, three in enumerate(lengths)
     ]
-    found = policy.batch_logps(model, policy.collate(rows, pad=0))
-    logps = table.log_softmax(-1)
-    naive = []
+
+
+def plain_logps(model: Any, rows: list[dict[str, Any]]) -> torch.Tensor:
+    """Each response's log-probability by a call of its own, of all logits: what packing must not change. (2B,)"""
+    found = []
     for side in ("chosen", "rejected"):
         for row in rows:
-            tokens = row["prompt_token_ids"] + row[f"{side}_token_ids"]
-            start = len(row["prompt_token_ids"])
-            naive.append(sum(logps[tokens[t - 1], tokens[t]].item() for t in range(start, len(tokens))))
-    assert found.tolist() == pytest.approx(naive, abs=1e-5)
-    assert sppo.sppo_loss(found, found, torch.full_like(found, 0.9), 1000.0).item() == pytest.approx(1.6e5, rel=1e-5)
+            prompt, response = row["prompt_token_ids"], row[f"{side}_token_ids"]
+            logps = model(input_ids=torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            found.append(logps.gather(-1, torch.tensor(response)[:, None]).sum())
+    return torch.stack(found)
+
+
+def lengths_up_to(most: int) -> st.SearchStrategy[list[tuple[int, int, int]]]:
+    length = st.integers(1, most)
+    return st.lists(st.tuples(length, length, length), min_size=1, max_size=12)
+
+
+@settings(deadline=None, max_examples=20)
+@given(lengths_up_to(9), st.sampled_from([(LlamaConfig, {}), (Gemma2Config, GEMMA)]))
+def test_packed_log_probabilities_and_gradients_are_those_of_each_response_alone(
+    lengths: list[tuple[int, int, int]], architecture: tuple[type[PreTrainedConfig], dict[str, Any]]
+) -> None:
+    """Neither the other response, nor other pairs, nor padding, nor the shared prompt, nor the chunks enter."""
+    config, its_settings = architecture
+    rows, model = pairs_of(lengths), small(config, **its_settings)
+    expected = plain_logps(model, rows)
+    weights = torch.linspace(-1, 1, len(expected))
+    (expected * weights).sum().backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sppo, "TOKENS_AT_ONCE", 4)
+        found = policy.batch_logps(policy.scoring(model), policy.collate(rows))
+        (found * weights).sum().backward()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-3)
+
+
+@given(lengths_up_to(30))
+def test_a_packed_batch_holds_every_text_once(lengths: list[tuple[int, int, int]]) -> None:
+    rows = pairs_of(lengths)
+    batch = policy.collate(rows)
+    ids, positions, segments = (batch[name] for name in ("input_ids", "position_ids", "segments"))
+    for pair, row in enumerate(rows):
+        prompt = len(row["prompt_token_ids"])
+        for part, name in enumerate(("prompt", "chosen", "rejected")):
+            where = segments == 3 * pair + part
+            assert ids[where].tolist() == row[f"{name}_token_ids"]
+            assert positions[where].tolist() == [prompt * bool(part) + k for k in range(len(row[f"{name}_token_ids"]))]
+    sizes = [sum(three) for three in lengths]
+    assert (segments >= 0).sum() == sum(sizes)
+    assert ids.shape[1] == max(sizes)
+    assert len(ids) <= max(1, 2 * sum(sizes) / max(sizes))  # no two rows are half empty
+    assert batch["targets"].tolist() == [
+        token for side in ("chosen", "rejected") for row in rows for token in row[f"{side}_token_ids"]
+    ]
+    assert batch["lengths"].tolist() == [three[part] for part in (1, 2) for three in lengths]
+
+
+def test_a_gradient_checkpointed_and_adapted_model_scores_alike() -> None:
+    rows = pairs_of([(3, 4, 5), (6, 2, 1)])
+    model = small(LlamaConfig)
+    expected = plain_logps(model, rows).detach()
+    model = train_stage.adapted(policy.scoring(model), params.Lora(rank=2, alpha=4))
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    found = policy.batch_logps(model.train(), policy.collate(rows))
+    torch.testing.assert_close(found.detach(), expected, rtol=1e-4, atol=1e-4)
+    found.sum().backward()
+    assert any(weights.grad is not None and weights.grad.abs().sum() > 0 for weights in model.parameters())
+
+
+def test_an_architecture_that_packing_does_not_know_is_refused() -> None:
+    """Mistral's first version sees a window of tokens only: what fits into it is packed. Granite scales logits."""
+    mistral = policy.scoring(small(MistralConfig, sliding_window=6))
+    granite = policy.scoring(small(GraniteConfig, logits_scaling=4.0))
+    with torch.no_grad():
+        policy.check_packing(mistral, pairs_of([(2, 3, 4)])[0], "float32")
+        with pytest.raises(StageError, match="prompt 0 and a response have 11 tokens, and mistral looks back over 6"):
+            policy.check_packing(mistral, pairs_of([(2, 9, 4)])[0], "float32")
+        with pytest.raises(StageError, match=r"packed and .* by granite's own forward"):
+            policy.check_packing(granite, pairs_of([(2, 3, 4)])[0], "float32")
