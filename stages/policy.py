@@ -287,5 +287,6 @@ def check_packing(model: Any, row: dict[str, Any], dtype: params.Precision) -> N
         if not abs(logps - expected) <= TOLERANCE[dtype] * abs(expected):
             raise StageError(
                 f"prompt {row['prompt_id']}: a response's log-probability is {logps:.5g} packed and {expected:.5g} by "
-                f"{config.model_type}'s own forward: stages/policy.py does not know how this architecture attends or makes its logits: take another"
+                f"{config.model_type}'s own forward: stages/policy.py does not know how this architecture attends or makes "
+                "its logits: take another"
             )
