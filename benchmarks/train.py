@@ -21,55 +21,62 @@ from benchmarks import measure
 from stages import chat, cli, files, params, policy, reference, schemas, train
 
 VOCABULARY = 32000
-BATCH = 8
-SIZES = {256: 0.25, 1024: 1.0}
-"""Longest prompt and response together, in tokens -> the factor on UltraFeedback's lengths."""
+BATCH = 4
+LENGTHS = [256, 1024]
+"""Of the longest prompt and response together, in tokens."""
 SIDES = ["train", "reference", "trl", "trl-precomputed"]
 ETA = 1000.0
-SETTINGS = params.Train(
-    loss="sppo_hard",
-    beta=None,
-    lora=params.Lora(rank=0, alpha=16),
-    learning_rate=5e-7,
-    global_batch=BATCH,
-    device_batch=BATCH,
-    devices=1,
-    epochs=1,
-    stop_epoch=1,
-    warmup_ratio=0.1,
-    max_grad_norm=0,
-    dtype="float32",
-    gradient_checkpointing=False,
-    checkpoint_steps=0,
-    report_to="none",
-)
+MODEL = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 4}
 
 
-def make_model(folder: Path) -> None:
+def settings(batch: int, dtype: params.Precision = "float32", *, gradient_checkpointing: bool = False) -> params.Train:
+    """Those of recipes/llama-3-8b on one device, with sppo_hard, the only form of the loss that TRL has."""
+    return params.Train(
+        loss="sppo_hard",
+        beta=None,
+        lora=params.Lora(rank=0, alpha=16),
+        learning_rate=5e-7,
+        global_batch=batch,
+        device_batch=batch,
+        devices=1,
+        epochs=1,
+        stop_epoch=1,
+        warmup_ratio=0.1,
+        max_grad_norm=0,
+        dtype=dtype,
+        gradient_checkpointing=gradient_checkpointing,
+        checkpoint_steps=0,
+        report_to="none",
+    )
+
+
+def make_model(folder: Path, vocabulary: int, shape: dict[str, int], dtype: params.Precision = "float32") -> None:
     """A random Llama with a tokenizer that gives it its special tokens."""
     import torch
     from tokenizers import Tokenizer, models
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     torch.manual_seed(0)
-    shape = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 4}
-    config = LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=2048, **shape)
-    LlamaForCausalLM(config).save_pretrained(folder)
+    config = LlamaConfig(vocab_size=vocabulary, max_position_embeddings=2048, dtype=dtype, **shape)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        LlamaForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(folder)
     words = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2}, unk_token="<unk>"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>", pad_token="</s>")
     tokenizer.chat_template = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
     tokenizer.save_pretrained(folder)
 
 
-def make_pairs(length: int) -> list[dict[str, Any]]:
-    """Pairs for the rounds and one more: prompts of 190 tokens and responses of 380 on average, times the size's factor."""
-    draw, factor, pairs = random.Random(0), SIZES[length], []
+def make_pairs(length: int, count: int, vocabulary: int) -> list[dict[str, Any]]:
+    """Pairs of random tokens: prompts of 190 and responses of 380 on average for a length of 1024, else in proportion."""
+    draw, pairs = random.Random(0), []
 
     def text(mean: float) -> list[int]:
-        count = max(2, round(draw.lognormvariate(0, 0.8) * mean * factor / 1.38))  # 1.38: the mean of lognormvariate(0, 0.8)
-        return [draw.randrange(3, VOCABULARY) for _ in range(count)]
+        count = max(
+            2, round(draw.lognormvariate(0, 0.8) * mean * length / 1024 / 1.38)
+        )  # 1.38: the mean of lognormvariate(0, 0.8)
+        return [draw.randrange(3, vocabulary) for _ in range(count)]
 
-    for index in range(BATCH * (measure.ROUNDS + 2)):
+    for index in range(count):
         drawn = text(190), [text(380), text(380)]
         fitted = chat.fit(*drawn, longest_prompt=length // 2, longest=length, truncate=True)
         assert fitted
@@ -77,6 +84,19 @@ def make_pairs(length: int) -> list[dict[str, Any]]:
         pair = {"prompt_id": str(index), "prompt_token_ids": prompt}
         pairs.append(pair | {"chosen_token_ids": chosen, "rejected_token_ids": rejected})
     return pairs
+
+
+def prepare(folder: Path, shape: dict[str, int], vocabulary: int, length: int, wanted: params.Train) -> list[dict[str, Any]]:
+    """Write what the sides read: a model, its settings, and a batch of pairs for each round and two more. Returns the pairs."""
+    make_model(folder / "model", vocabulary, shape, wanted.dtype)
+    pairs = make_pairs(length, wanted.global_batch * (measure.ROUNDS + 2), vocabulary)
+    (folder / "pairs.json").write_text(json.dumps(pairs))
+    (folder / "settings.json").write_text(wanted.model_dump_json())
+    return pairs
+
+
+def read_settings(folder: Path) -> params.Train:
+    return params.Train.model_validate_json((folder / "settings.json").read_text())
 
 
 def memory(name: str) -> int:
@@ -103,7 +123,11 @@ class Turns:
         self.start = time.perf_counter()
 
     def end(self, loss: float | None = None) -> None:
+        import torch
+
         if self.start:  # else nobody asked
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             took = {"seconds": time.perf_counter() - self.start, "loss": loss, "memory": memory("VmHWM") - self.held}
             print(json.dumps(took), file=self.answers, flush=True)
 
@@ -133,14 +157,15 @@ def side(name: str, folder: Path) -> None:
 
 def ours_reference(rows: list[dict[str, Any]], folder: Path, turns: Turns) -> None:
     """`python -m stages.reference` but for reading and writing the pairs' file; its first batch is not timed."""
-    reference.score(rows, folder / "model", 1, BATCH, "float32", folder / "logps")
+    same = read_settings(folder)
+    reference.score(rows, folder / "model", 1, same.device_batch, same.dtype, folder / "logps")
 
 
 def ours_train(rows: list[dict[str, Any]], folder: Path, turns: Turns) -> None:
     """`python -m stages.train`, of the log-probabilities that ours_reference has left."""
     logps = [row for path in sorted((folder / "logps").iterdir()) for row in files.read_table(path, schemas.LOGPS).to_pylist()]
     full = [row | {"chosen_probability": 1.0, "rejected_probability": 0.0} | of for row, of in zip(rows, logps, strict=True)]
-    train.train(full, folder / "model", ETA, SETTINGS, 0, folder / "scratch", folder / "out", folder / "log.csv")
+    train.train(full, folder / "model", ETA, read_settings(folder), 0, folder / "scratch", folder / "out", folder / "log.csv")
 
 
 def trl(rows: list[dict[str, Any]], folder: Path, turns: Turns, *, precomputed: bool) -> None:
@@ -148,25 +173,26 @@ def trl(rows: list[dict[str, Any]], folder: Path, turns: Turns, *, precomputed: 
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    plain = policy.trainer_arguments(folder / "scratch", 1, BATCH, "float32", 0)
+    same = read_settings(folder)
+    plain = policy.trainer_arguments(folder / "scratch", 1, same.device_batch, same.dtype, 0)
     config = DPOConfig(
         output_dir=str(folder / f"trl-{precomputed}"),
         deepspeed=plain.deepspeed,
-        per_device_train_batch_size=BATCH,
-        learning_rate=SETTINGS.learning_rate,
+        per_device_train_batch_size=same.device_batch,
+        learning_rate=same.learning_rate,
         optim="rmsprop",
         max_grad_norm=0,
         loss_type=["sppo_hard"],
         beta=1 / ETA,
         max_length=None,
         precompute_ref_log_probs=precomputed,
-        precompute_ref_batch_size=BATCH,
+        precompute_ref_batch_size=same.device_batch,
         gradient_checkpointing=False,
         bf16=False,
         use_cpu=plain.use_cpu,
         logging_steps=1,
         num_train_epochs=1,
-        warmup_steps=SETTINGS.warmup_ratio,
+        warmup_steps=same.warmup_ratio,
         seed=0,
         save_strategy="no",
         report_to="none",
@@ -184,7 +210,7 @@ def trl(rows: list[dict[str, Any]], folder: Path, turns: Turns, *, precomputed: 
     DPOTrainer._prepare_dataset = lambda self, dataset, *_: dataset  # of texts it would make tokens
     names = {"prompt_token_ids": "prompt_ids", "chosen_token_ids": "chosen_ids", "rejected_token_ids": "rejected_ids"}
     dataset = Dataset.from_list(rows).rename_columns(names).remove_columns("prompt_id")
-    model, tokenizer = policy.load(folder / "model", "float32")
+    model, tokenizer = policy.load(folder / "model", same.dtype)
     DPOTrainer(model=model, args=config, train_dataset=dataset, processing_class=tokenizer).train()
 
 
@@ -218,8 +244,7 @@ def take_turns(sides: dict[str, subprocess.Popen[str]]) -> dict[str, list[dict[s
 
 def compare(length: int, folder: Path) -> list[measure.Figure]:
     """The figures of one size."""
-    make_model(folder / "model")
-    (folder / "pairs.json").write_text(json.dumps(make_pairs(length)))
+    prepare(folder, MODEL, VOCABULARY, length, settings(BATCH))
     sides = {name: start(name, folder) for name in ("reference", "trl-precomputed")}
     turn(sides["trl-precomputed"])  # the batch that ours_reference does untimed
     scored = take_turns(sides)
@@ -260,7 +285,7 @@ def main() -> None:
     if args.side:
         side(args.side, args.folder)
         return
-    for length in SIZES:
+    for length in LENGTHS:
         with tempfile.TemporaryDirectory() as folder:
             measure.report(compare(length, Path(folder)))
 
