@@ -54,12 +54,13 @@ class Gpu:
 
 
 GPUS = {
-    "H100": Gpu(peak=989e12, sample=12_500, forward=0.4, rank=0.35, train=0.17),
+    "H100": Gpu(peak=989e12, sample=12_500, forward=0.4, rank=0.35, train=0.3),
     "A100": Gpu(peak=312e12, sample=7_500, forward=0.4, rank=0.35, train=0.33),
 }
 """peak: NVIDIA's data sheets (SXM). sample: vLLM, third parties' figures (H100), 7,516 in vLLM's pull request 5046 (A100, 7B).
-train: from 18.4 padded pairs a second of 8 x H100 (a prefix-sharing DPO repository's baseline) and 11.5 of 8 x A100
-(zephyr-7b-dpo-full), both at 1024 tokens. forward, rank: estimates."""
+train: from 18.4 pairs a second of 8 x H100, padded to 1024 tokens, the padding counted as work, since pairs are packed here
+(a prefix-sharing DPO repository's baseline; packed as here it reports 53.2), and 11.5 of 8 x A100 (zephyr-7b-dpo-full), the
+padding not counted. forward, rank: estimates."""
 
 
 @dataclass
@@ -94,7 +95,8 @@ def work(stage: str, wanted: params.Params, size: Size) -> Work:
     k = wanted.generate.samples
     count = len(wanted.iterations) + 1
     prompt, response, n = size.prompt_tokens, size.response_tokens, size.parameters
-    pair = 2 * min(prompt + response, wanted.lengths.total)
+    kept = min(prompt, wanted.lengths.prompt)
+    pair = kept + 2 * min(response, wanted.lengths.total - kept)  # packed: the prompt once
     weights = 2 * n if wanted.train.dtype == "bfloat16" else 4 * n
     instructions = wanted.assets.alpaca_eval.count or INSTRUCTIONS
     if stage == "generate":

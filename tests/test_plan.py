@@ -25,10 +25,10 @@ def test_the_work_of_an_iteration_is_what_one_counts_by_hand() -> None:
     assert plan.work("generate", wanted, size).sampled == 10 * 5 * 200
     assert plan.work("rank", wanted, size).passes == 10 * 20, "every ordered pair of five responses"
     assert plan.work("rank", wanted, size).tokens == 10 * 20 * 500
-    assert plan.work("reference", wanted, size).forward == 2 * 1e9 * 10 * 2 * 300
-    assert plan.work("train", wanted, size).train == 8 * 1e9 * 10 * 2 * 300, "forward twice, for gradient checkpointing"
+    assert plan.work("reference", wanted, size).forward == 2 * 1e9 * 10 * (100 + 2 * 200), "the prompt once"
+    assert plan.work("train", wanted, size).train == 8 * 1e9 * 10 * 500, "forward twice, for gradient checkpointing"
     long = plan.Size(prompts=10, prompt_tokens=1000, response_tokens=2000, parameters=1e9)
-    assert plan.work("train", wanted, long).tokens == 10 * 2 * 1024, "cut to lengths.total"
+    assert plan.work("train", wanted, long).tokens == 10 * (512 + 2 * 512), "cut to lengths.prompt and lengths.total"
     assert plan.work("compare", wanted, size).passes == 500 * 4 * 3
     assert plan.work("evaluate-alpaca", wanted, size).dollars == pytest.approx(805 * 1250 * 10 / 1e6)
     assert plan.work("split", wanted, size) == plan.Work()
