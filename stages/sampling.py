@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from stages import chat, cli, files, params, pointers, schemas, shards
 from stages.cli import StageError
@@ -82,9 +83,9 @@ def respond(
         "sampling": vars(sampling),
     }
     table = shards.map_shards(stage, tokenized, shard_size, load, (local, engine, sampling), schemas.RESPONSES, key)
-    reasons = [reason for row in table.column("finish_reasons").to_pylist() for reason in row]
-    tokens = sum(count for row in table.column("token_counts").to_pylist() for count in row)
-    cli.log.info("%d responses, %d tokens, %d cut at the limit", len(reasons), tokens, reasons.count("length"))
+    counts, reasons = (pc.list_flatten(table[name]) for name in ("token_counts", "finish_reasons"))
+    cut = pc.sum(pc.equal(reasons, "length")).as_py()
+    cli.log.info("%d responses, %d tokens, %d cut at the limit", len(counts), pc.sum(counts).as_py(), cut)
     return table
 
 
