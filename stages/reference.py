@@ -138,10 +138,9 @@ def main() -> None:
         chosen = files.read_table(path, schemas.CHOSEN)
         paths = score(chosen, args.model, wanted.dtype, arguments, folder)
         if cli.is_main():
-            scored = pa.concat_tables([files.read_table(path, schemas.LOGPS) for path in paths]).combine_chunks()
-            for field in [field for field in schemas.LOGPS if field not in schemas.CHOSEN]:
-                chosen = chosen.append_column(field, scored[field.name])
-            files.write_table(chosen.combine_chunks(), schemas.PAIRS, args.out)
+            scored = pa.concat_tables([files.read_table(path, schemas.LOGPS) for path in paths])
+            columns = {name: (chosen if name in schemas.CHOSEN.names else scored)[name] for name in schemas.PAIRS.names}
+            files.write_table(pa.table(columns).combine_chunks(), schemas.PAIRS, args.out)
 
     policy.launch(wanted.devices, {name: getattr(args, name) for name in ("model", "responses", "rankings")}, run)
 
