@@ -43,8 +43,6 @@ def train(
     """
     import pandas as pd
     import torch
-    from datasets import Dataset
-    from datasets.table import InMemoryTable
     from transformers import PrinterCallback, Trainer
 
     count = len(pairs)
@@ -55,7 +53,6 @@ def train(
     cli.log.info(
         "%d pairs, %d steps an epoch; %d pairs beyond the last whole batch left out", len(kept), steps, count - len(kept)
     )
-    rows = Dataset(InMemoryTable(kept), fingerprint="pairs")  # each row is made when it is asked for
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(scratch.FOLDER / "tensorboard" / out.name))
     arguments = policy.trainer_arguments(
         folder,
@@ -138,7 +135,7 @@ def train(
                 for old in set(folder.glob("checkpoint-*")) - {path}:
                     files.remove(old)
 
-    trainer = SPPOTrainer(model=model, args=arguments, data_collator=policy.collator(tokenizer), train_dataset=rows)
+    trainer = SPPOTrainer(model=model, args=arguments, data_collator=policy.collator(tokenizer), train_dataset=rows(kept))
     trainer.remove_callback(PrinterCallback)  # the log is a file
     start = newest_checkpoint(folder)
     if start:
@@ -155,6 +152,14 @@ def train(
                 trainer.accelerator.unwrap_model(trainer.model).save_pretrained(partial, state_dict=weights)
             tokenizer.save_pretrained(partial)
             pd.DataFrame(records, columns=schemas.LOG_COLUMNS).to_csv(partial_log, index=False, float_format="%.6g")
+
+
+def rows(table: pa.Table) -> Any:
+    """The table's rows as Trainer takes them, by their number: each is made when it is asked for."""
+    from datasets import Dataset
+    from datasets.table import InMemoryTable
+
+    return Dataset(InMemoryTable(table), fingerprint="")  # unused, and else the hash of all rows
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -1,13 +1,20 @@
 """Which pairs are trained on, and which of their tokens."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pytest
 import tables
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from running import TINY, run_stage, set_params
 
-from stages import params, reference, schemas
+from stages import files, params, reference, schemas
+from stages.cli import ROOT
 
 K = 3
 ids = st.lists(st.integers(0, 9), min_size=1, max_size=30)
@@ -71,3 +78,50 @@ def test_pairs_are_those_that_lists_give_row_by_row(
         found = reference.pairs(responses, rankings, lengths)
         assert found.schema == schemas.CHOSEN
         assert found.to_pylist() == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["ours", "torchrun"])
+def test_two_processes_score_the_same_pairs(pairs: Path, launcher: str) -> None:
+    """Started by the stage, or by a launcher that knows nothing of it: the same folder of work, chosen in one of them."""
+    folder = pairs / f"two-{launcher}"
+    folder.mkdir()
+    set_params(folder, TINY | {"train.devices": 2})
+    arguments = ["../base", "../responses.parquet", "../rankings.parquet", "pairs.parquet"]
+    if launcher == "ours":
+        done = run_stage(folder, "reference", *arguments)
+    else:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+        values = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        command += ["stages.reference", *arguments]
+        done = subprocess.run(command, cwd=folder, env=values, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    alone, two = (files.read_table(path, schemas.PAIRS) for path in (pairs / "pairs.parquet", folder / "pairs.parquet"))
+    assert two.select(schemas.CHOSEN.names) == alone.select(schemas.CHOSEN.names)
+    for name in ("chosen_reference_logps", "rejected_reference_logps"):
+        assert two[name].to_pylist() == pytest.approx(alone[name].to_pylist(), rel=1e-4)
+
+
+LAUNCHED = """
+import os
+from pathlib import Path
+from stages import cli, files, policy
+
+def main():
+    if "LOCAL_RANK" in os.environ:
+        files.digest = None
+    policy.launch(2, {"input": Path("input")}, lambda found: Path(os.environ["RANK"]).write_text(found["input"]))
+
+cli.run(main)
+"""
+
+
+def test_launched_processes_do_not_hash_the_inputs_again(tmp_path: Path) -> None:
+    (tmp_path / "input").write_text("weights")
+    (tmp_path / "launched.py").write_text(LAUNCHED)
+    values = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "launched.py"], cwd=tmp_path, env=values, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert [(tmp_path / rank).read_text() for rank in "01"] == [files.digest(tmp_path / "input")] * 2
