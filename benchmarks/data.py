@@ -34,7 +34,7 @@ from stages import files, health, params, reference, schemas, split, sppo, train
 from stages.cli import ROOT
 
 SMALL, FULL = 6_000, (20_000, 60_000)
-LINEAR = ">= 0.8: linear, or less"
+LINEAR = ">= 0.7: linear, or less"
 K = 5
 LENGTHS = params.Lengths(prompt=512, total=1024, too_long="drop")
 BATCH = 8
