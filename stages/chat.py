@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stages.cli import StageError
+from stages.cli import StageError, reason
 
 Lengths = npt.NDArray[np.integer[Any]]
 """Numbers of tokens."""
@@ -29,10 +29,9 @@ def prompt_text(tokenizer: Any, prompt: str) -> str:
     try:
         text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except (TemplateError, TypeError) as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise StageError(
-            f"the chat template of {tokenizer.name_or_path} fails for one user message ({reason}): mend it there, or use "
-            "another chat model"
+            f"the chat template of {tokenizer.name_or_path} fails for one user message ({reason(error)}): mend it there, or "
+            "use another chat model"
         ) from error
     return text
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from stages.cli import StageError
+from stages.cli import StageError, folded
 
 
 def mapping(content: bytes, where: str) -> dict[str, Any]:
@@ -14,7 +14,7 @@ def mapping(content: bytes, where: str) -> dict[str, Any]:
         document = YAML(typ="safe").load(content)
         json.dumps(document, default=str, skipkeys=True)  # refuses what contains itself, which YAML can write
     except Exception as error:  # ruamel.yaml lets pass whatever int(), float() and date() raise
-        raise StageError(f"{where}: not YAML: {' '.join(str(error).split())}") from error
+        raise StageError(f"{where}: not YAML: {folded(error)}") from error
     if not isinstance(document, dict):
         raise StageError(f"{where}: a mapping of names to values is wanted, not {type(document).__name__}")
     return document

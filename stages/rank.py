@@ -56,7 +56,7 @@ def load_blender(ranker: Path) -> Any:
         load_model(blender.ranker, weights / pointers.WEIGHTS, device=device)
     except RuntimeError as error:
         raise StageError(
-            f"{weights / pointers.WEIGHTS}: not the weights of PairRM over {base} ({' '.join(str(error).split())[:200]}): "
+            f"{weights / pointers.WEIGHTS}: not the weights of PairRM over {base} ({cli.folded(error)}): "
             "correct assets.ranker in params.yaml"
         ) from error
     blender.ranker.pretrained_model.register_forward_pre_hook(_trim, with_kwargs=True)

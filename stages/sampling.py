@@ -91,7 +91,7 @@ def respond(
 
 def not_started(error: Exception, engine: params.Engine) -> str:
     """Why vLLM did not start, by its own message, and the parameter that mends it."""
-    text = " ".join(str(error).split())
+    text = str(error)
     if "KV cache" in text or "cache blocks" in text:
         return (
             f"too little memory for keys and values: raise engine.kv_cache_gib (now {engine.kv_cache_gib}), or lower "
@@ -99,7 +99,7 @@ def not_started(error: Exception, engine: params.Engine) -> str:
         )
     if "max_model_len" in text:
         return f"engine.max_model_length {engine.max_model_length} is more than the model has positions: lower it"
-    return f"vLLM does not start ({type(error).__name__}: {text[:300]}): see engine in params.yaml, and the model"
+    return f"vLLM does not start ({cli.reason(error)}): see engine in params.yaml, and the model"
 
 
 def load(model: Path, engine: params.Engine, sampling: Sampling) -> Callable[[pa.Table], pa.Table]:
