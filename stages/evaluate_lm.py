@@ -100,8 +100,7 @@ def _policy(model: str, dtype: str, batch_size: int) -> Any:
         lm = Float32Logits(pretrained=model, dtype=dtype, batch_size=batch_size, device=device)
     except (OSError, ValueError) as error:
         raise StageError(f"{model}: not a model that transformers loads ({cli.folded(error)})") from error
-    if getattr(lm.model.config, "attn_logit_softcapping", None):
-        lm.model.set_attn_implementation("eager")  # as in policy.load
+    pointers.cap_attention(lm.model)
     return lm
 
 

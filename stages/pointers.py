@@ -86,6 +86,15 @@ def model(path: Path, *, weights: bool = True, tokenizer: bool = True) -> Path:
     return folder
 
 
+def cap_attention(model: Any) -> None:
+    """Have transformers cap a loaded model's attention logits, where its configuration says so, as vLLM does.
+
+    Gemma 2's does; transformers' default kernel leaves the capping out.
+    """
+    if getattr(model.config, "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")
+
+
 def complete(place: str, names: Collection[str], weights: bool) -> None:
     """Raise StageError where the names of a model's files lack config.json or, if they are wanted, weights as safetensors."""
     if "config.json" not in names:

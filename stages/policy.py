@@ -164,8 +164,7 @@ def load(path: Path, dtype: params.Precision) -> tuple[Any, Any]:
     model = AutoModelForCausalLM.from_pretrained(
         local, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
     )
-    if getattr(model.config, "attn_logit_softcapping", None):
-        model.set_attn_implementation("eager")  # Gemma 2: transformers' default kernel leaves the capping out, vLLM does not
+    pointers.cap_attention(model)
     return model, AutoTokenizer.from_pretrained(local, trust_remote_code=False)
 
 
