@@ -17,8 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from benchmarks import measure
-from stages import chat, cli, files, params, policy, reference, schemas, train
+from stages import cli, files, params, policy, reference, schemas, train
 
 VOCABULARY = 32000
 BATCH = 4
@@ -26,6 +28,9 @@ LENGTHS = [256, 1024]
 """Of the longest prompt and response together, in tokens."""
 SIDES = ["train", "reference", "trl", "trl-precomputed"]
 ETA = 1000.0
+UNUSED = {f"{side}_probability": 0.5 for side in ("chosen", "rejected")}
+UNUSED |= {f"{part}_cut": 0 for part in ("prompt", "chosen", "rejected")}
+"""Columns of pairs that sppo_hard does not read."""
 MODEL = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 4}
 
 
@@ -77,12 +82,9 @@ def make_pairs(length: int, count: int, vocabulary: int) -> list[dict[str, Any]]
         return [draw.randrange(3, vocabulary) for _ in range(count)]
 
     for index in range(count):
-        drawn = text(190), [text(380), text(380)]
-        fitted = chat.fit(*drawn, longest_prompt=length // 2, longest=length, truncate=True)
-        assert fitted
-        prompt, (chosen, rejected) = fitted
+        prompt = text(190)[-length // 2 :]
         pair = {"prompt_id": str(index), "prompt_token_ids": prompt}
-        pairs.append(pair | {"chosen_token_ids": chosen, "rejected_token_ids": rejected})
+        pairs.append(pair | {f"{side}_token_ids": text(380)[: length - len(prompt)] for side in ("chosen", "rejected")})
     return pairs
 
 
@@ -152,20 +154,23 @@ def side(name: str, folder: Path) -> None:
 
     trainer.DEFAULT_CALLBACKS.append(Callback)
     run = {"reference": ours_reference, "train": ours_train}.get(name, partial(trl, precomputed=name == "trl-precomputed"))
-    policy.launch(1, lambda: run(rows, folder, turns))
+    policy.launch(1, {}, lambda _: run(rows, folder, turns))
 
 
 def ours_reference(rows: list[dict[str, Any]], folder: Path, turns: Turns) -> None:
     """`python -m stages.reference` but for reading and writing the pairs' file; its first batch is not timed."""
     same = read_settings(folder)
-    reference.score(rows, folder / "model", 1, same.device_batch, same.dtype, folder / "logps")
+    arguments = policy.trainer_arguments(folder / "scratch", 1, same.device_batch, same.dtype, 0)
+    table = pa.Table.from_pylist([row | UNUSED for row in rows], schema=schemas.CHOSEN)
+    reference.score(table, folder / "model", same.dtype, arguments, folder / "logps")
 
 
 def ours_train(rows: list[dict[str, Any]], folder: Path, turns: Turns) -> None:
     """`python -m stages.train`, of the log-probabilities that ours_reference has left."""
     logps = [row for path in sorted((folder / "logps").iterdir()) for row in files.read_table(path, schemas.LOGPS).to_pylist()]
-    full = [row | {"chosen_probability": 1.0, "rejected_probability": 0.0} | of for row, of in zip(rows, logps, strict=True)]
-    train.train(full, folder / "model", ETA, read_settings(folder), 0, folder / "scratch", folder / "out", folder / "log.csv")
+    full = [row | UNUSED | scored for row, scored in zip(rows, logps, strict=True)]
+    table = pa.Table.from_pylist(full, schema=schemas.PAIRS)
+    train.train(table, folder / "model", ETA, read_settings(folder), 0, folder / "scratch", folder / "out", folder / "log.csv")
 
 
 def trl(rows: list[dict[str, Any]], folder: Path, turns: Turns, *, precomputed: bool) -> None:

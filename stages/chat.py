@@ -7,7 +7,13 @@ with the end token when the model finished and without it when it was cut. They 
 from collections.abc import Sequence
 from typing import Any
 
-from stages.cli import StageError
+import numpy as np
+import numpy.typing as npt
+
+from stages.cli import StageError, reason
+
+Lengths = npt.NDArray[np.integer[Any]]
+"""Numbers of tokens."""
 
 
 def prompt_text(tokenizer: Any, prompt: str) -> str:
@@ -23,10 +29,9 @@ def prompt_text(tokenizer: Any, prompt: str) -> str:
     try:
         text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except (TemplateError, TypeError) as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise StageError(
-            f"the chat template of {tokenizer.name_or_path} fails for one user message ({reason}): mend it there, or use "
-            "another chat model"
+            f"the chat template of {tokenizer.name_or_path} fails for one user message ({reason(error)}): mend it there, or "
+            "use another chat model"
         ) from error
     return text
 
@@ -55,16 +60,10 @@ def marked(tokenizer: Any, prompts: Sequence[Sequence[int]]) -> int:
     return sum(sum(token in special for token in ids) > own for ids in prompts)
 
 
-def fit(
-    prompt: Sequence[int], responses: Sequence[Sequence[int]], *, longest_prompt: int, longest: int, truncate: bool
-) -> tuple[list[int], list[list[int]]] | None:
-    """Cut a prompt and its responses to what training holds.
+def fit(prompts: Lengths, responses: Lengths, *, longest_prompt: int, longest: int) -> tuple[Lengths, Lengths]:
+    """How many of their tokens training holds: the last ones of prompts, (N,), the first ones of their responses, (K, N).
 
-    Returns the prompt's last `longest_prompt` tokens and of each response as many first tokens as fit into `longest`
-    together with it; None where something would be cut and `truncate` is false.
+    Of a prompt longest_prompt, of each response as many as fit into `longest` together with it.
     """
-    kept = list(prompt[-longest_prompt:])
-    cut = [list(response[: longest - len(kept)]) for response in responses]
-    if not truncate and (len(kept) < len(prompt) or any(len(a) < len(b) for a, b in zip(cut, responses, strict=True))):
-        return None
-    return kept, cut
+    kept = np.minimum(prompts, longest_prompt)
+    return kept, np.minimum(responses, longest - kept)

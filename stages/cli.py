@@ -37,6 +37,16 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+def folded(text: object) -> str:
+    """What others wrote, an error of a library for example, as a message quotes it: in one line, not too long."""
+    return " ".join(str(text).split())[:300]
+
+
+def reason(error: Exception) -> str:
+    """An error in one line: its type and what it says."""
+    return f"{type(error).__name__}: {folded(error)}"
+
+
 TOOLS = [
     "torch",
     "transformers",
@@ -101,7 +111,7 @@ def mendable(error: Exception) -> str | None:
     if isinstance(error, StageError):
         return str(error)
     if no_space(error):
-        return f"{NO_SPACE} ({' '.join(str(error).split())[:300]}): {MORE_SPACE}"
+        return f"{NO_SPACE} ({folded(error)}): {MORE_SPACE}"
     if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES):
         return f"{error.filename}: {error.strerror}: see to its rights, or to how its disk is mounted, then run again"
     return None

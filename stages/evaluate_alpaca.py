@@ -143,7 +143,7 @@ def model_judge(wanted: params.EvaluateAlpaca, retries: int = RETRIES) -> Callab
                 for task in tqdm(as_completed(tasks), desc=wanted.judge, total=len(tasks), disable=not tasks):
                     answers[tasks[task]] = task.result()
             except openai.OpenAIError as error:
-                reason = " ".join(hidden(f"{error} {error.__cause__ or ''}").split()).rstrip(".")[:300]
+                reason = cli.folded(hidden(f"{error} {error.__cause__ or ''}")).rstrip(".")
                 raise StageError(
                     f"the judge {wanted.judge} at {base_url} failed: {reason}: its answers so far are kept, run again to go on"
                 ) from None  # whose traceback could quote the key

@@ -99,9 +99,8 @@ def _policy(model: str, dtype: str, batch_size: int) -> Any:
     try:
         lm = Float32Logits(pretrained=model, dtype=dtype, batch_size=batch_size, device=device)
     except (OSError, ValueError) as error:
-        raise StageError(f"{model}: not a model that transformers loads ({' '.join(str(error).split())[:300]})") from error
-    if getattr(lm.model.config, "attn_logit_softcapping", None):
-        lm.model.set_attn_implementation("eager")  # as in policy.load
+        raise StageError(f"{model}: not a model that transformers loads ({cli.folded(error)})") from error
+    pointers.cap_attention(lm.model)
     return lm
 
 

@@ -14,6 +14,9 @@ import pyarrow.parquet as pq
 from stages import cli, scratch
 from stages.cli import StageError
 
+BATCH = 4096
+"""Rows that are in work at a time, where a table is read or gone through."""
+
 faults: dict[pa.Schema, Callable[[pa.Table], str | None]] = {}
 """Schema -> what is wrong with the values of such a table. stages/schemas.py fills it: not every stage depends on that."""
 
@@ -62,8 +65,8 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     """Read Parquet that must have the schema's columns, types and rules, and at least one row. Raises StageError."""
     present(path)
     try:
-        with pq.ParquetFile(path) as file:
-            table = file.read()
+        with pq.ParquetFile(path, pre_buffer=False) as file:  # all at once it takes the table's memory twice
+            table = pa.Table.from_batches(file.iter_batches(BATCH), file.schema_arrow)
         table.validate(full=True)  # Parquet's readers take any bytes for UTF-8
         names = table.column_names
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:  # the last of harmed sizes

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from stages import files, markdown, params, schemas, sppo
@@ -54,24 +56,32 @@ def health(iteration: str, data: Path, eta: float, train: params.Train) -> tuple
     Raises StageError where a file of it is missing or not as written.
     """
     responses = files.read_table(data / "responses" / f"{iteration}.parquet", schemas.RESPONSES)
-    rankings = files.read_table(data / "rankings" / f"{iteration}.parquet", schemas.RANKINGS).to_pandas()
-    pairs = files.read_table(data / "pairs" / f"{iteration}.parquet", schemas.PAIRS).to_pandas()
+    duplicates = empty = 0
+    for batch in responses["responses"].chunks:  # Arrow can compare texts only across all rows
+        texts = batch.to_pylist()
+        duplicates += sum(len(row) - len(set(row)) for row in texts)
+        empty += sum(not text.strip() for row in texts for text in row)
+    counts = pc.list_flatten(responses["token_counts"]).to_pandas()
+    cut = pc.equal(pc.list_flatten(responses["finish_reasons"]), "length")
+    prompts = len(responses)
+    del responses
+    rankings = files.read_table(data / "rankings" / f"{iteration}.parquet", schemas.RANKINGS)
+    rankings = rankings.select(["tie", "prompt_cut", "responses_cut"]).to_pandas()
+    pairs = files.read_table(data / "pairs" / f"{iteration}.parquet", schemas.PAIRS)
+    pairs = pairs.select([field.name for field in pairs.schema if not pa.types.is_list(field.type)]).to_pandas()
     log = training_log(data / "logs" / f"{iteration}.csv")
-    texts = responses.column("responses").to_pylist()
-    counts = pd.Series([count for row in responses.column("token_counts").to_pylist() for count in row])
-    reasons = [reason for row in responses.column("finish_reasons").to_pylist() for reason in row]
     chosen, rejected = pairs["chosen_probability"], pairs["rejected_probability"]
     probabilities = torch.tensor(pd.concat([chosen, rejected]).to_numpy())
     zeros = torch.zeros_like(probabilities)
     end = log.tail(max(1, len(log) // 5)).mean(numeric_only=True)
     return (
         {
-            "prompts": len(texts),
+            "prompts": prompts,
             "contaminated": contaminated(iteration, data / "split" / "contamination.json"),
             "responses": len(counts),
-            "duplicates": sum(len(row) - len(set(row)) for row in texts),
-            "empty": sum(not text.strip() for row in texts for text in row),
-            "responses_cut": reasons.count("length"),
+            "duplicates": duplicates,
+            "empty": empty,
+            "responses_cut": pc.sum(cut).as_py(),
             "tokens": int(counts.sum()),
             **{f"length_{percent}": float(counts.quantile(percent / 100)) for percent in (5, 50, 95)},
             "ranker_prompts_cut": int(rankings["prompt_cut"].sum()),

@@ -12,10 +12,8 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from dvc.exceptions import NotDvcRepoError
-from dvc.repo import Repo
 
-from stages import markdown, params, pointers
+from stages import markdown, params, pointers, repository
 from stages.cli import StageError
 
 PARAMETERS = {
@@ -180,25 +178,22 @@ def policy_parameters(folder: Path, wanted: params.Params) -> float:
 
 def would_run(folder: Path) -> dict[str, str]:
     """Stage -> why it would run: `changed` by DVC's status, or `follows` where it depends on such a one."""
-    try:
-        with Repo(str(folder)) as repo:
-            file = str(folder / "dvc.yaml")
-            stages = {stage.addressing: stage for stage in repo.index.stages if Path(stage.path).samefile(file)}
-            changed = set(repo.status(targets=[file]))
-            pending = [stages[name] for name in stages if name in changed]
-            follows: set[str] = set()
-            while pending:
-                for stage in repo.index.graph.predecessors(pending.pop()):  # those that need it
-                    if stage.addressing not in changed | follows:
-                        follows.add(stage.addressing)
-                        pending.append(stage)
-            return {
-                stage.name: "changed" if name in changed else "follows"
-                for name, stage in stages.items()
-                if name in changed | follows
-            }
-    except NotDvcRepoError as error:
-        raise StageError(f"{folder.resolve()} is in no DVC repository: go where dvc.yaml is") from error
+    with repository.opened(folder) as repo:
+        file = str(folder / "dvc.yaml")
+        stages = {stage.addressing: stage for stage in repo.index.stages if Path(stage.path).samefile(file)}
+        changed = set(repo.status(targets=[file]))
+        pending = [stages[name] for name in stages if name in changed]
+        follows: set[str] = set()
+        while pending:
+            for stage in repo.index.graph.predecessors(pending.pop()):  # those that need it
+                if stage.addressing not in changed | follows:
+                    follows.add(stage.addressing)
+                    pending.append(stage)
+        return {
+            stage.name: "changed" if name in changed else "follows"
+            for name, stage in stages.items()
+            if name in changed | follows
+        }
 
 
 def page(folder: Path, gpus: int) -> str:

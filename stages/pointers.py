@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stages import files
-from stages.cli import StageError
+from stages.cli import StageError, reason
 
 NAME = "pointer.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -86,6 +86,15 @@ def model(path: Path, *, weights: bool = True, tokenizer: bool = True) -> Path:
     return folder
 
 
+def cap_attention(model: Any) -> None:
+    """Have transformers cap a loaded model's attention logits, where its configuration says so, as vLLM does.
+
+    Gemma 2's does; transformers' default kernel leaves the capping out.
+    """
+    if getattr(model.config, "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")
+
+
 def complete(place: str, names: Collection[str], weights: bool) -> None:
     """Raise StageError where the names of a model's files lack config.json or, if they are wanted, weights as safetensors."""
     if "config.json" not in names:
@@ -106,8 +115,8 @@ def _whole(file: Path) -> None:
             pass
     except (SafetensorError, OSError) as error:
         raise StageError(
-            f"{file} is damaged ({_line(error)}): make it again, or remove {file.resolve()} and fetch it again where it is the "
-            "Hub's; `make verify` names all that is damaged"
+            f"{file} is damaged ({reason(error)}): make it again, or remove {file.resolve()} and fetch it again where it is "
+            "the Hub's; `make verify` names all that is damaged"
         ) from error
 
 
@@ -123,7 +132,7 @@ def _check_tokens(folder: Path, needs_code: bool) -> None:
                 f"{folder} has code of its own, which is not run: take a model that transformers knows without"
             ) from error
         raise StageError(
-            f"{folder}: configuration or tokenizer cannot be read ({_line(error)}): see that config.json, "
+            f"{folder}: configuration or tokenizer cannot be read ({reason(error)}): see that config.json, "
             "tokenizer_config.json and tokenizer.json or tokenizer.model are there and whole"
         ) from error
     last, vocabulary = max(tokenizer.get_vocab().values()), config.get_text_config().vocab_size
@@ -132,7 +141,3 @@ def _check_tokens(folder: Path, needs_code: bool) -> None:
             f"{folder}: the tokenizer has tokens up to {last}, and the model embeddings for {vocabulary} only: they are not of "
             "one model; take the model's own tokenizer"
         )
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

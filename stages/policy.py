@@ -8,6 +8,7 @@ place it gives them.
 """
 
 import importlib.util
+import json
 import logging
 import os
 import signal
@@ -19,11 +20,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stages import cli, params, pointers, processes, sppo
+from stages import cli, files, params, pointers, processes, sppo
 from stages.cli import StageError
 
 ERROR_FILE = "SPPO_ERROR_FILE"
 """In the environment of a launched process: where its StageError goes, to be said last, below what torchrun says of it."""
+
+DIGESTS = "SPPO_DIGESTS"
+"""In the environment of a launched process: JSON, the digests of the stage's inputs, which are not hashed once for each."""
 
 GROUP_FILE = "SPPO_GROUP_FILE"
 """In the environment of a process alone: what its distributed group meets in, instead of a port that is open to the network."""
@@ -32,8 +36,8 @@ TOLERANCE = {"float32": 0.001, "bfloat16": 0.01}
 """How far log-probabilities of the same tokens may lie apart, relatively: rounding, in another batch."""
 
 
-def launch(devices: int, run: Callable[[], None]) -> None:
-    """Call `run` in each of `devices` processes of one distributed group.
+def launch(devices: int, inputs: dict[str, Path], run: Callable[[dict[str, str]], None]) -> None:
+    """Call `run` in each of `devices` processes of one distributed group, with the digests of the inputs by their names.
 
     Raises StageError where there are fewer GPUs than `devices` (processors take any number), or where a process fails.
     """
@@ -48,7 +52,7 @@ def launch(devices: int, run: Callable[[], None]) -> None:
             cli.log.setLevel(logging.WARNING)  # else every process would say the same
         try:
             with memory:
-                run()
+                run(json.loads(os.environ[DIGESTS]) if DIGESTS in os.environ else digests(inputs))
         except StageError as error:
             if ERROR_FILE in os.environ:
                 Path(os.environ[ERROR_FILE]).write_text(str(error))
@@ -59,11 +63,12 @@ def launch(devices: int, run: Callable[[], None]) -> None:
             f"train.devices is {devices}, and this machine has {torch.cuda.device_count()} GPUs: set train.devices to that "
             "(the global batch stays as it is: more accumulation takes the missing devices' place)"
         )
+    found = digests(inputs)
     if devices == 1:
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "GLOO_SOCKET_IFNAME": "lo"}
         with tempfile.TemporaryDirectory() as folder, memory:
             os.environ[GROUP_FILE] = f"{folder}/group"
-            run()
+            run(found)
             if torch.distributed.is_initialized():  # not where nothing was left to do
                 torch.distributed.destroy_process_group()  # before its file goes
         return
@@ -71,10 +76,14 @@ def launch(devices: int, run: Callable[[], None]) -> None:
     bound = partial(processes.end_with, os.getpid(), signal.SIGKILL)  # and each process with torchrun; Ctrl-C is for us alone
     with tempfile.TemporaryDirectory() as folder:
         said = Path(folder) / "error"
-        values = os.environ | {ERROR_FILE: str(said)}
+        values = os.environ | {ERROR_FILE: str(said), DIGESTS: json.dumps(found)}
         launched = [*command, *sys.orig_argv[1:]]
         if subprocess.run(launched, env=values, check=False, preexec_fn=bound, start_new_session=True).returncode:
             raise StageError(said.read_text() if said.exists() else "a training process failed: its message stands above")
+
+
+def digests(inputs: dict[str, Path]) -> dict[str, str]:
+    return {name: files.digest(path) for name, path in inputs.items()}
 
 
 def trainer_arguments(
@@ -158,8 +167,7 @@ def load(path: Path, dtype: params.Precision) -> tuple[Any, Any]:
     model = AutoModelForCausalLM.from_pretrained(
         local, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
     )
-    if getattr(model.config, "attn_logit_softcapping", None):
-        model.set_attn_implementation("eager")  # Gemma 2: transformers' default kernel leaves the capping out, vLLM does not
+    pointers.cap_attention(model)
     return model, AutoTokenizer.from_pretrained(local, trust_remote_code=False)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from stages import cli, files, pairrm, params, pointers, schemas, shards, sppo
 from stages.cli import StageError
@@ -55,7 +56,7 @@ def load_blender(ranker: Path) -> Any:
         load_model(blender.ranker, weights / pointers.WEIGHTS, device=device)
     except RuntimeError as error:
         raise StageError(
-            f"{weights / pointers.WEIGHTS}: not the weights of PairRM over {base} ({' '.join(str(error).split())[:200]}): "
+            f"{weights / pointers.WEIGHTS}: not the weights of PairRM over {base} ({cli.folded(error)}): "
             "correct assets.ranker in params.yaml"
         ) from error
     blender.ranker.pretrained_model.register_forward_pre_hook(_trim, with_kwargs=True)
@@ -229,9 +230,7 @@ def main() -> None:
     rankings = shards.map_shards(
         "rank", responses, settings.shard_size, load, (args.ranker, settings), schemas.RANKINGS, key, cores=True
     )
-    ties, prompts_cut, responses_cut = (
-        sum(rankings.column(name).to_pylist()) for name in ("tie", "prompt_cut", "responses_cut")
-    )
+    ties, prompts_cut, responses_cut = (pc.sum(rankings[name]).as_py() for name in ("tie", "prompt_cut", "responses_cut"))
     cli.log.info("%d prompts of %d responses ranked, %d ties", rankings.num_rows, samples, ties)
     cli.log.info("too long for the ranker and cut: %d prompts, %d responses", prompts_cut, responses_cut)
     files.write_table(rankings, schemas.RANKINGS, args.out)

@@ -109,7 +109,7 @@ def parsed(setting: str, value: str) -> Any:
     try:
         return round_trip().load(value)
     except YAMLError as error:
-        raise StageError(f"--set {setting}: not YAML: {' '.join(str(error).split())}") from error
+        raise StageError(f"--set {setting}: not YAML: {cli.folded(error)}") from error
 
 
 def dumped(document: Any) -> str:

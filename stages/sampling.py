@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from stages import chat, cli, files, params, pointers, schemas, shards
 from stages.cli import StageError
@@ -82,15 +83,15 @@ def respond(
         "sampling": vars(sampling),
     }
     table = shards.map_shards(stage, tokenized, shard_size, load, (local, engine, sampling), schemas.RESPONSES, key)
-    reasons = [reason for row in table.column("finish_reasons").to_pylist() for reason in row]
-    tokens = sum(count for row in table.column("token_counts").to_pylist() for count in row)
-    cli.log.info("%d responses, %d tokens, %d cut at the limit", len(reasons), tokens, reasons.count("length"))
+    counts, reasons = (pc.list_flatten(table[name]) for name in ("token_counts", "finish_reasons"))
+    cut = pc.sum(pc.equal(reasons, "length")).as_py()
+    cli.log.info("%d responses, %d tokens, %d cut at the limit", len(counts), pc.sum(counts).as_py(), cut)
     return table
 
 
 def not_started(error: Exception, engine: params.Engine) -> str:
     """Why vLLM did not start, by its own message, and the parameter that mends it."""
-    text = " ".join(str(error).split())
+    text = str(error)
     if "KV cache" in text or "cache blocks" in text:
         return (
             f"too little memory for keys and values: raise engine.kv_cache_gib (now {engine.kv_cache_gib}), or lower "
@@ -98,7 +99,7 @@ def not_started(error: Exception, engine: params.Engine) -> str:
         )
     if "max_model_len" in text:
         return f"engine.max_model_length {engine.max_model_length} is more than the model has positions: lower it"
-    return f"vLLM does not start ({type(error).__name__}: {text[:300]}): see engine in params.yaml, and the model"
+    return f"vLLM does not start ({cli.reason(error)}): see engine in params.yaml, and the model"
 
 
 def load(model: Path, engine: params.Engine, sampling: Sampling) -> Callable[[pa.Table], pa.Table]:

@@ -70,8 +70,10 @@ PAIRS = _schema(
 """reference -> train: the tokens that are trained on, P^ and the summed log-probability under the reference pi_t; how many
 tokens of prompt and responses were cut to fit."""
 
-LOGPS = pa.schema([PAIRS.field(name) for name in ("prompt_id", "chosen_reference_logps", "rejected_reference_logps")])
-"""A finished part of PAIRS, in reference's scratch."""
+_logps_names = ["chosen_reference_logps", "rejected_reference_logps"]
+CHOSEN = pa.schema([field for field in PAIRS if field.name not in _logps_names])
+LOGPS = pa.schema([PAIRS.field(name) for name in ("prompt_id", *_logps_names)])
+"""In reference's scratch: PAIRS before the reference has scored them, and a finished part of its scores."""
 
 LOG_COLUMNS = [
     "step",
@@ -165,7 +167,8 @@ def _tokens(table: pa.Table, name: str, depth: int = 0) -> Iterator[Rule]:
     for _ in range(depth):
         values = pc.list_flatten(values)
     yield name, depth, pc.equal(pc.list_value_length(values), 0), "without a token"
-    yield name, depth + 1, pc.less(pc.list_flatten(values), 0), "no token"
+    tokens = pc.list_flatten(values)
+    yield name, depth + 1, pc.less(tokens, pa.scalar(0, tokens.type)), "no token"  # a plain 0 makes an int64 of every token
 
 
 def _responses(table: pa.Table) -> Iterator[Rule]:
@@ -218,13 +221,17 @@ def _rankings(table: pa.Table) -> Iterator[Rule]:
 
 
 def _logps(table: pa.Table) -> Iterator[Rule]:
-    for name in ("chosen_reference_logps", "rejected_reference_logps"):
+    for name in _logps_names:
         logps = table[name].to_numpy()  # 0 where float32 has no probability between this one and 1
         yield name, 0, ~((logps <= 0) & np.isfinite(logps)), "no log-probability"
 
 
 def _pairs(table: pa.Table) -> Iterator[Rule]:
     yield from _logps(table)
+    yield from _chosen(table)
+
+
+def _chosen(table: pa.Table) -> Iterator[Rule]:
     for name in ("prompt_token_ids", "chosen_token_ids", "rejected_token_ids"):
         yield from _tokens(table, name)
     for side in ("chosen", "rejected"):
@@ -240,6 +247,7 @@ RULES: dict[pa.Schema, Callable[[pa.Table], Iterator[Rule]]] = {
     RESPONSES: _responses,
     RANKINGS: _rankings,
     PAIRS: _pairs,
+    CHOSEN: _chosen,
     LOGPS: _logps,
 }
 """What holds for a schema's values, beside that none is missing and every prompt_id is there once."""

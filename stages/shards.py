@@ -6,7 +6,7 @@ Finished shards lie in the scratch folder, keyed by everything that determines t
 
 import multiprocessing
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,13 @@ def map_shards(
     if len(tasks) == 1:
         _work(stage, load, arguments, schema, tasks[0])
     elif tasks:
-        _spawn([(stage, load, arguments, schema, task) for task in tasks], names)
+        _spawn(((stage, load, arguments, schema, [(own(shard), path) for shard, path in task]) for task in tasks), names)
     return pa.concat_tables([files.read_table(path, schema) for path in paths])
+
+
+def own(shard: pa.Table) -> pa.Table:
+    """A copy of a slice: pickled as it is, a slice takes all of the table that it is of along."""
+    return shard.take(pa.array(range(shard.num_rows)))
 
 
 def places(folder: Path, count: int) -> tuple[list[Path], list[int]]:
@@ -89,7 +94,7 @@ def _work(
         files.write_table(compute(shard), schema, path)
 
 
-def _spawn(jobs: list[tuple[Any, ...]], names: list[str]) -> None:
+def _spawn(jobs: Iterable[tuple[Any, ...]], names: list[str]) -> None:
     context = multiprocessing.get_context("spawn")
     workers = []
     for job, device in zip(jobs, names, strict=False):

@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +15,17 @@ from stages.cli import StageError
 HOLD_OUT = "hold-out"
 RUN = 13
 """Words in a row that no two texts share by chance: GPT-3's measure of contamination (arXiv 2005.14165, appendix C)."""
-PUNCTUATION = {code: " " for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)).startswith("P")}
+
+
+class Punctuation(dict[int, str | int]):
+    """For str.translate: a space for punctuation of any script, looked up when a character is met first."""
+
+    def __missing__(self, code: int) -> str | int:
+        self[code] = " " if unicodedata.category(chr(code)).startswith("P") else code
+        return self[code]
+
+
+PUNCTUATION = Punctuation()
 
 
 def words(text: str) -> list[str]:

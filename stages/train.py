@@ -10,6 +10,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from stages import cli, files, params, policy, schemas, scratch, sppo
 from stages.cli import StageError
 
@@ -21,7 +23,7 @@ WHOLE = "whole"
 
 
 def train(
-    rows: list[dict[str, Any]],
+    pairs: pa.Table,
     model_path: Path,
     eta: float,
     settings: params.Train,
@@ -30,7 +32,7 @@ def train(
     out: Path,
     log: Path,
 ) -> None:
-    """Train on rows of schemas.PAIRS; write the new policy as a transformers checkpoint and the training log as CSV.
+    """Train on a table of schemas.PAIRS; write the new policy as a transformers checkpoint and the training log as CSV.
 
     folder: of the checkpoints on the way; training goes on from the one that is there.
     Raises StageError where there are fewer pairs than one global batch, where the first loss is not what it must be, or
@@ -40,12 +42,13 @@ def train(
     import torch
     from transformers import PrinterCallback, Trainer
 
-    steps = len(rows) // settings.global_batch
+    count = len(pairs)
+    steps = count // settings.global_batch
     if not steps:
-        raise StageError(f"{len(rows)} pairs are less than one global batch: lower train.global_batch {settings.global_batch}")
-    kept = rows[: steps * settings.global_batch]  # only whole batches, else the last would depend on the number of devices
+        raise StageError(f"{count} pairs are less than one global batch: lower train.global_batch {settings.global_batch}")
+    kept = pairs.slice(0, steps * settings.global_batch)  # whole batches, else the last would depend on the number of devices
     cli.log.info(
-        "%d pairs, %d steps an epoch; %d pairs beyond the last whole batch left out", len(kept), steps, len(rows) - len(kept)
+        "%d pairs, %d steps an epoch; %d pairs beyond the last whole batch left out", len(kept), steps, count - len(kept)
     )
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(scratch.FOLDER / "tensorboard" / out.name))
     arguments = policy.trainer_arguments(
@@ -130,7 +133,7 @@ def train(
                 for old in set(folder.glob("checkpoint-*")) - {path}:
                     files.remove(old)
 
-    trainer = SPPOTrainer(model=model, args=arguments, data_collator=policy.collate, train_dataset=kept)
+    trainer = SPPOTrainer(model=model, args=arguments, data_collator=policy.collate, train_dataset=rows(kept))
     trainer.remove_callback(PrinterCallback)  # the log is a file
     start = newest_checkpoint(folder)
     if start:
@@ -147,6 +150,14 @@ def train(
                 trainer.accelerator.unwrap_model(trainer.model).save_pretrained(partial, state_dict=weights)
             tokenizer.save_pretrained(partial)
             pd.DataFrame(records, columns=schemas.LOG_COLUMNS).to_csv(partial_log, index=False, float_format="%.6g")
+
+
+def rows(table: pa.Table) -> Any:
+    """The table's rows as Trainer takes them, by their number: each is made when it is asked for."""
+    from datasets import Dataset
+    from datasets.table import InMemoryTable
+
+    return Dataset(InMemoryTable(table), fingerprint="")  # unused, and else the hash of all rows
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -229,20 +240,18 @@ def main() -> None:
     parser.add_argument("log", type=Path, help="CSV of the training log")
     args = parser.parse_args()
     wanted = params.load("seed", "eta", "train")
-    rows = files.read_table(args.pairs, schemas.PAIRS).to_pylist()
 
-    def run() -> None:
-        key = {
-            "model": files.digest(args.model),
-            "pairs": files.digest(args.pairs),
+    def run(digests: dict[str, str]) -> None:
+        key = digests | {
             "eta": wanted.eta,
             "train": wanted.train.model_dump(exclude=CANNOT_CHANGE_RESULTS),
             "seed": wanted.seed,
         }
         folder = scratch.folder("train", key)
-        train(rows, args.model, wanted.eta, wanted.train, wanted.seed, folder, args.out, args.log)
+        pairs = files.read_table(args.pairs, schemas.PAIRS)
+        train(pairs, args.model, wanted.eta, wanted.train, wanted.seed, folder, args.out, args.log)
 
-    policy.launch(wanted.train.devices, run)
+    policy.launch(wanted.train.devices, {"model": args.model, "pairs": args.pairs}, run)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dvc.exceptions import NotDvcRepoError
-from dvc.repo import Repo
 from tqdm import tqdm
 
-from stages import documents, files, params, pointers, schemas
+from stages import documents, files, params, pointers, repository, schemas
 from stages.cli import ROOT, StageError
 
 RIGHT, MISSING, CHANGED = "right", "missing", "changed"
@@ -188,11 +186,8 @@ def verify(folder: Path) -> tuple[list[str], str]:
     if not lock.is_file():
         raise StageError(f"{lock} is missing: run the experiment with `dvc repro`")
     stages: dict[str, Any] = documents.mapping(lock.read_bytes(), str(lock)).get("stages", {})
-    try:
-        with Repo(str(folder)) as repo:
-            cache = Path(repo.cache.local.path)
-    except NotDvcRepoError as error:
-        raise StageError(f"{folder.resolve()} is in no DVC repository: go where dvc.yaml is") from error
+    with repository.opened(folder) as repo:
+        cache = Path(repo.cache.local.path)
     of_git = uncached(params.read(folder / "dvc.yaml"))
     again = {
         stage: f"`dvc repro --force --single-item {stage if folder == Path() else f'{folder}/dvc.yaml:{stage}'}`"

@@ -233,7 +233,7 @@ def test_too_little_gpu_memory_to_train_names_its_parameter(monkeypatch: pytest.
     for name in ("LOCAL_RANK", "DS_ACCELERATOR", "OMP_NUM_THREADS"):
         monkeypatch.setenv(name, "1")
     with pytest.raises(StageError, match=r"^out of GPU memory: lower train\.device_batch; "):
-        policy.launch(1, no_memory)
+        policy.launch(1, {}, no_memory)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -89,20 +90,14 @@ def test_a_tokenizer_without_a_template_is_refused(tokenizer: Any, tmp_path: Pat
         tokenizer.chat_template = kept
 
 
-ids = st.lists(st.integers(0, 9), min_size=1, max_size=30)
+counts = st.integers(1, 30)
 
 
-@given(ids, st.lists(ids, min_size=2, max_size=2), st.integers(1, 20), st.integers(1, 20))
-def test_fit_keeps_the_prompts_end_and_the_responses_beginning(
-    prompt: list[int], responses: list[list[int]], longest: int, more: int
+@given(counts, st.lists(counts, min_size=2, max_size=2), st.integers(1, 20), st.integers(1, 20))
+def test_fit_holds_as_much_of_a_prompt_and_then_of_its_responses_as_there_is_room_for(
+    prompt: int, responses: list[int], longest: int, more: int
 ) -> None:
-    kept = chat.fit(prompt, responses, longest_prompt=longest, longest=longest + more, truncate=True)
-    assert kept is not None
-    fitted, cut = kept
-    assert prompt[-len(fitted) :] == fitted
-    assert len(fitted) == min(len(prompt), longest)
-    for before, after in zip(responses, cut, strict=True):
-        assert before[: len(after)] == after
-        assert len(after) == min(len(before), longest + more - len(fitted))
-    dropped = chat.fit(prompt, responses, longest_prompt=longest, longest=longest + more, truncate=False)
-    assert (dropped is None) == (fitted != prompt or cut != responses)
+    whole = np.array([[count] for count in responses])
+    (kept,), held = chat.fit(np.array([prompt]), whole, longest_prompt=longest, longest=longest + more)
+    assert kept == min(prompt, longest)
+    assert held[:, 0].tolist() == [min(count, longest + more - kept) for count in responses]

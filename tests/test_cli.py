@@ -120,7 +120,7 @@ def main():
             shards.map_shards("stage", table, 1, load, (), table.schema, {})
         elif sys.argv[1] == "ranks":
             from stages import policy
-            policy.launch(2, work)
+            policy.launch(2, {}, lambda _: work())
         partial.write_text("whole")
 
 if __name__ == "__main__":

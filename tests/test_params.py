@@ -110,7 +110,9 @@ def test_a_stage_is_stopped_by_its_own_sections_only(tmp_path: Path) -> None:
     [
         (None, " is missing: stages run in the folder"),
         ("a: [1", ": not YAML: "),
-        ("a: &a [*a]", ": not YAML: "),
+        ("a: &a [*a]", ": not YAML: an alias"),
+        ("a: &a [1]\nb: &b [*a, *a]\nc: [*b, *b]", ": not YAML: an alias"),
+        (f"a: 0x{'f' * 5000}", ": not YAML: "),
         ("a: 2001-99-99", ": not YAML: "),
         ("- 1", ": a mapping of"),
     ],

@@ -1,5 +1,6 @@
 """Shards of tables: all kinds of text and any number of responses go through, harmed shards do not."""
 
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -65,3 +66,10 @@ def test_a_number_of_workers_that_is_none_is_refused(value: str, monkeypatch: py
     monkeypatch.setenv("SPPO_WORKERS", value)
     with pytest.raises(StageError, match=r"^SPPO_WORKERS is '.*' and must be a number of processes"):
         shards.devices()
+
+
+def test_a_shard_does_not_take_the_whole_table_to_its_worker() -> None:
+    table = pa.table({"prompt": [["some text"] * 3] * 10_000})
+    shard = shards.own(table.slice(20, 4))
+    assert shard.equals(table.slice(20, 4))
+    assert len(pickle.dumps(shard)) < 10_000

@@ -166,12 +166,12 @@ def _reaching(what: str, repo: str, repo_type: str) -> Iterator[None]:
         raise StageError(f"{what}: the repository has no such revision: see {page}/commits/main") from error
     except Exception as error:
         remedy = "check the files in it" if Path(repo).is_dir() else f"check the network, and {page}"
-        raise StageError(f"{what}: cannot be had ({_line(error)}): {remedy}") from error
+        raise StageError(f"{what}: cannot be had ({type(error).__name__}: {cli.folded(_hidden(error))}): {remedy}") from error
 
 
-def _line(error: Exception) -> str:
-    """An error in one line, without the token, which a server may have quoted."""
+def _hidden(error: Exception) -> str:
+    """What an error says, without the token, which a server may have quoted."""
     from huggingface_hub import get_token
 
-    text, token = " ".join(str(error).split()), get_token()
-    return f"{type(error).__name__}: {(text.replace(token, '...') if token else text)[:300]}"
+    text, token = str(error), get_token()
+    return text.replace(token, "...") if token else text
