@@ -53,6 +53,7 @@ def launch(devices: int, inputs: dict[str, Path], run: Callable[[dict[str, str]]
         try:
             with memory:
                 run(json.loads(os.environ[DIGESTS]) if DIGESTS in os.environ else digests(inputs))
+            leave_group()
         except StageError as error:
             if ERROR_FILE in os.environ:
                 Path(os.environ[ERROR_FILE]).write_text(str(error))
@@ -69,8 +70,7 @@ def launch(devices: int, inputs: dict[str, Path], run: Callable[[dict[str, str]]
         with tempfile.TemporaryDirectory() as folder, memory:
             os.environ[GROUP_FILE] = f"{folder}/group"
             run(found)
-            if torch.distributed.is_initialized():  # not where nothing was left to do
-                torch.distributed.destroy_process_group()  # before its file goes
+            leave_group()  # before its file goes
         return
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={devices}"]
     bound = partial(processes.end_with, os.getpid(), signal.SIGKILL)  # and each process with torchrun; Ctrl-C is for us alone
@@ -80,6 +80,14 @@ def launch(devices: int, inputs: dict[str, Path], run: Callable[[dict[str, str]]
         launched = [*command, *sys.orig_argv[1:]]
         if subprocess.run(launched, env=values, check=False, preexec_fn=bound, start_new_session=True).returncode:
             raise StageError(said.read_text() if said.exists() else "a training process failed: its message stands above")
+
+
+def leave_group() -> None:
+    """End the distributed group, if there is one: its threads may abort a process that ends with them."""
+    import torch
+
+    if torch.distributed.is_initialized():  # not where nothing was left to do
+        torch.distributed.destroy_process_group()
 
 
 def digests(inputs: dict[str, Path]) -> dict[str, str]:
