@@ -81,17 +81,17 @@ def runs(values: pa.Array, starts: Any, lengths: Any) -> pa.ListArray:
     return pa.ListArray.from_arrays(offsets.astype(np.int32), values.take(pa.array(index)))
 
 
-def score(chosen: pa.Table, model_path: Path, dtype: params.Precision, arguments: Any, folder: Path) -> list[Path]:
+def score(table: pa.Table, model_path: Path, dtype: params.Precision, arguments: Any, folder: Path) -> list[Path]:
     """Parquet files of schemas.LOGPS in the folder, a row a pair in order: summed log-probabilities, in nats, under the model.
 
-    arguments: of policy.trainer_arguments. Every process takes part in every shard, the main one writes it. Shards that are
-    there already are not made again.
+    table: of schemas.CHOSEN; arguments: of policy.trainer_arguments. Every process takes part in every shard, the main one
+    writes it. Shards that are there already are not made again.
     """
     import torch
     from transformers import ProgressCallback, Trainer
 
     size = SHARD_STEPS * arguments.world_size * arguments.per_device_eval_batch_size
-    paths, pending = shards.places(folder, -(-len(chosen) // size))
+    paths, pending = shards.places(folder, -(-len(table) // size))
     if not pending:
         return paths
     model, tokenizer = policy.load(model_path, dtype)
@@ -108,11 +108,11 @@ def score(chosen: pa.Table, model_path: Path, dtype: params.Precision, arguments
     scorer = Scorer(model=model, args=arguments, data_collator=policy.collator(tokenizer))
     scorer.remove_callback(ProgressCallback)  # of a single shard
     for index in tqdm(pending, desc="reference", unit="shard", disable=not cli.is_main()):
-        shard = chosen.slice(index * size, size)
+        shard = table.slice(index * size, size)
         logps = scorer.predict(shard.to_pylist()).predictions
         if cli.is_main():
-            table = pa.Table.from_arrays([shard["prompt_id"], *logps.T], schema=schemas.LOGPS)
-            files.write_table(table, schemas.LOGPS, paths[index])
+            found = pa.Table.from_arrays([shard["prompt_id"], *logps.T], schema=schemas.LOGPS)
+            files.write_table(found, schemas.LOGPS, paths[index])
     return paths
 
 
