@@ -89,17 +89,17 @@ def longest(chosen: pa.Table) -> dict[str, Any]:
     return found
 
 
-def score(chosen: pa.Table, model_path: Path, dtype: params.Precision, arguments: Any, folder: Path) -> list[Path]:
+def score(table: pa.Table, model_path: Path, dtype: params.Precision, arguments: Any, folder: Path) -> list[Path]:
     """Parquet files of schemas.LOGPS in the folder, a row a pair in order: summed log-probabilities, in nats, under the model.
 
-    arguments: of policy.trainer_arguments. Every process takes part in every shard, the main one writes it. Shards that are
-    there already are not made again.
+    table: of schemas.CHOSEN; arguments: of policy.trainer_arguments. Every process takes part in every shard, the main one
+    writes it. Shards that are there already are not made again.
     """
     import torch
     from transformers import ProgressCallback, Trainer
 
     size = SHARD_STEPS * arguments.world_size * arguments.per_device_eval_batch_size
-    paths, pending = shards.places(folder, -(-len(chosen) // size))
+    paths, pending = shards.places(folder, -(-len(table) // size))
     if not pending:
         return paths
     model, _ = policy.load(model_path, dtype)
@@ -113,7 +113,7 @@ def score(chosen: pa.Table, model_path: Path, dtype: params.Precision, arguments
         def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
             with torch.no_grad():
                 if not self.checked:
-                    policy.check_packing(model, longest(chosen), dtype)
+                    policy.check_packing(model, longest(table), dtype)
                     self.checked = True
                 logps = policy.batch_logps(model, inputs)
             return None, torch.stack(logps.chunk(2), 1), None
@@ -121,11 +121,11 @@ def score(chosen: pa.Table, model_path: Path, dtype: params.Precision, arguments
     scorer = Scorer(model=policy.scoring(model), args=arguments, data_collator=policy.collate)
     scorer.remove_callback(ProgressCallback)  # of a single shard
     for index in tqdm(pending, desc="reference", unit="shard", disable=not cli.is_main()):
-        shard = chosen.slice(index * size, size)
+        shard = table.slice(index * size, size)
         logps = scorer.predict(shard.to_pylist()).predictions
         if cli.is_main():
-            table = pa.Table.from_arrays([shard["prompt_id"], *logps.T], schema=schemas.LOGPS)
-            files.write_table(table, schemas.LOGPS, paths[index])
+            found = pa.Table.from_arrays([shard["prompt_id"], *logps.T], schema=schemas.LOGPS)
+            files.write_table(found, schemas.LOGPS, paths[index])
     return paths
 
 
