@@ -2,15 +2,16 @@
 
 import random
 
-WORDS = (
-    "the of and to a in is it that for you on with as are be this was have or an by not but at from your which can will what "
-    "all their one if about there when use how more other time some these out so would make than first been its who people "
-    "over did down only way find because each number part sound most after new work place where through think help before "
-    "line right mean differ cause same turn move following example include another under explain question answer describe "
-    "write short story code function return value language model data problem reason result important different between "
-    "several possible however, therefore, although experience knowledge environment development information understand "
-    "consider provide improve increase temperature government university mathematics photosynthesis responsibility."
-).split()
+TEXT = """
+the of and to a in is it that for you on with as are be this was have or an by not but at from your which can will what
+all their one if about there when use how more other time some these out so would make than first been its who people
+over did down only way find because each number part sound most after new work place where through think help before
+line right mean differ cause same turn move following example include another under explain question answer describe
+write short story code function return value language model data problem reason result important different between
+several possible however, therefore, although experience knowledge environment development information understand
+consider provide improve increase temperature government university mathematics photosynthesis responsibility.
+"""
+WORDS = TEXT.split()
 
 
 def text(draw: random.Random, words: int) -> str:
