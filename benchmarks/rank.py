@@ -1,11 +1,11 @@
 """rank against what the released code calls, llm-blender's Blender.rank(batch_size=1), in pairs of responses a second.
 
 Both sides have the same random weights of PairRM's architecture, float32, one thread, one process, and start from the same
-texts; here that is tokenizing, all ordered pairs and the rankings, there tokenizing, all ordered pairs and the scores. Of
-every fourth prompt two responses are alike, as happens where answers are short. Short texts go through a ranker of the
-miniature's shape (hidden size 64, 2 layers), texts near PairRM's limits (1224 tokens of a prompt, 412 of a response) through
-one of hidden size 256 and 4 layers. Cost is linear in prompts and grows with K (K - 1) of K responses: hence two sizes each.
-Before anything is timed, the scores of both sides must agree to 1e-5.
+texts; here that is tokenizing, all ordered pairs and the rankings, there tokenizing, all ordered pairs and the scores. Short
+texts, of every fourth prompt two responses alike, go through a ranker of the miniature's shape (hidden size 64, 2 layers);
+texts near PairRM's limits (1224 tokens of a prompt, 412 of a response), none alike, through one of 4 layers. Cost is linear
+in prompts and grows with K (K - 1) of K responses: hence two sizes each. Before anything is timed, the scores of both sides
+must agree to 1e-5.
 """
 
 import functools
@@ -46,7 +46,7 @@ def responses(prompts: int, samples: int, words: tuple[int, int]) -> pa.Table:
     rows: list[dict[str, Any]] = []
     for index in range(prompts):
         drawn = [texts.text(draw, texts.around(draw, words[1])) for _ in range(samples)]
-        if index % 4 == 0:
+        if index % 4 == 3:
             drawn[-1] = drawn[0]
         rows.append({"prompt_id": f"{index}", "prompt": texts.text(draw, texts.around(draw, words[0])), "responses": drawn})
     return pa.Table.from_pylist(rows)
@@ -72,8 +72,8 @@ def main() -> None:
     figures = []
     with tempfile.TemporaryDirectory() as name:
         for kind, words, shape, sizes, wanted in (
-            ("short texts", SHORT, (64, 2), ((64, 5), (128, 5), (64, 3)), ">= 6"),
-            ("long texts", LONG, (256, 4), ((1, 3), (2, 3), (1, 5)), ">= 2"),
+            ("short texts", SHORT, (64, 2), ((40, 5), (80, 5), (40, 3)), ">= 6"),
+            ("long texts", LONG, (64, 4), ((1, 3), (2, 3), (1, 5)), ">= 2"),
         ):
             folder = Path(name) / kind
             make(folder, *shape)
