@@ -1,11 +1,10 @@
 """rank against what the released code calls, llm-blender's Blender.rank(batch_size=1), in pairs of responses a second.
 
 Both sides have the same random weights of PairRM's architecture, float32, one thread, one process, and start from the same
-texts; here that is tokenizing, all ordered pairs and the rankings, there tokenizing, all ordered pairs and the scores. Short
-texts, of every fourth prompt two responses alike, go through a ranker of the miniature's shape (hidden size 64, 2 layers);
-texts near PairRM's limits (1224 tokens of a prompt, 412 of a response), none alike, through one of 4 layers. Cost is linear
-in prompts and grows with K (K - 1) of K responses: hence two sizes each. Before anything is timed, the scores of both sides
-must agree to 1e-5.
+texts; here that is tokenizing, all ordered pairs and the rankings, there tokenizing, all ordered pairs and the scores. The
+shape is the miniature's. Of every fourth short prompt two responses are alike, as happens; the long texts are near PairRM's
+limits, 1224 tokens of a prompt and 412 of a response, and none alike. Cost is linear in prompts and grows with K (K - 1) of
+K responses: hence two sizes each. Before anything is timed, the scores of both sides must agree to 1e-5.
 """
 
 import functools
@@ -28,13 +27,14 @@ SHORT, LONG = (10, 12), (900, 330)
 """Words of a prompt and of a response, about."""
 
 
-def make(out: Path, hidden_size: int, layers: int) -> None:
+def make(out: Path) -> None:
     """A ranker with random weights, by the miniature's own builders."""
     from safetensors.torch import save_model
 
     torch.manual_seed(0)
     draw = random.Random(0)
-    size = params.MiniatureRanker(hidden_size=hidden_size, layers=layers, prompts=1, candidates=2, noise=0, learning_rate=1e-3)
+    size = params.load("assets.ranker", path=ROOT / "params.yaml").ranker.miniature
+    assert size
     miniature.write_base([(texts.text(draw, 60), [texts.text(draw, 60)]) for _ in range(500)], size, out / "base")
     model, _ = miniature.untrained(out)
     save_model(model, str(out / "PairRM" / "model.safetensors"))
@@ -69,17 +69,16 @@ def compared(subject: str, folder: Path, prompts: int, samples: int, words: tupl
 
 def main() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    figures = []
     with tempfile.TemporaryDirectory() as name:
-        for kind, words, shape, sizes, wanted in (
-            ("short texts", SHORT, (64, 2), ((40, 5), (80, 5), (40, 3)), ">= 6"),
-            ("long texts", LONG, (64, 4), ((1, 3), (2, 3), (1, 5)), ">= 2"),
+        folder = Path(name)
+        make(folder)
+        for kind, words, sizes, wanted in (
+            ("short texts", SHORT, ((32, 5), (64, 5), (32, 3)), ">= 6"),
+            ("long texts", LONG, ((1, 3), (2, 3), (1, 5)), ">= 2"),
         ):
-            folder = Path(name) / kind
-            make(folder, *shape)
             subject = f"pairs a second, {kind}, against Blender.rank(batch_size=1)"
-            figures += [compared(subject, folder, prompts, samples, words, wanted) for prompts, samples in sizes]
-    report(figures)
+            for prompts, samples in sizes:
+                report([compared(subject, folder, prompts, samples, words, wanted)])
 
 
 if __name__ == "__main__":

@@ -121,8 +121,10 @@ def start(model: Path, engine: params.Engine, seed: int) -> Any:
     if engine.kv_cache_gib is not None:
         settings["kv_cache_memory_bytes"] = int(engine.kv_cache_gib * 2**30)
     if not torch.cuda.is_available():
-        # Per-request seeds fail on the processor with chunked prefill; eager saves a compilation that does not pay here.
+        # Per-request seeds fail on the processor with chunked prefill; eager saves a compilation that does not pay here; the
+        # K samples share their prompt's whole blocks of keys and values only, and 128, the default, holds most prompts.
         settings |= {
+            "block_size": 32,
             "enforce_eager": True,
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": engine.max_model_length * 8,
