@@ -37,11 +37,16 @@ def prompt_text(tokenizer: Any, prompt: str) -> str:
 
 
 def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
-    """Token ids of `prompt_text`, with exactly one BOS where the tokenizer has one.
+    """Token ids of `prompt_text`. Raises StageError where there is no template, or as `text_ids` does."""
+    return text_ids(tokenizer, prompt_text(tokenizer, prompt))
 
-    Raises StageError where there is no template, or where it gives no BOS or several.
+
+def text_ids(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text that `prompt_text` gave, with exactly one BOS where the tokenizer has one.
+
+    Raises StageError where the template gives no BOS or several.
     """
-    ids: list[int] = tokenizer(prompt_text(tokenizer, prompt), add_special_tokens=False)["input_ids"]
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     bos = tokenizer.bos_token_id
     if bos is not None and (ids[:1] != [bos] or ids[1:2] == [bos]):
         found = "no BOS token" if ids[:1] != [bos] else "more than one BOS token"

@@ -6,17 +6,16 @@ only then share batches with others.
 """
 
 import argparse
-import copy
 import itertools
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages import cli, files, pairrm, params, pointers, schemas, shards, sppo
+from stages import cli, deberta, files, pairrm, params, pointers, schemas, shards, sppo
 from stages.cli import StageError
 
 
@@ -59,7 +58,6 @@ def load_blender(ranker: Path) -> Any:
             f"{weights / pointers.WEIGHTS}: not the weights of PairRM over {base} ({cli.folded(error)}): "
             "correct assets.ranker in params.yaml"
         ) from error
-    blender.ranker.pretrained_model.register_forward_pre_hook(_trim, with_kwargs=True)
     return blender
 
 
@@ -103,33 +101,94 @@ class Texts(NamedTuple):
 
 
 def encode(blender: Any, prompt: str, responses: list[str]) -> Texts:
-    """Tokens of a prompt and its K responses, cut where llm-blender cuts them when they are a batch of their own."""
+    """Tokens of a prompt and its K responses, cut where llm-blender cuts them when they are a batch of their own.
+
+    Its collator tokenizes by the same rule, but does not say what it cut.
+    """
+    collator, tokenizer = blender.ranker_collator, blender.ranker_tokenizer
     distinct = list(dict.fromkeys(responses))
-    collator, tokenizer = copy.copy(blender.ranker_collator), blender.ranker_tokenizer
-    source, candidates = apart(prompt), [apart(text) for text in distinct]
-    batch = collator([{"source": source, "candidates": candidates}])
-    ids = plain(batch["source_ids"][0], tokenizer.source_prefix_id, tokenizer)
-    found = plain(batch["candidate_ids"][0], tokenizer.cand_prefix_id, tokenizer)
-    mask, masks = batch["source_attention_mask"][0].bool(), batch["candidate_attention_mask"][0].bool()
-    texts = [collator.candidate_prefix + text for text in candidates]
-    cut = [cut_short(mask, text, tokenizer) for mask, text in zip(masks, texts, strict=True)]
+    (source,), (prompt_cut,) = tokens(tokenizer, collator.source_prefix, [prompt], collator.source_maxlength)
+    longest = collator.candidate_maxlength + (collator.source_maxlength - len(source)) // 2
+    candidates, cut = tokens(tokenizer, collator.candidate_prefix, distinct, longest)
     where = [distinct.index(response) for response in responses]
     return Texts(
-        ids[mask],
-        [one[mask] for one, mask in zip(found, masks, strict=True)],
+        plain(source, tokenizer.source_prefix_id, tokenizer),
+        [plain(one, tokenizer.cand_prefix_id, tokenizer) for one in candidates],
         where,
-        cut_short(mask, collator.source_prefix + source, tokenizer),
+        prompt_cut,
         sum(cut[index] for index in where),
     )
 
 
-def pair_logits(blender: Any, prompts: list[Texts], tokens_per_batch: int) -> list[Any]:
+def tokens(tokenizer: Any, marker: str, texts: list[str], longest: int) -> tuple[list[Any], list[bool]]:
+    """Token ids (L,) of each text after the marker, the first `longest` with [SEP] as the last, and whether it was cut."""
+    import torch
+
+    marked = [(marker + apart(text)).replace(tokenizer.sep_token, " ") for text in texts]
+    whole = tokenizer(marked, verbose=False)["input_ids"]
+    cut = [len(ids) > longest for ids in whole]
+    return [torch.tensor(ids[: longest - 1] + ids[-1:] if long else ids) for ids, long in zip(whole, cut, strict=True)], cut
+
+
+Compare = Callable[[list[tuple[Any, Any, Any]]], Any]
+"""PairRM's logits (N,) of N triples of prompt, left and right response, as token ids (L,) each."""
+
+
+def comparing(blender: Any) -> Compare:
+    """llm-blender's forward pass on a GPU; on a processor the same figures sooner, by stages/deberta.py."""
+    on_processor = blender.ranker_config.device == "cpu" and deberta.understood(blender.ranker.pretrained_model)
+    return quick(blender) if on_processor else llm_blenders_own(blender)
+
+
+def llm_blenders_own(blender: Any) -> Compare:
+    import torch
+
+    tokenizer, device = blender.ranker_tokenizer, blender.ranker_config.device
+
+    @torch.inference_mode()
+    def compare(batch: list[tuple[Any, Any, Any]]) -> Any:
+        inputs = [one.to(device) for texts in zip(*batch, strict=True) for one in padded(texts, tokenizer)]
+        return blender.ranker._forward(*inputs)["logits"]
+
+    return compare
+
+
+def quick(blender: Any) -> Compare:
+    import torch
+
+    ranker, tokenizer = blender.ranker, blender.ranker_tokenizer
+    distances = deberta.distances(ranker.pretrained_model)
+    markers = torch.tensor([tokenizer.source_prefix_id, tokenizer.cand1_prefix_id, tokenizer.cand2_prefix_id])
+
+    @torch.inference_mode()
+    def compare(batch: list[tuple[Any, Any, Any]]) -> Any:
+        ids, mask = padded([torch.cat(triple) for triple in batch], tokenizer)
+        # PairRM reads the states of the markers, of which each stands behind its text's [CLS].
+        places = torch.tensor([[1, len(source) + 1, len(source) + len(left) + 1] for source, left, _ in batch])
+        ids.scatter_(1, places, markers.expand_as(places))
+        states = deberta.states(ranker.pretrained_model, distances, ids, mask, places)
+        source, *responses = states.unbind(1)
+        left, right = (ranker.head_layer(torch.cat([source, response], -1)) for response in responses)
+        return (left - right).mean(-1)
+
+    return compare
+
+
+def padded(texts: Sequence[Any], tokenizer: Any) -> tuple[Any, Any]:
+    """Token ids and mask (B, L) of B texts (their length,)."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    ids = pad_sequence(list(texts), batch_first=True, padding_value=tokenizer.pad_token_id)
+    return ids, pad_sequence([torch.ones_like(one) for one in texts], batch_first=True)
+
+
+def pair_logits(compare: Compare, prompts: list[Texts], tokens_per_batch: int) -> list[Any]:
     """PairRM's logits (K, K) float32 of each prompt's K responses, L_ij with response i on the left; 0 where i and j are alike.
 
     Ordered pairs of any of the prompts share a batch, by length, for as many tokens as tokens_per_batch with the padding.
     """
     import torch
-    from torch.nn.utils.rnn import pad_sequence
 
     pairs = sorted(
         (len(texts.source) + len(texts.candidates[i]) + len(texts.candidates[j]), prompt, i, j)
@@ -146,28 +205,11 @@ def pair_logits(blender: Any, prompts: list[Texts], tokens_per_batch: int) -> li
             (prompts[prompt].source, prompts[prompt].candidates[i], prompts[prompt].candidates[j])
             for _, prompt, i, j in pairs[start:end]
         ]
-        inputs = []
-        for texts in map(list, zip(*batch, strict=True)):
-            inputs.append(pad_sequence(texts, batch_first=True, padding_value=blender.ranker_tokenizer.pad_token_id))
-            inputs.append(pad_sequence([torch.ones_like(one) for one in texts], batch_first=True))
-        with torch.no_grad():
-            output = blender.ranker._forward(*(one.to(blender.ranker_config.device) for one in inputs))["logits"]
+        output = compare(batch)
         for (_, prompt, i, j), value in zip(pairs[start:end], output.float().tolist(), strict=True):
             logits[prompt][i, j] = value
         start = end
     return [found[texts.where][:, texts.where] for found, texts in zip(logits, prompts, strict=True)]
-
-
-def _trim(module: Any, args: Any, inputs: dict[str, Any]) -> Any:
-    """Leave columns out that are padding in every row: llm-blender moves the padding between the three texts to the end."""
-    width = int(inputs["attention_mask"].any(0).nonzero().max()) + 1
-    return args, inputs | {name: inputs[name][:, :width] for name in ("input_ids", "attention_mask")}
-
-
-def cut_short(mask: Any, text: str, tokenizer: Any) -> bool:
-    """Whether the tokens under the mask (L,) are fewer than those of the text, as llm-blender prepares it."""
-    whole = tokenizer(text.replace(tokenizer.sep_token, " "), verbose=False)["input_ids"]
-    return int(mask.sum()) < len(whole)
 
 
 def ranking(prompt_id: str, logits: Any, responses: list[str], probability: str) -> dict[str, Any]:
@@ -197,13 +239,14 @@ def load(ranker: Path, settings: params.Rank) -> Callable[[pa.Table], pa.Table]:
 
     torch.set_num_threads(1)  # the order of sums, and so the last digits, must not depend on the number of cores
     blender = load_blender(ranker)
+    compare = comparing(blender)
 
     def rank(shard: pa.Table) -> pa.Table:
         rows = shard.to_pylist()
         column = "prompt" if settings.input == "instruction" else "templated_prompt"
         prompts = [encode(blender, row[column], row["responses"]) for row in rows]
         with cli.within_memory(f"lower rank.tokens_per_batch (now {settings.tokens_per_batch})"):
-            logits = pair_logits(blender, prompts, settings.tokens_per_batch)
+            logits = pair_logits(compare, prompts, settings.tokens_per_batch)
         ranked = [
             ranking(row["prompt_id"], found, row["responses"], settings.probability)
             | {"prompt_cut": texts.prompt_cut, "responses_cut": texts.responses_cut}

@@ -57,8 +57,8 @@ def respond(
             f"engine.stop_token_ids: {beyond[0]} is no token of {model}, which has {len(tokenizer)}: correct it in params.yaml"
         )
     prompts = part.column("prompt").to_pylist()
-    prompt_ids = [chat.prompt_ids(tokenizer, prompt) for prompt in prompts]
     texts = [chat.prompt_text(tokenizer, prompt) for prompt in prompts]
+    prompt_ids = [chat.text_ids(tokenizer, text) for text in texts]
     room = sampling.max_new_tokens if leave_out else 1
     fits = [len(ids) + room <= engine.max_model_length for ids in prompt_ids]
     if not leave_out and not all(fits):
@@ -104,6 +104,11 @@ def not_started(error: Exception, engine: params.Engine) -> str:
 
 def load(model: Path, engine: params.Engine, sampling: Sampling) -> Callable[[pa.Table], pa.Table]:
     """Start vLLM on this process's device. Returns the function that answers one shard of tokenized prompts."""
+    return answering(start(model, engine, sampling.seed), engine, sampling)
+
+
+def start(model: Path, engine: params.Engine, seed: int) -> Any:
+    """vLLM's LLM on this process's device. Raises StageError where it does not start."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine in this process: nothing reorders its requests
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     for name, value in (("VLLM_HOST_IP", "127.0.0.1"), ("GLOO_SOCKET_IFNAME", "lo")):  # nothing listens to other machines
@@ -111,31 +116,38 @@ def load(model: Path, engine: params.Engine, sampling: Sampling) -> Callable[[pa
     import torch
 
     logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # that there is no Triton without a GPU is known
-    from vllm import LLM, SamplingParams
+    from vllm import LLM
 
     settings: dict[str, Any] = {"use_tqdm_on_load": False}
     if engine.kv_cache_gib is not None:
         settings["kv_cache_memory_bytes"] = int(engine.kv_cache_gib * 2**30)
     if not torch.cuda.is_available():
-        # Per-request seeds fail on the processor with chunked prefill; eager saves a compilation that does not pay here.
+        # Per-request seeds fail on the processor with chunked prefill; eager saves a compilation that does not pay here; the
+        # K samples share their prompt's whole blocks of keys and values only, and 128, the default, holds most prompts.
         settings |= {
+            "block_size": 32,
             "enforce_eager": True,
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": engine.max_model_length * 8,
         }
     try:
         with cli.within_memory(MEMORY):
-            llm = LLM(
+            return LLM(
                 model=str(model),
                 dtype=engine.dtype,
                 max_model_len=engine.max_model_length,
-                seed=sampling.seed,
+                seed=seed,
                 load_format="safetensors",
                 trust_remote_code=False,
                 **settings,
             )
     except (AssertionError, OSError, RuntimeError, ValueError) as error:
         raise StageError(f"{model}: {not_started(error, engine)}") from error
+
+
+def answering(llm: Any, engine: params.Engine, sampling: Sampling) -> Callable[[pa.Table], pa.Table]:
+    """The function of one shard of tokenized prompts, by a started LLM."""
+    from vllm import SamplingParams
 
     def answer(shard: pa.Table) -> pa.Table:
         rows = shard.to_pylist()

@@ -220,6 +220,7 @@ def test_too_little_gpu_memory_for_vllm_names_its_parameter(monkeypatch: pytest.
 
 def test_too_little_gpu_memory_for_the_ranker_names_its_parameter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rank, "load_blender", lambda _: None)
+    monkeypatch.setattr(rank, "comparing", lambda _: None)
     monkeypatch.setattr(rank, "encode", lambda *_: None)
     monkeypatch.setattr(rank, "pair_logits", no_memory)
     threads = torch.get_num_threads()
