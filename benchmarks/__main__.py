@@ -57,7 +57,7 @@ def page(figures: dict[str, list[dict[str, Any]]]) -> str:
         if not found:
             lines += ["Not run: there is no GPU here."]
             continue
-        lines += ["| what | size | here | baseline | ratio | spread | wanted |", "|---|---|---|---|---|---|---|"]
+        lines += ["| what | size | here | baseline | ratio | spread | wanted |", "|---|---|---:|---:|---:|---|---|"]
         lines += [
             "| {subject} | {size} | {ours:.3g} | {baseline:.3g} | {ratio:.2f} | {low:.2f} to {high:.2f} | {wanted} |".format(
                 **one

@@ -5,6 +5,11 @@ Weights are random, in bfloat16, with gradient checkpointing in training. The li
 gradient checkpointing does again (model FLOPs utilisation).
 """
 
+import argparse
+import dataclasses
+import functools
+import itertools
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -12,6 +17,7 @@ from typing import Any
 
 from benchmarks import measure
 from benchmarks import train as training
+from stages import cli
 
 SHAPES = {
     "1B": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16},
@@ -20,8 +26,11 @@ SHAPES = {
 """Llama 3's, both with 32 heads and 8 of keys and values."""
 HEADS = {"num_attention_heads": 32, "num_key_value_heads": 8}
 VOCABULARY = 128256
+DEBERTA = 1024, 24
+"""Width and layers of DeBERTa-v3-large."""
 BATCH = 8
 LENGTH = 1024
+PROMPTS = 128
 
 
 def limit(side: int = 8192) -> float:
@@ -54,12 +63,12 @@ def forward_flops(pairs: list[dict[str, Any]], shape: dict[str, int], vocabulary
     return total
 
 
-def train(name: str, shape: dict[str, int], vocabulary: int, length: int, peak: float) -> list[measure.Figure]:
+def train(name: str, shape: dict[str, int], vocabulary: int, peak: float) -> list[measure.Figure]:
     """TFLOP/s of reference and train, of the limit."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         wanted = training.settings(BATCH, "bfloat16", gradient_checkpointing=True)
-        pairs = training.prepare(folder, shape, vocabulary, length, wanted)
+        pairs = training.prepare(folder, shape, vocabulary, LENGTH, wanted)
         flops = forward_flops(pairs, shape, vocabulary) / len(pairs) * BATCH
         tokens = sum(len(ids) for pair in pairs for key, ids in pair.items() if key != "prompt_id") / len(pairs) * BATCH
         figures = []
@@ -77,14 +86,86 @@ def train(name: str, shape: dict[str, int], vocabulary: int, length: int, peak: 
     return figures
 
 
+def generate(name: str, shape: dict[str, int], vocabulary: int, peak: float) -> list[measure.Figure]:
+    """Responses a second as benchmarks/generate.py compares them, and TFLOP/s of the limit that their tokens are."""
+    from transformers import AutoTokenizer
+
+    from benchmarks import generate as sampled
+    from stages import params, sampling
+
+    engine = params.Engine(dtype="bfloat16", max_model_length=2048, stop_token_ids=[], kv_cache_gib=None)
+    wanted = sampling.Sampling(samples=5, temperature=1.0, top_p=1.0, max_new_tokens=256, seed=0, name="benchmark")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        training.make_model(folder / "model", vocabulary, shape, "bfloat16")
+        llm = sampling.start(folder / "model", engine, wanted.seed)
+        shard = sampled.tokenized(AutoTokenizer.from_pretrained(folder / "model"), PROMPTS)
+        compared = sampled.compared(llm, shard, engine, wanted, folder / "responses.parquet")
+        figures = [dataclasses.replace(one, size=f"{name}, {one.size}") for one in compared]
+    tokens = figures[0].ours * wanted.max_new_tokens
+    pair = {"prompt_token_ids": range(1), "chosen_token_ids": range(wanted.max_new_tokens), "rejected_token_ids": range(1)}
+    reached = forward_flops([pair], shape, vocabulary) * figures[0].ours
+    size = f"{name}, {tokens:.0f} tokens/s"
+    ratio = reached / peak
+    return [*figures, measure.Figure("generate, TFLOP/s of the limit", size, reached / 1e12, peak / 1e12, ratio, ratio, ratio)]
+
+
+def rank(peak: float, flops_per_token: float, flops_per_pass: float, width: int, layers: int) -> list[measure.Figure]:
+    """TFLOP/s of the limit that a PairRM of DeBERTa-v3-large's shape reaches in half precision."""
+    from benchmarks import rank as ranked
+    from stages import params
+    from stages import rank as stage
+
+    size = params.MiniatureRanker(hidden_size=width, layers=layers, prompts=1, candidates=2, noise=0.0, learning_rate=1.0)
+    settings = params.Rank(probability="pairwise", input="instruction", shard_size=256, tokens_per_batch=65536)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        ranked.make(folder, size)
+        figures = []
+        for kind, words in (("short", ranked.SHORT), ("long", ranked.LONG)):
+            table = ranked.responses(PROMPTS, 5, words)
+            run = stage.load(folder, settings)
+            blender = stage.load_blender(folder)
+            rows = table.to_pylist()
+            encoded = [stage.encode(blender, row["prompt"], row["responses"]) for row in rows]
+            passes = PROMPTS * 20
+            tokens = sum(20 * len(one.source) + 8 * sum(len(one.candidates[where]) for where in one.where) for one in encoded)
+            seconds = measure.in_turn({"ours": functools.partial(run, table)})["ours"]
+            rates = sorted((tokens * flops_per_token + passes * flops_per_pass) / one for one in seconds)
+            middle, low, high = rates[len(rates) // 2], rates[0], rates[-1]
+            label = f"{kind} texts, {passes / sorted(seconds)[len(seconds) // 2]:.0f} pairs/s"
+            subject = "rank, PairRM, TFLOP/s of the limit"
+            figures.append(measure.Figure(subject, label, middle / 1e12, peak / 1e12, middle / peak, low / peak, high / peak))
+    return figures
+
+
+def part(name: str, size: str) -> None:
+    """One of PARTS, in a process of its own, whose end frees the GPU's memory."""
+    peak = limit()
+    if name == "rank":
+        per_token, per_pass = map(float, size.split("/"))
+        measure.report(rank(peak, per_token, per_pass, *DEBERTA))
+    else:
+        measure.report({"train": train, "generate": generate}[name](size, SHAPES[size] | HEADS, VOCABULARY, peak))
+
+
 def main() -> None:
     import torch
 
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", nargs="*", help="used within: train or generate and a shape, or rank and its FLOPs")
+    wanted = parser.parse_args().part
+    if wanted:
+        part(*wanted)
+        return
     if not torch.cuda.is_available():
         return
-    peak = limit()
-    for name, shape in SHAPES.items():
-        measure.report(train(name, shape | HEADS, VOCABULARY, LENGTH, peak))
+    from stages import plan
+
+    flops = f"{plan.RANKER_FLOPS_PER_TOKEN}/{plan.RANKER_FLOPS_PER_PASS}"
+    for name, size in [*itertools.product(("train", "generate"), SHAPES), ("rank", flops)]:
+        python = cli.ROOT / ".venv" / ("rank" if name == "rank" else "main") / "bin" / "python"
+        subprocess.run([str(python), "-m", "benchmarks.gpu", name, size], check=True)
 
 
 if __name__ == "__main__":

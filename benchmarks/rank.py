@@ -27,14 +27,12 @@ SHORT, LONG = (10, 12), (900, 330)
 """Words of a prompt and of a response, about."""
 
 
-def make(out: Path) -> None:
+def make(out: Path, size: params.MiniatureRanker) -> None:
     """A ranker with random weights, by the miniature's own builders."""
     from safetensors.torch import save_model
 
     torch.manual_seed(0)
     draw = random.Random(0)
-    size = params.load("assets.ranker", path=ROOT / "params.yaml").ranker.miniature
-    assert size
     miniature.write_base([(texts.text(draw, 60), [texts.text(draw, 60)]) for _ in range(500)], size, out / "base")
     model, _ = miniature.untrained(out)
     save_model(model, str(out / "PairRM" / "model.safetensors"))
@@ -71,7 +69,9 @@ def main() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make(folder)
+        size = params.load("assets.ranker", path=ROOT / "params.yaml").ranker.miniature
+        assert size
+        make(folder, size)
         for kind, words, sizes, wanted in (
             ("short texts", SHORT, ((32, 5), (64, 5), (32, 3)), ">= 6"),
             ("long texts", LONG, ((1, 3), (2, 3), (1, 5)), ">= 2"),
