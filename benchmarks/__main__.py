@@ -4,6 +4,7 @@ Each runs in a process of its own, in the environment that its stage has.
 """
 
 import argparse
+import ast
 import json
 import os
 import platform
@@ -42,18 +43,19 @@ def machine() -> str:
 
 
 def page(figures: dict[str, list[dict[str, Any]]]) -> str:
-    """The results as Markdown, a table a benchmark."""
+    """The results as Markdown: of each benchmark what its module says of itself, and a table."""
     lines = [
         "# Speed",
         "",
-        "By `make bench`; do not edit. What each benchmark does stands at the head of its module in benchmarks/.",
+        "By `make bench`; do not edit.",
         f"Both sides ran in turn in one run, one round to warm up and {ROUNDS} that count. Given are each side's median, the",
         "median of the rounds' ratios, above 1 where this repository is the better, and the least and greatest of them.",
         "",
         f"Machine: {machine()}.",
     ]
     for name, found in figures.items():
-        lines += ["", f"## {name}", ""]
+        docstring = ast.get_docstring(ast.parse((RESULTS.parent / f"{name}.py").read_text()))
+        lines += ["", f"## {name}", "", docstring or "", ""]
         if not found:
             lines += ["Not run: there is no GPU here."]
             continue

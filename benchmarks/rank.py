@@ -73,8 +73,8 @@ def main() -> None:
         assert size
         make(folder, size)
         for kind, words, sizes, wanted in (
-            ("short texts", SHORT, ((32, 5), (64, 5), (32, 3)), ">= 6"),
-            ("long texts", LONG, ((1, 3), (2, 3), (1, 5)), ">= 2"),
+            ("short texts", SHORT, ((128, 5), (256, 5), (128, 3)), ">= 6"),
+            ("long texts", LONG, ((2, 3), (4, 3), (1, 5)), ">= 2"),
         ):
             subject = f"pairs a second, {kind}, against Blender.rank(batch_size=1)"
             for prompts, samples in sizes:

@@ -35,7 +35,8 @@ def test_the_page_has_a_table_a_benchmark_and_says_what_did_not_run() -> None:
     }
     text = bench.page({"rank": [figure], "gpu": []})
     assert "| s | z | 2 | 1 | 2.00 | 1.50 to 2.50 | >= 2 |" in text
-    assert "## gpu\n\nNot run: there is no GPU here." in text
+    assert "## gpu\n\nWhat a GPU reaches of its limit" in text
+    assert text.endswith("\n\nNot run: there is no GPU here.\n")
 
 
 @pytest.mark.parametrize("name", bench.ENVIRONMENTS)
