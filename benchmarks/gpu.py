@@ -2,7 +2,7 @@
 
 Weights are random, in bfloat16, with gradient checkpointing in training. The limit is what a product of two matrices of
 8192 x 8192 reaches here in bfloat16; the ratio is the share of it that the model's own operations are, without those that
-gradient checkpointing does again (model FLOPs utilisation).
+gradient checkpointing does again (model FLOPs utilisation). PairRM's choices in half precision are held against float32's.
 """
 
 import argparse
@@ -111,7 +111,7 @@ def generate(name: str, shape: dict[str, int], vocabulary: int, peak: float) -> 
 
 
 def rank(peak: float, flops_per_token: float, flops_per_pass: float, width: int, layers: int) -> list[measure.Figure]:
-    """TFLOP/s of the limit that a PairRM of DeBERTa-v3-large's shape reaches in half precision."""
+    """Of a PairRM of DeBERTa-v3-large's shape in half precision: winners and losers as in float32, TFLOP/s of the limit."""
     from benchmarks import rank as ranked
     from stages import params
     from stages import rank as stage
@@ -126,8 +126,22 @@ def rank(peak: float, flops_per_token: float, flops_per_pass: float, width: int,
             table = ranked.responses(PROMPTS, 5, words)
             run = stage.load(folder, settings)
             blender = stage.load_blender(folder)
+            chosen = run(table).select(["winner", "loser"]).to_pylist()
+            blender.ranker.float()
             rows = table.to_pylist()
             encoded = [stage.encode(blender, row["prompt"], row["responses"]) for row in rows]
+            logits = stage.pair_logits(stage.comparing(blender), encoded, settings.tokens_per_batch)
+            exact = [
+                stage.ranking(row["prompt_id"], found, row["responses"], "pairwise")
+                for row, found in zip(rows, logits, strict=True)
+            ]
+            alike = sum(a["winner"] == b["winner"] and a["loser"] == b["loser"] for a, b in zip(chosen, exact, strict=True))
+            share = alike / PROMPTS
+            figures.append(
+                measure.Figure(
+                    "rank, pairs chosen as in float32", f"{kind} texts", alike, PROMPTS, share, share, share, ">= 0.95"
+                )
+            )
             passes = PROMPTS * 20
             tokens = sum(20 * len(one.source) + 8 * sum(len(one.candidates[where]) for where in one.where) for one in encoded)
             seconds = measure.in_turn({"ours": functools.partial(run, table)})["ours"]
@@ -140,7 +154,7 @@ def rank(peak: float, flops_per_token: float, flops_per_pass: float, width: int,
 
 
 def part(name: str, size: str) -> None:
-    """One of PARTS, in a process of its own, whose end frees the GPU's memory."""
+    """One part, in a process of its own, whose end frees the GPU's memory."""
     peak = limit()
     if name == "rank":
         per_token, per_pass = map(float, size.split("/"))
