@@ -13,7 +13,6 @@ import importlib
 import multiprocessing
 import os
 import re
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -29,7 +28,7 @@ import torch
 from ruamel.yaml import YAML
 from torch.utils.data import DataLoader
 
-from benchmarks.measure import Figure, figure, in_turn, report
+from benchmarks.measure import Figure, figure, in_turn, memory, of_rounds, report
 from stages import files, health, params, reference, schemas, split, sppo, train
 from stages.cli import ROOT
 
@@ -227,19 +226,13 @@ TASKS: dict[str, tuple[Callable[[Path], None], Callable[[Path], None]]] = {
 }
 
 
-def memory(name: str) -> float:
-    """VmRSS or VmHWM of this process in MB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
-
-
 def alone(run: Callable[[], None]) -> float:
     """Run in a process of its own, a fork of this one. Returns by how many MB it grew at most."""
 
     def child() -> None:
         start = memory("VmRSS")
         run()
-        grown.value = memory("VmHWM") - start
+        grown.value = (memory("VmHWM") - start) / 2**20
 
     context = multiprocessing.get_context("fork")
     grown = context.Value("d", -1)
@@ -265,8 +258,7 @@ def measured(sides: Mapping[str, Callable[[], None]]) -> tuple[dict[str, list[fl
 def space(subject: str, size: str, ours: list[float], baseline: list[float], wanted: str = "", scale: float = 1) -> Figure:
     """The figure of each round's MB; scale: how many times ours may be the baseline's."""
     ratios = [scale * theirs / mine for mine, theirs in zip(ours, baseline, strict=True)]
-    medians = statistics.median(ours), statistics.median(baseline), statistics.median(ratios)
-    return Figure(subject, size, *medians, min(ratios), max(ratios), wanted)
+    return of_rounds(subject, size, ours, baseline, ratios, wanted)
 
 
 def main() -> None:

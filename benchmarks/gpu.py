@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import functools
 import itertools
+import statistics
 import subprocess
 import tempfile
 import time
@@ -46,7 +47,13 @@ def limit(side: int = 8192) -> float:
             one @ other
         torch.cuda.synchronize()
         seconds.append((time.perf_counter() - start) / 50)
-    return 2 * side**3 / sorted(seconds[1:])[measure.ROUNDS // 2]
+    return 2 * side**3 / statistics.median(seconds[1:])
+
+
+def of_limit(subject: str, size: str, rates: list[float], peak: float) -> measure.Figure:
+    """The figure of each round's FLOP/s."""
+    ratios = [rate / peak for rate in rates]
+    return measure.of_rounds(f"{subject}, TFLOP/s of the limit", size, [rate / 1e12 for rate in rates], [peak / 1e12], ratios)
 
 
 def forward_flops(pairs: list[dict[str, Any]], shape: dict[str, int], vocabulary: int) -> float:
@@ -78,11 +85,9 @@ def train(name: str, shape: dict[str, int], vocabulary: int, peak: float) -> lis
             if stage == "reference":
                 process.communicate("\n")  # it may write
             process.kill()
-            rates = sorted(flops * passes / one["seconds"] for one in took)
-            middle = rates[len(rates) // 2]
-            size = f"{name}, {tokens * middle / flops / passes:.0f} tokens/s"
-            low, ratio, high = (rate / peak for rate in (rates[0], middle, rates[-1]))
-            figures.append(measure.Figure(f"{stage}, TFLOP/s of the limit", size, middle / 1e12, peak / 1e12, ratio, low, high))
+            seconds = [one["seconds"] for one in took]
+            size = f"{name}, {tokens / statistics.median(seconds):.0f} tokens/s"
+            figures.append(of_limit(stage, size, [flops * passes / one for one in seconds], peak))
     return figures
 
 
@@ -105,9 +110,7 @@ def generate(name: str, shape: dict[str, int], vocabulary: int, peak: float) -> 
     tokens = figures[0].ours * wanted.max_new_tokens
     pair = {"prompt_token_ids": range(1), "chosen_token_ids": range(wanted.max_new_tokens), "rejected_token_ids": range(1)}
     reached = forward_flops([pair], shape, vocabulary) * figures[0].ours
-    size = f"{name}, {tokens:.0f} tokens/s"
-    ratio = reached / peak
-    return [*figures, measure.Figure("generate, TFLOP/s of the limit", size, reached / 1e12, peak / 1e12, ratio, ratio, ratio)]
+    return [*figures, of_limit("generate", f"{name}, {tokens:.0f} tokens/s", [reached], peak)]
 
 
 def rank(peak: float, flops_per_token: float, flops_per_pass: float, width: int, layers: int) -> list[measure.Figure]:
@@ -136,20 +139,14 @@ def rank(peak: float, flops_per_token: float, flops_per_pass: float, width: int,
                 for row, found in zip(rows, logits, strict=True)
             ]
             alike = sum(a["winner"] == b["winner"] and a["loser"] == b["loser"] for a, b in zip(chosen, exact, strict=True))
-            share = alike / PROMPTS
-            figures.append(
-                measure.Figure(
-                    "rank, pairs chosen as in float32", f"{kind} texts", alike, PROMPTS, share, share, share, ">= 0.95"
-                )
-            )
+            subject = "rank, pairs chosen as in float32"
+            figures.append(measure.of_rounds(subject, f"{kind} texts", [alike], [PROMPTS], [alike / PROMPTS], ">= 0.95"))
             passes = PROMPTS * 20
             tokens = sum(20 * len(one.source) + 8 * sum(len(one.candidates[where]) for where in one.where) for one in encoded)
             seconds = measure.in_turn({"ours": functools.partial(run, table)})["ours"]
-            rates = sorted((tokens * flops_per_token + passes * flops_per_pass) / one for one in seconds)
-            middle, low, high = rates[len(rates) // 2], rates[0], rates[-1]
-            label = f"{kind} texts, {passes / sorted(seconds)[len(seconds) // 2]:.0f} pairs/s"
-            subject = "rank, PairRM, TFLOP/s of the limit"
-            figures.append(measure.Figure(subject, label, middle / 1e12, peak / 1e12, middle / peak, low / peak, high / peak))
+            rates = [(tokens * flops_per_token + passes * flops_per_pass) / one for one in seconds]
+            label = f"{kind} texts, {passes / statistics.median(seconds):.0f} pairs/s"
+            figures.append(of_limit("rank, PairRM", label, rates, peak))
     return figures
 
 

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 ROUNDS = 5
 FIGURE = "FIGURE "
@@ -34,20 +35,39 @@ def in_turn(sides: dict[str, Callable[[], object]], rounds: int = ROUNDS) -> dic
     for run in sides.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    names = list(sides)
     for turn in range(rounds):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+        for name in rotated(list(sides), turn):
             start = time.perf_counter()
             sides[name]()
             seconds[name].append(time.perf_counter() - start)
     return seconds
 
 
+def rotated(names: list[str], turn: int) -> list[str]:
+    """The names in the order of a turn: another one is first each time."""
+    first = turn % len(names)
+    return names[first:] + names[:first]
+
+
+def of_rounds(
+    subject: str, size: str, ours: list[float], baseline: list[float], ratios: list[float], wanted: str = ""
+) -> Figure:
+    """The figure of each round's values and of its ratio."""
+    medians = statistics.median(ours), statistics.median(baseline), statistics.median(ratios)
+    return Figure(subject, size, *medians, min(ratios), max(ratios), wanted)
+
+
 def figure(subject: str, size: str, count: float, ours: list[float], baseline: list[float], wanted: str = "") -> Figure:
     """The figure of `count` things done in each round's seconds, in things a second."""
     ratios = [theirs / mine for mine, theirs in zip(ours, baseline, strict=True)]
-    rates = [count / statistics.median(times) for times in (ours, baseline)]
-    return Figure(subject, size, rates[0], rates[1], statistics.median(ratios), min(ratios), max(ratios), wanted)
+    mine, other = ([count / taken for taken in times] for times in (ours, baseline))
+    return of_rounds(subject, size, mine, other, ratios, wanted)
+
+
+def memory(name: str) -> int:
+    """VmRSS or VmHWM of this process, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def report(figures: list[Figure]) -> None:

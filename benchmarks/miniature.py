@@ -7,7 +7,6 @@ its end; the whole run is longer by Python's and DVC's start for each of them.
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -57,11 +56,9 @@ def main() -> None:
     for name, took in [("all", [seconds]), *sorted(stages.items(), key=lambda item: -sum(item[1]))]:
         if name not in FIRST:
             continue
-        first, middle = FIRST[name], statistics.median(took)
-        ratios = [first / one for one in sorted(took, reverse=True)]
-        ratio, low, high = first / middle, ratios[0], ratios[-1]
-        wanted = ">= 2" if name == "all" else ""
-        figures.append(measure.Figure(f"{name}, seconds", f"runs: {len(took)}", middle, first, ratio, low, high, wanted))
+        first, wanted = float(FIRST[name]), ">= 2" if name == "all" else ""
+        ratios = [first / one for one in took]
+        figures.append(measure.of_rounds(f"{name}, seconds", f"runs: {len(took)}", took, [first], ratios, wanted))
     measure.report(figures)
 
 

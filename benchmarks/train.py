@@ -101,12 +101,6 @@ def read_settings(folder: Path) -> params.Train:
     return params.Train.model_validate_json((folder / "settings.json").read_text())
 
 
-def memory(name: str) -> int:
-    """VmRSS or VmHWM of this process, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
-
-
 class Turns:
     """A side's turns: `begin` waits for one on stdin, `end` says on stdout what it took."""
 
@@ -120,7 +114,7 @@ class Turns:
         if not sys.stdin.readline():
             os._exit(0)  # nobody asks any more
         if not self.held:
-            self.held = memory("VmRSS")
+            self.held = measure.memory("VmRSS")
             Path("/proc/self/clear_refs").write_text("5")  # VmHWM counts from here
         self.start = time.perf_counter()
 
@@ -130,7 +124,7 @@ class Turns:
         if self.start:  # else nobody asked
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            took = {"seconds": time.perf_counter() - self.start, "loss": loss, "memory": memory("VmHWM") - self.held}
+            took = {"seconds": time.perf_counter() - self.start, "loss": loss, "memory": measure.memory("VmHWM") - self.held}
             print(json.dumps(took), file=self.answers, flush=True)
 
 
@@ -153,11 +147,12 @@ def side(name: str, folder: Path) -> None:
             turns.begin()
 
     trainer.DEFAULT_CALLBACKS.append(Callback)
-    run = {"reference": ours_reference, "train": ours_train}.get(name, partial(trl, precomputed=name == "trl-precomputed"))
-    policy.launch(1, {}, lambda _: run(rows, folder, turns))
+    others = partial(trl, turns=turns, precomputed=name == "trl-precomputed")
+    run = {"reference": ours_reference, "train": ours_train}.get(name, others)
+    policy.launch(1, {}, lambda _: run(rows, folder))
 
 
-def ours_reference(rows: list[dict[str, Any]], folder: Path, turns: Turns) -> None:
+def ours_reference(rows: list[dict[str, Any]], folder: Path) -> None:
     """`python -m stages.reference` but for reading and writing the pairs' file; its first batch is not timed."""
     same = read_settings(folder)
     arguments = policy.trainer_arguments(folder / "scratch", 1, same.device_batch, same.dtype, 0)
@@ -165,7 +160,7 @@ def ours_reference(rows: list[dict[str, Any]], folder: Path, turns: Turns) -> No
     reference.score(table, folder / "model", same.dtype, arguments, folder / "logps")
 
 
-def ours_train(rows: list[dict[str, Any]], folder: Path, turns: Turns) -> None:
+def ours_train(rows: list[dict[str, Any]], folder: Path) -> None:
     """`python -m stages.train`, of the log-probabilities that ours_reference has left."""
     logps = [row for path in sorted((folder / "logps").iterdir()) for row in files.read_table(path, schemas.LOGPS).to_pylist()]
     full = [row | UNUSED | scored for row, scored in zip(rows, logps, strict=True)]
@@ -173,7 +168,7 @@ def ours_train(rows: list[dict[str, Any]], folder: Path, turns: Turns) -> None:
     train.train(table, folder / "model", ETA, read_settings(folder), 0, folder / "scratch", folder / "out", folder / "log.csv")
 
 
-def trl(rows: list[dict[str, Any]], folder: Path, turns: Turns, *, precomputed: bool) -> None:
+def trl(rows: list[dict[str, Any]], folder: Path, *, turns: Turns, precomputed: bool) -> None:
     """DPOTrainer on the same tokens, with the arguments of stages.train; `precomputed`: the reference is a pass before."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
@@ -241,8 +236,7 @@ def take_turns(sides: dict[str, subprocess.Popen[str]]) -> dict[str, list[dict[s
     """What each batch took on each side, but for the first one."""
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     for batch in range(measure.ROUNDS + 1):
-        names = list(sides)
-        for name in names[batch % len(names) :] + names[: batch % len(names)]:
+        for name in measure.rotated(list(sides), batch):
             taken[name].append(turn(sides[name]))
     return {name: found[1:] for name, found in taken.items()}
 
@@ -276,9 +270,9 @@ def compare(length: int, folder: Path) -> list[measure.Figure]:
     ]
     gib = {name: max(took["memory"] for took in found) / 2**30 for name, found in trained.items()}
     for name, what in (("trl-precomputed", "precomputed"), ("trl", "not precomputed")):
-        ratio = gib[name] / gib["train"]
+        ours, theirs = gib["train"], gib[name]
         subject = f"train, GiB against TRL, {what}"
-        figures.append(measure.Figure(subject, size, gib["train"], gib[name], ratio, ratio, ratio, ">= 1.43"))
+        figures.append(measure.of_rounds(subject, size, [ours], [theirs], [theirs / ours], ">= 1.43"))
     return figures
 
 
