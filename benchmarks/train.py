@@ -171,6 +171,7 @@ def ours_train(rows: list[dict[str, Any]], folder: Path) -> None:
 def trl(rows: list[dict[str, Any]], folder: Path, *, turns: Turns, precomputed: bool) -> None:
     """DPOTrainer on the same tokens, with the arguments of stages.train; `precomputed`: the reference is a pass before."""
     from datasets import Dataset
+    from transformers import AutoTokenizer
     from trl import DPOConfig, DPOTrainer
 
     same = read_settings(folder)
@@ -210,7 +211,7 @@ def trl(rows: list[dict[str, Any]], folder: Path, *, turns: Turns, precomputed: 
     DPOTrainer._prepare_dataset = lambda self, dataset, *_: dataset  # of texts it would make tokens
     names = {"prompt_token_ids": "prompt_ids", "chosen_token_ids": "chosen_ids", "rejected_token_ids": "rejected_ids"}
     dataset = Dataset.from_list(rows).rename_columns(names).remove_columns("prompt_id")
-    model, tokenizer = policy.load(folder / "model", same.dtype)
+    model, tokenizer = policy.load(folder / "model", same.dtype), AutoTokenizer.from_pretrained(folder / "model")
     DPOTrainer(model=model, args=config, train_dataset=dataset, processing_class=tokenizer).train()
 
 

@@ -166,17 +166,17 @@ def trainer_arguments(
     )
 
 
-def load(path: Path, dtype: params.Precision) -> tuple[Any, Any]:
-    """Model and tokenizer of a checkpoint, in safetensors only and without remote code."""
+def load(path: Path, dtype: params.Precision) -> Any:
+    """The model of a checkpoint, in safetensors only and without remote code."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     local = pointers.model(path)
     model = AutoModelForCausalLM.from_pretrained(
         local, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
     )
     pointers.cap_attention(model)
-    return model, AutoTokenizer.from_pretrained(local, trust_remote_code=False)
+    return model
 
 
 def scoring(model: Any) -> Any:
@@ -217,13 +217,13 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
     texts = [[row[f"{part}_token_ids"] for part in ("prompt", "chosen", "rejected")] for row in rows]
     sizes = [sum(map(len, parts)) for parts in texts]
+    length = max(sizes)
     packed: list[list[int]] = []
     for pair in sorted(range(len(rows)), key=lambda pair: -sizes[pair]):
-        fits = (others for others in packed if sum(sizes[other] for other in others) + sizes[pair] <= max(sizes))
+        fits = (others for others in packed if sum(sizes[other] for other in others) + sizes[pair] <= length)
         if (others := next(fits, None)) is None:
             packed.append(others := [])
         others.append(pair)
-    length = max(sizes)
     input_ids = torch.zeros(len(packed), length, dtype=torch.long)
     position_ids, segments = torch.zeros_like(input_ids), torch.full_like(input_ids, -1)
     predicting: dict[tuple[int, int], Any] = {}

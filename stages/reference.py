@@ -102,7 +102,7 @@ def score(table: pa.Table, model_path: Path, dtype: params.Precision, arguments:
     paths, pending = shards.places(folder, -(-len(table) // size))
     if not pending:
         return paths
-    model, _ = policy.load(model_path, dtype)
+    model = policy.scoring(policy.load(model_path, dtype))
 
     class Scorer(Trainer):  # type: ignore[misc]
         checked = False
@@ -118,7 +118,7 @@ def score(table: pa.Table, model_path: Path, dtype: params.Precision, arguments:
                 logps = policy.batch_logps(model, inputs)
             return None, torch.stack(logps.chunk(2), 1), None
 
-    scorer = Scorer(model=policy.scoring(model), args=arguments, data_collator=policy.collate)
+    scorer = Scorer(model=model, args=arguments, data_collator=policy.collate)
     scorer.remove_callback(ProgressCallback)  # of a single shard
     for index in tqdm(pending, desc="reference", unit="shard", disable=not cli.is_main()):
         shard = table.slice(index * size, size)

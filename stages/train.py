@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from stages import cli, files, params, policy, schemas, scratch, sppo
+from stages import cli, files, params, pointers, policy, schemas, scratch, sppo
 from stages.cli import StageError
 
 CANNOT_CHANGE_RESULTS = {"checkpoint_steps", "report_to"}
@@ -40,7 +40,7 @@ def train(
     """
     import pandas as pd
     import torch
-    from transformers import PrinterCallback, Trainer
+    from transformers import AutoTokenizer, PrinterCallback, Trainer
 
     count = len(pairs)
     steps = count // settings.global_batch
@@ -72,8 +72,7 @@ def train(
         run_name=out.name,
         logging_nan_inf_filter=False,
     )
-    model, tokenizer = policy.load(model_path, settings.dtype)
-    model = policy.scoring(model)
+    model = policy.scoring(policy.load(model_path, settings.dtype))
     if settings.lora.rank:
         model = adapted(model, settings.lora)
 
@@ -148,7 +147,7 @@ def train(
                 merged(model_path, settings, weights).save_pretrained(partial)
             else:
                 trainer.accelerator.unwrap_model(trainer.model).save_pretrained(partial, state_dict=weights)
-            tokenizer.save_pretrained(partial)
+            AutoTokenizer.from_pretrained(pointers.resolve(model_path), trust_remote_code=False).save_pretrained(partial)
             pd.DataFrame(records, columns=schemas.LOG_COLUMNS).to_csv(partial_log, index=False, float_format="%.6g")
 
 
@@ -227,7 +226,7 @@ def merged(model_path: Path, settings: params.Train, weights: dict[str, Any]) ->
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     unset_hf_deepspeed_config()  # else the model would be loaded in ZeRO-3's parts, which the other processes hold
-    model = adapted(policy.load(model_path, settings.dtype)[0], settings.lora)
+    model = adapted(policy.load(model_path, settings.dtype), settings.lora)
     model.load_state_dict(weights)
     return model.merge_and_unload()
 
