@@ -1,57 +1,63 @@
-# make repro and make test do all the set-up on a fresh machine: Python 3.11, a C++ compiler, Git, and a package index.
+# `make repro` and `make test` do all set-up on a fresh machine with Python 3.11, a C++ compiler, Git and a package index.
 
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/main/bin:$(PATH)
 
-.PHONY: help env repro verify readme test test-all check torture bench clean
+.PHONY: help env repro status verify sync test test-all check coverage torture bench clean
 
-help:
-	@echo "make env       install the three environments into .venv"
-	@echo "make repro     run the miniature experiment, prompts to tables; again: only what changed"
-	@echo "make verify    read every artifact: present, unharmed, of its schema, and the reports made again of them"
-	@echo "make readme    copy tables into README.md and docs/, as a test wants them"
-	@echo "make test      format, lint, types and all tests but the slowest"
-	@echo "make test-all  the slowest tests too"
-	@echo "make check     format, lint and types only"
-	@echo "make torture   kill every stage twenty times and see what it costs: docs/torture.md, half an hour"
-	@echo "make bench     measure the stages' speed against what people run today: benchmarks/results.md"
-	@echo "make clean     remove unfinished work (scratch/, of recipes too); results and caches stay"
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
-env:
+env:  ## install the three environments into .venv
 	@requirements/install.sh
 
-repro: env
-	@python -m stages.timings start
+repro: env  ## run the miniature experiment, from prompts to tables; a second run computes only what changed
+	@python -m stages.tools timings start
 	dvc repro
-	@python -m stages.timings show
-	@echo "Look at reports/alpaca_eval.md, reports/open_llm_leaderboard.md and the others beside them; plots: dvc plots show"
+	@python -m stages.tools timings show
+	@echo "See reports/index.html, or reports/*.md; plots: dvc plots show"
 
-verify: env
-	@python -m stages.verify
+status: env  ## list the stages that `make repro` would run
+	@dvc repro --quiet code  # a stage sees a change of its code only through the fingerprints that `code` writes
+	@dvc repro --dry
 
-readme: env
-	@python -m stages.readme
+verify: env  ## check that every artifact exists, matches its hash and schema, and reproduces the reports
+	@python -m stages.tools verify
 
-test: check
+sync: env  ## update generated files: tables in README.md and docs/, plots in dvc.yaml, recipes/*/dvc.yaml
+	@python -m stages.tools sync
+
+test: check  ## run format, lint and type checks and all but the slowest tests
 	pytest -m "not slowest" --durations=15
 
-test-all: check
+test-all: check  ## run the slowest tests as well
 	pytest -m "" --durations=15
 
-check: env
+check: env  ## run the format, lint and type checks only
 	ruff format --check stages tests benchmarks
 	ruff check stages tests benchmarks
 	mypy
 
-clean:
-	@found="$$(ls -d scratch recipes/*/scratch 2>/dev/null; \
-		find {.,recipes/*}/{data,reports} -name '.*.partial' -prune 2>/dev/null)"; \
-	if [ -z "$$found" ]; then echo "there is nothing to remove"; exit; fi; \
-	freed=$$(du -shc $$found | tail -1 | cut -f1); rm -rf $$found; echo "removed $$freed:" $$found
+coverage: env  ## measure which code `make test` runs, in all processes and environments
+	@rm -rf scratch/coverage && mkdir -p scratch/coverage
+	@coverage run -m pytest -m "not slowest"; status=$$?; \
+	coverage combine --quiet && coverage html --quiet && coverage report && echo "Line by line: scratch/coverage/html/index.html"; \
+	exit $$status
 
-torture: env
-	PYTHONPATH=. python tests/torture.py
+torture: env  ## stress-test resume: kill every stage 20 times at random, and write docs/torture.md (half an hour)
+	PYTHONPATH=.:tests python -m support.torture
 
-bench: env
+bench: env  ## compare the stages' speed with what people use today, and write benchmarks/results.md (20 minutes)
 	@requirements/install.sh bench
 	python -m benchmarks
+
+# Names may contain spaces: they are kept apart by NUL bytes, and quoted.
+clean:  ## remove unfinished work: scratch/ and partial files, also in recipes/; results and caches stay
+	@shopt -s nullglob; \
+	mapfile -d '' found < <( \
+		find scratch recipes/*/scratch -maxdepth 0 -print0 2>/dev/null; \
+		find -H data reports recipes/*/data recipes/*/reports -name '.*.partial' -prune -print0 2>/dev/null); \
+	if [ "$${#found[@]}" = 0 ]; then echo "Nothing to remove"; exit; fi; \
+	echo "Removing:"; \
+	du -shc -- "$${found[@]}"; \
+	rm -rf -- "$${found[@]}"

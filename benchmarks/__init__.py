@@ -1,1 +1,1 @@
-"""Speed of the stages as ratios to what people run today: `make bench` writes benchmarks/results.md."""
+"""Speed of the stages as ratios to what people use today: `make bench` writes benchmarks/results.md."""

@@ -1,8 +1,8 @@
-"""`make repro` of the miniature, whole, in a copy of the last commit: seconds of each stage.
+"""The whole `make repro` of the miniature in a clone of the last commit: seconds per stage.
 
-The only figures without a baseline in the same run: what they stand beside is the first version that ran, on the machine
-that the first results of this page were made on. Seconds within a stage are those from the start of its command's work to
-its end; the whole run is longer by Python's and DVC's start for each of them.
+These are the only results whose baseline did not run at the same time: they are compared with the first version that worked,
+on the machine of this page's first results. A stage's seconds run from the start of its work to its end; the whole run also
+includes starting Python and DVC for each stage.
 """
 
 import json
@@ -15,7 +15,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from benchmarks import measure
-from stages import cli
+from stages.runtime.paths import ROOT
 
 FIRST = {
     "assets-policy": 80,
@@ -28,19 +28,19 @@ FIRST = {
     "reference": 10,
     "all": 654,
 }
-"""Seconds of the first version, of the stages that took longest, and of all of `make repro`."""
+"""Seconds of the first version: of the slowest stages, and of the whole `make repro`."""
 
 
 def run(folder: Path) -> tuple[float, dict[str, list[float]]]:
-    """Seconds of all, and stage -> seconds of each of its runs."""
-    subprocess.run(["git", "clone", "--quiet", str(cli.ROOT), str(folder)], check=True)
-    (folder / ".venv").symlink_to(cli.ROOT / ".venv")
-    path = f"{cli.ROOT / '.venv' / 'main' / 'bin'}:{os.environ['PATH']}"
+    """Clone the repository into `folder` and run the miniature. Returns its seconds, and stage -> seconds of each run."""
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
+    (folder / ".venv").symlink_to(ROOT / ".venv")
+    path = f"{ROOT / '.venv' / 'main' / 'bin'}:{os.environ['PATH']}"
     start = time.perf_counter()
     done = subprocess.run(["dvc", "repro", "--quiet"], cwd=folder, env=os.environ | {"PATH": path}, check=False)
     seconds = time.perf_counter() - start
     if done.returncode:
-        sys.exit("dvc repro failed: its message stands above")
+        sys.exit("dvc repro failed: see its message above")
     stages = defaultdict(list)
     for line in (folder / "scratch" / "timings.jsonl").read_text().splitlines():
         record = json.loads(line)
@@ -51,15 +51,15 @@ def run(folder: Path) -> tuple[float, dict[str, list[float]]]:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        seconds, stages = run(Path(folder) / "miniature")
-    figures = []
-    for name, took in [("all", [seconds]), *sorted(stages.items(), key=lambda item: -sum(item[1]))]:
-        if name not in FIRST:
-            continue
-        first, wanted = float(FIRST[name]), ">= 2" if name == "all" else ""
-        ratios = [first / one for one in took]
-        figures.append(measure.of_rounds(f"{name}, seconds", f"runs: {len(took)}", took, [first], ratios, wanted))
-    measure.report(figures)
+        total, stages = run(Path(folder) / "miniature")
+    comparisons = []
+    for name, seconds in [("all", [total]), *sorted(stages.items(), key=lambda item: -sum(item[1]))]:
+        if name in FIRST:
+            first, target = float(FIRST[name]), ">= 2" if name == "all" else ""
+            ratios = [first / each for each in seconds]
+            size = f"runs: {len(seconds)}"
+            comparisons.append(measure.summarize(f"{name}, seconds", size, seconds, [first], ratios, target))
+    measure.report(comparisons)
 
 
 if __name__ == "__main__":

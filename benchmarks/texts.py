@@ -1,4 +1,4 @@
-"""English-looking text from a seed: lengths and repetition like those of chat, no meaning."""
+"""English-looking text from a seed, with the lengths and the repetition of chat but without meaning."""
 
 import random
 
@@ -14,15 +14,15 @@ consider provide improve increase temperature government university mathematics 
 WORDS = TEXT.split()
 
 
-def text(draw: random.Random, words: int) -> str:
-    """Sentences of `words` words in all, the common ones most often."""
-    chosen = [WORDS[min(int(draw.expovariate(1 / 35)), len(WORDS) - 1)] for _ in range(words)]
+def make_text(rng: random.Random, words: int) -> str:
+    """Draw sentences of `words` words in total, common words most often."""
+    drawn = [WORDS[min(int(rng.expovariate(1 / 35)), len(WORDS) - 1)] for _ in range(words)]
     for end in range(0, words, 14):
-        chosen[end] = chosen[end].capitalize()
-        chosen[end - 1] = chosen[end - 1].rstrip(".,") + "."
-    return " ".join(chosen)
+        drawn[end] = drawn[end].capitalize()
+        drawn[end - 1] = drawn[end - 1].rstrip(".,") + "."
+    return " ".join(drawn)
 
 
-def around(draw: random.Random, words: float) -> int:
-    """A length about the given one; lengths of chat are about log-normal."""
-    return max(3, round(words * draw.lognormvariate(-0.12, 0.5)))
+def draw_length(rng: random.Random, mean: float) -> int:
+    """Draw a length around the mean; the lengths of chat are roughly log-normal."""
+    return max(3, round(mean * rng.lognormvariate(-0.12, 0.5)))

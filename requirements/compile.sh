@@ -1,17 +1,23 @@
 #!/usr/bin/env bash
-# Compile every requirements/*.in into the exact versions that `make env` installs.
-# The CPU files need a CPU torch: from find-links (UV_FIND_LINKS) where there is one, else from PyTorch's CPU index.
+# Compile every requirements/*.in into the exact versions, with hashes, that `make env` installs.
+# Versions in the current *.txt files are kept where the *.in files allow them; to move them, pass uv's options:
+# requirements/compile.sh --upgrade-package pandas (or --upgrade).
+# The CPU files need a CPU build of torch: from find-links (UV_FIND_LINKS or PIP_FIND_LINKS) where set, else from PyTorch's
+# CPU index. A find-links folder must hold the official wheel: its hash becomes the required one.
 set -euo pipefail
 cd "$(dirname "$0")"
 uv=${UV:-uv}
 export UV_FIND_LINKS=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}
 cpu=(); [ -n "$UV_FIND_LINKS" ] || cpu=(--torch-backend cpu)
-compile() { "$uv" pip compile --quiet --no-header --python-version 3.11 "$@"; }
+options=(--quiet --no-header --generate-hashes --python-version 3.11 "$@")
+compile() { "$uv" pip compile "${options[@]}" "$@"; }
 for environment in main rank harness; do
   source=$environment.in; [ -f "$environment-cpu.in" ] && source=$environment-cpu.in
   compile "$source" --override cpu-overrides.txt "${cpu[@]}" --output-file "$environment-cpu.txt"
   source=$environment.in; [ -f "$environment-gpu.in" ] && source=$environment-gpu.in
   UV_FIND_LINKS="" compile "$source" --python-platform x86_64-manylinux_2_28 --output-file "$environment-gpu.txt"
 done
+compile coverage.in --output-file coverage.txt
 compile dev.in --constraint main-cpu.txt --override cpu-overrides.txt "${cpu[@]}" --output-file dev.txt
 compile bench.in --no-deps --output-file bench.txt
+compile uv.in --output-file uv.txt

@@ -1,4 +1,4 @@
-"""Disjoint prompts for every iteration, and a hold-out that none of them trains on; which of them AlpacaEval asks too."""
+"""Split the prompts into disjoint parts, one per iteration plus a hold-out, and count those that AlpacaEval contains, too."""
 
 import argparse
 import hashlib
@@ -9,133 +9,146 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages import cli, files, params, schemas
-from stages.cli import StageError
+from stages.artifacts import files, schemas, tables
+from stages.runtime import params
+from stages.runtime.errors import StageError, quote
+from stages.runtime.logs import log
 
 HOLD_OUT = "hold-out"
-RUN = 13
-"""Words in a row that no two texts share by chance: GPT-3's measure of contamination (arXiv 2005.14165, appendix C)."""
+NGRAM = 13
+"""Consecutive words that two texts do not share by chance: GPT-3's measure of contamination (arXiv 2005.14165, appendix C)."""
 
 
-class Punctuation(dict[int, str | int]):
-    """For str.translate: a space for punctuation of any script, looked up when a character is met first."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--prompts", type=Path, required=True, help="Parquet file from assets-prompts")
+    parser.add_argument("--instructions", type=Path, required=True, help="instructions.json from assets-alpaca-eval")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder to write: ITERATION.parquet each, hold-out.parquet, contamination.json"
+    )
+
+
+def main(args: argparse.Namespace) -> None:
+    settings = params.load("seed", "iterations", "split")
+    prompts = tables.read(args.prompts, schemas.PROMPTS)
+    instructions = [row["instruction"] for row in files.read_records(args.instructions, ["instruction"])]
+    contaminated = pa.array(find_contaminated(prompts["prompt"].to_pylist(), instructions))
+    log.info("%d of %d prompts are also in AlpacaEval", contaminated.true_count, prompts.num_rows)
+    dropped = 0
+    if settings.split.contamination == "drop":
+        dropped = contaminated.true_count
+        kept = pc.invert(contaminated)
+        prompts, contaminated = prompts.filter(kept), contaminated.filter(kept)
+    parts = allot(
+        prompts["prompt_id"].to_pylist(),
+        prompts["iteration"].to_pylist(),
+        list(settings.iterations),
+        seed=settings.seed,
+        prompts_per_iteration=settings.split.prompts_per_iteration,
+        hold_out=settings.split.hold_out,
+    )
+    if settings.split.contamination == "refuse":
+        trained = [index for name in settings.iterations for index in parts[name]]
+        refuse(args.prompts, [prompts["prompt"][index].as_py() for index in trained if contaminated[index].as_py()])
+    counts = {name: contaminated.take(pa.array(indices, pa.int64())).true_count for name, indices in parts.items()}
+    with files.replacing(args.out) as partial:
+        partial.mkdir()
+        for name, indices in parts.items():
+            part = prompts.select(schemas.SPLIT.names).take(pa.array(indices, pa.int64()))
+            tables.write(part, schemas.SPLIT, partial / f"{name}.parquet")
+            log.info("%s: %d prompts, %d in AlpacaEval", args.out / f"{name}.parquet", len(indices), counts[name])
+        record = {"contaminated": counts, "dropped": dropped, "instructions": len(instructions)}
+        files.write_json(record, partial / "contamination.json")
+
+
+class _Punctuation(dict[int, str | int]):
+    """A table for str.translate that replaces the punctuation of any script with spaces; filled on first use of a character."""
 
     def __missing__(self, code: int) -> str | int:
         self[code] = " " if unicodedata.category(chr(code)).startswith("P") else code
         return self[code]
 
 
-PUNCTUATION = Punctuation()
+_PUNCTUATION = _Punctuation()
 
 
-def words(text: str) -> list[str]:
-    """A text's words as they are compared: without case, punctuation, white space and Unicode's forms of a character."""
-    return unicodedata.normalize("NFKC", text).casefold().translate(PUNCTUATION).split()
+def normalize_words(text: str) -> list[str]:
+    """Return a text's words for comparison: without case, punctuation, white space and different encodings of a character."""
+    return unicodedata.normalize("NFKC", text).casefold().translate(_PUNCTUATION).split()
 
 
-def contaminated(prompts: Sequence[str], instructions: Sequence[str]) -> list[bool]:
-    """Whether each prompt has the words of an instruction, all of them or any RUN in a row."""
+def find_contaminated(prompts: Sequence[str], instructions: Sequence[str]) -> list[bool]:
+    """Return whether each prompt consists of the same words as an instruction, or shares NGRAM consecutive words with one."""
+    known = [normalize_words(text) for text in instructions]
+    whole, ngrams = set(map(tuple, known)), {ngram for words in known for ngram in list_ngrams(words)}
+    return [tuple(words) in whole or not ngrams.isdisjoint(list_ngrams(words)) for words in map(normalize_words, prompts)]
 
-    def runs(text: list[str]) -> Iterator[tuple[str, ...]]:
-        return zip(*(text[start:] for start in range(RUN)), strict=False)
 
-    asked = [words(text) for text in instructions]
-    whole, parts = set(map(tuple, asked)), {run for text in asked for run in runs(text)}
-    return [tuple(text) in whole or not parts.isdisjoint(runs(text)) for text in map(words, prompts)]
+def list_ngrams(words: list[str]) -> Iterator[tuple[str, ...]]:
+    """Iterate over every NGRAM consecutive words."""
+    return zip(*(words[start:] for start in range(NGRAM)), strict=False)
 
 
 def allot(
     ids: Sequence[str],
-    parts: Sequence[str | None],
+    assigned: Sequence[str | None],
     iterations: Sequence[str],
     *,
     seed: int,
     prompts_per_iteration: int | None,
     hold_out: int,
 ) -> dict[str, list[int]]:
-    """Indices into `ids` of each iteration and of the hold-out, no index twice.
+    """Allot prompts to the hold-out and the iterations. Returns disjoint lists of indices into `ids` by name.
 
-    ids: one per prompt, different. parts: the iteration a source gives the prompt to, or None. Only the hash of seed and id
-    orders the prompts, and iterations are served in their order: neither the order of the rows nor a further iteration
-    changes what the others get. The hold-out comes first, from prompts without a part as long as there are any. An iteration
-    with a given part draws from it (all of it where prompts_per_iteration is None), the others from prompts without one.
-    Raises StageError where there are not enough.
+    ids: unique, one per prompt. assigned: the iteration that the source assigns the prompt to, or None.
+    Prompts are ordered by the hash of seed and ID only, and iterations are served in their order: neither the order of the rows
+    nor an additional iteration changes the others' prompts. The hold-out comes first, from unassigned prompts as long as there
+    are any. An iteration with assigned prompts draws from these (all of them if prompts_per_iteration is None), the others draw
+    from the unassigned ones. Raises StageError if there are too few prompts.
     """
     order = sorted(range(len(ids)), key=lambda index: hashlib.sha256(f"{seed}/split/{ids[index]}".encode()).digest())
-    order.sort(key=lambda index: parts[index] is not None)
+    order.sort(key=lambda index: assigned[index] is not None)
     if hold_out > len(ids):
-        raise StageError(f"split.hold_out: {hold_out} prompts are wanted and there are {len(ids)}: lower it")
-    result = {HOLD_OUT: order[:hold_out]}
-    given: dict[str | None, list[int]] = {}
+        raise StageError(f"params.yaml: split.hold_out is {hold_out} but only {len(ids)} prompts are available: lower it")
+    parts = {HOLD_OUT: order[:hold_out]}
+    available: dict[str | None, list[int]] = {None: []}
     for index in order[hold_out:]:
-        given.setdefault(parts[index], []).append(index)
-    free, taken = given.get(None, []), 0
+        available.setdefault(assigned[index], []).append(index)
     for name in iterations:
-        if name in given:
-            count = len(given[name]) if prompts_per_iteration is None else prompts_per_iteration
-            if count > len(given[name]):
-                raise StageError(
-                    f"{name}: {count} prompts are wanted and its part has {len(given[name])}: lower "
-                    "split.prompts_per_iteration, or make it null for all of a part"
-                )
-            result[name] = given[name][:count]
-        else:
-            if prompts_per_iteration is None:
-                raise StageError(f"{name} has no part of its own in the prompts: set split.prompts_per_iteration to a number")
-            if prompts_per_iteration > len(free) - taken:
-                raise StageError(
-                    f"{name}: {prompts_per_iteration} prompts are wanted and {len(free) - taken} of {len(ids)} are left: lower "
-                    "split.prompts_per_iteration or split.hold_out, or have more prompts (assets.prompts)"
-                )
-            result[name] = free[taken : taken + prompts_per_iteration]
-            taken += prompts_per_iteration
-    chosen = [index for indices in result.values() for index in indices]
-    assert len(chosen) == len(set(chosen))
-    return result
+        source = name if name in available else None
+        count = prompts_per_iteration
+        if source and count is None:
+            count = len(available[source])
+        check_count(name, source, count, len(available[source]), len(ids))
+        parts[name] = available[source][:count]
+        available[source] = available[source][count:]
+    indices = [index for part in parts.values() for index in part]
+    assert len(indices) == len(set(indices))
+    return parts
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("prompts", type=Path, help="Parquet: prompt_id, prompt, part")
-    parser.add_argument("instructions", type=Path, help="JSON: AlpacaEval's instructions, from assets")
-    parser.add_argument(
-        "out", type=Path, help="folder to write: ITERATION.parquet each, hold-out.parquet and contamination.json"
-    )
-    arguments = parser.parse_args()
-    wanted = params.load("seed", "iterations", "split")
-    table = files.read_table(arguments.prompts, schemas.PROMPTS)
-    instructions = [row["instruction"] for row in files.read_records(arguments.instructions, ["instruction"])]
-    found = pa.array(contaminated(table["prompt"].to_pylist(), instructions))
-    cli.log.info("%d of %d prompts are in AlpacaEval too", found.true_count, table.num_rows)
-    dropped = 0
-    if wanted.split.contamination == "drop":
-        dropped = found.true_count
-        table, found = table.filter(pc.invert(found)), found.filter(pc.invert(found))
-    result = allot(
-        table["prompt_id"].to_pylist(),
-        table["part"].to_pylist(),
-        list(wanted.iterations),
-        seed=wanted.seed,
-        prompts_per_iteration=wanted.split.prompts_per_iteration,
-        hold_out=wanted.split.hold_out,
-    )
-    counts = {name: found.take(pa.array(indices, pa.int64())).true_count for name, indices in result.items()}
-    trained = sum(counts[name] for name in wanted.iterations)
-    if wanted.split.contamination == "refuse" and trained:
-        prompt = table["prompt"][next(index for name in wanted.iterations for index in result[name] if found[index].as_py())]
+def check_count(name: str, source: str | None, count: int | None, available: int, total: int) -> None:
+    """Raise StageError if iteration `name` cannot get `count` prompts: of those assigned to `source`, or of the unassigned."""
+    if count is None:
         raise StageError(
-            f"{arguments.prompts}: {trained} prompts to train on are in AlpacaEval too, {cli.shown(prompt.as_py())} the first: "
-            "have them dropped (split.contamination)"
+            f"params.yaml: split.prompts_per_iteration is null but no prompts are assigned to {name}: set it to a number"
         )
-    with files.replacing(arguments.out) as folder:
-        folder.mkdir()
-        for name, indices in result.items():
-            part = table.select(schemas.PART.names).take(pa.array(indices, pa.int64()))
-            files.write_table(part, schemas.PART, folder / f"{name}.parquet")
-            cli.log.info("%s: %d prompts, %d in AlpacaEval", arguments.out / f"{name}.parquet", len(indices), counts[name])
-        record = {"contaminated": counts, "dropped": dropped, "instructions": len(instructions)}
-        files.write_json(record, folder / "contamination.json")
+    if count <= available:
+        return
+    if source:
+        raise StageError(
+            f"params.yaml: {name} needs {count} prompts but only {available} are assigned to it: lower "
+            "split.prompts_per_iteration, or set it to null to use all assigned prompts"
+        )
+    raise StageError(
+        f"params.yaml: {name} needs {count} prompts but only {available} of {total} are left: lower "
+        "split.prompts_per_iteration or split.hold_out, or provide more prompts (assets.prompts)"
+    )
 
 
-if __name__ == "__main__":
-    cli.run(main)
+def refuse(path: Path, contaminated: Sequence[str]) -> None:
+    """Raise StageError if there are contaminated training prompts. path: the file that they come from."""
+    if contaminated:
+        raise StageError(
+            f"{path}: {len(contaminated)} training prompts are also in AlpacaEval, the first is {quote(contaminated[0])}: set "
+            "split.contamination in params.yaml to drop, to drop them, or to count"
+        )

@@ -7,8 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages import compare, schemas
-from stages.cli import StageError
+from stages import compare
+from stages.artifacts import files, schemas
+from stages.runtime.errors import StageError
+from support.messages import assert_message
+from support.ranker import OVERRIDES, make_ranker, write_responses
+from support.running import run_stage, set_params
 
 
 def answers(texts: list[str], prompts: str = "abc") -> pa.Table:
@@ -32,7 +36,7 @@ def answers(texts: list[str], prompts: str = "abc") -> pa.Table:
 
 def test_the_models_responses_stand_side_by_side() -> None:
     tables = [(Path(name), answers([f"{name}{index}" for index in range(3)])) for name in ("base", "iter1")]
-    joined = compare.side_by_side(tables)
+    joined = compare.join_responses(tables)
     assert joined.schema == schemas.RESPONSES
     rows = joined.to_pylist()
     assert [row["responses"] for row in rows] == [["base0", "iter10"], ["base1", "iter11"], ["base2", "iter12"]]
@@ -40,10 +44,11 @@ def test_the_models_responses_stand_side_by_side() -> None:
     assert rows[2]["templated_prompt"] == "<c>"
 
 
-def test_models_that_answered_other_prompts_are_refused() -> None:
+def test_models_that_answered_other_prompts_are_rejected() -> None:
     tables = [(Path("base.parquet"), answers(["x"] * 3)), (Path("iter1.parquet"), answers(["x"] * 3, "acb"))]
-    with pytest.raises(StageError, match=r"iter1\.parquet: not the prompts of base.parquet in their order"):
-        compare.side_by_side(tables)
+    with pytest.raises(StageError) as error:
+        compare.join_responses(tables)
+    assert_message(str(error.value), "iter1.parquet", "'prompt_id'", "base.parquet", "re-run")
 
 
 matrix = st.lists(st.lists(st.floats(-20, 20), min_size=3, max_size=3), min_size=3, max_size=3)
@@ -52,7 +57,7 @@ matrix = st.lists(st.lists(st.floats(-20, 20), min_size=3, max_size=3), min_size
 @settings(deadline=None)
 @given(st.lists(matrix, min_size=2, max_size=6))
 def test_win_rates_are_mean_debiased_probabilities(logits: list[list[list[float]]]) -> None:
-    rates, errors = compare.win_rates([{"logits": one} for one in logits])
+    rates, errors = compare.compute_win_rates([{"logits": one} for one in logits])
     for i in range(3):
         for j in range(3):
             wins: list[Any] = [100 / (1 + math.exp((one[j][i] - one[i][j]) / 2)) for one in logits]
@@ -61,3 +66,25 @@ def test_win_rates_are_mean_debiased_probabilities(logits: list[list[list[float]
             assert rates[i][j] + rates[j][i] == pytest.approx(100)
             deviation = math.sqrt(sum((win - mean) ** 2 for win in wins) / (len(wins) - 1))
             assert errors[i][j] == pytest.approx(deviation / math.sqrt(len(wins)), abs=1e-9)
+
+
+@pytest.mark.slow
+def test_every_model_is_compared_with_every_other(tmp_path: Path) -> None:
+    ranker = make_ranker(tmp_path)
+    set_params(tmp_path, OVERRIDES | {"iterations": {"iter1": "base"}})
+    (tmp_path / "hold_out").mkdir()
+    options = ("--ranker", ranker, "--hold-out", "hold_out", "--out", "comparison.json")
+    done = run_stage(tmp_path, "compare", *options)
+    assert done.returncode == 1
+    assert_message(done.stderr, "compare: error: ", "hold_out/base.parquet is missing")
+    prompts = ["What is 1 plus 2?", "Name three metals.", "What is 2 plus 2?"]
+    for name, answer in (("base", "Ugh."), ("iter1", "The answer is 3.")):
+        write_responses([(prompt, [answer]) for prompt in prompts], tmp_path / "hold_out" / f"{name}.parquet")
+    done = run_stage(tmp_path, "compare", *options)
+    assert done.returncode == 0, done.stderr
+    result = files.read_json(tmp_path / "comparison.json")
+    assert sorted(result) == ["models", "n", "standard_errors", "win_rates"]
+    assert (result["models"], result["n"]) == (["base", "iter1"], 3)
+    (half, lower), (higher, other_half) = result["win_rates"]
+    assert half == other_half == 50
+    assert lower + higher == pytest.approx(100)

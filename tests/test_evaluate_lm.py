@@ -12,7 +12,11 @@ from typing import Any
 import pytest
 
 from stages import evaluate_lm
-from stages.cli import ROOT, StageError
+from stages.engines.harness import TASKS
+from stages.runtime.errors import StageError
+from stages.runtime.paths import ROOT
+from support.messages import assert_message
+from support.running import run_stage
 
 HARNESS = Path(sys.prefix).parent / "harness" / "bin" / "python"
 COUNTS = {"arc_challenge": 6, "truthfulqa_mc2": 5, "winogrande": 8, "gsm8k": 3, "hellaswag": 5, "mmlu": 2}
@@ -23,20 +27,20 @@ PARAMS = {
 }
 
 
-def _found(**mmlu: float) -> dict[str, Any]:
-    """Results of the harness; mmlu: accuracy of some of the 57 subjects, 0 of the others."""
-    found: dict[str, Any] = {}
-    for name, task in evaluate_lm.TASKS.items():
+def make_results(**mmlu: float) -> dict[str, Any]:
+    """Make results of the harness. mmlu: accuracy on some of the 57 subjects; 0 on the others."""
+    results: dict[str, Any] = {}
+    for name, task in TASKS.items():
         metric = {f"{task.metric},{task.filter}": 0.5, f"{task.metric}_stderr,{task.filter}": 0.1}
-        found[name] = {"results": {name: metric}, "n": {name: 10}}
+        results[name] = {"results": {name: metric}, "n": {name: 10}}
     subjects = {f"mmlu_{index}": 0.0 for index in range(57 - len(mmlu))} | mmlu
-    mean = {name: {"acc,none": value, "acc_stderr,none": 0.2} for name, value in subjects.items()}
-    found["mmlu"] = {"results": {"mmlu": {"acc,none": 0.25}, **mean}, "n": dict.fromkeys(subjects, 4)}
-    return found
+    scores = {name: {"acc,none": value, "acc_stderr,none": 0.2} for name, value in subjects.items()}
+    results["mmlu"] = {"results": {"mmlu": {"acc,none": 0.25}, **scores}, "n": dict.fromkeys(subjects, 4)}
+    return results
 
 
 def test_mmlu_is_the_plain_mean_over_its_subjects() -> None:
-    summary = evaluate_lm.summarize(_found(one=1.0, two=0.5))
+    summary = evaluate_lm.summarize(make_results(one=1.0, two=0.5))
     assert summary["mmlu"]["value"] == pytest.approx(100 * 1.5 / 57)
     assert summary["mmlu"]["standard_error"] == pytest.approx(100 * math.sqrt(57 * 0.2**2) / 57)
     assert summary["mmlu"]["weighted"] == 25
@@ -45,63 +49,76 @@ def test_mmlu_is_the_plain_mean_over_its_subjects() -> None:
 
 
 @pytest.mark.parametrize("value", ["N/A", math.nan])
-def test_a_figure_that_is_no_number_is_refused(value: object) -> None:
-    found = _found()
-    found["gsm8k"]["results"]["gsm8k"]["exact_match_stderr,get-answer"] = value
-    with pytest.raises(StageError, match="gsm8k"):
-        evaluate_lm.summarize(found)
+def test_a_value_that_is_not_a_number_is_rejected(value: object) -> None:
+    results = make_results()
+    results["gsm8k"]["results"]["gsm8k"]["exact_match_stderr,get-answer"] = value
+    with pytest.raises(StageError) as error:
+        evaluate_lm.summarize(results)
+    assert_message(str(error.value), "gsm8k", "exact_match", repr(value), "check")
 
 
-def test_a_missing_subject_is_refused() -> None:
-    found = _found()
-    del found["mmlu"]["n"]["mmlu_0"]
-    with pytest.raises(StageError, match="56 subjects"):
-        evaluate_lm.summarize(found)
+def test_a_missing_subject_is_rejected() -> None:
+    results = make_results()
+    del results["mmlu"]["n"]["mmlu_0"]
+    with pytest.raises(StageError) as error:
+        evaluate_lm.summarize(results)
+    assert_message(str(error.value), "mmlu", "56 subjects", "57", "make env")
+
+
+def test_a_folder_without_the_metric_is_rejected_before_anything_else(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(json.dumps(PARAMS))
+    done = run_stage(tmp_path, *options("out"))
+    assert done.returncode == 1
+    assert_message(done.stderr, "evaluate-lm: error: ", "sets/exact_match/exact_match.py is missing")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with params.yaml, the data sets, a model, and what the stage says with one worker: `one`."""
+    """A folder with params.yaml, the data sets, a model, and the stage's output with one worker: `one`."""
     folder = tmp_path_factory.mktemp("evaluate_lm")
     (folder / "params.yaml").write_text(json.dumps(PARAMS))
-    subprocess.run([sys.executable, "-m", "stages.assets.harness", "sets"], cwd=folder, env=_environment(), check=True)
+    done = run_stage(folder, "assets-harness", "--out", "sets")
+    assert done.returncode == 0, done.stderr
     oracle = ROOT / "tests" / "oracles" / "tiny_llama.py"
-    subprocess.run([HARNESS, oracle, "model", "sets"], cwd=folder, env=_environment(), check=True)
-    done = subprocess.run(_stage("one"), cwd=folder, env=_environment(1), check=True, capture_output=True, text=True)
+    subprocess.run([HARNESS, oracle, "model", "sets"], cwd=folder, env=make_environment(1), check=True)
+    done = run_stage(folder, *options("one"), SPPO_WORKERS="1")
+    assert done.returncode == 0, done.stderr
     start, *lines = done.stderr.splitlines()
-    assert start.startswith("6 tasks for 1 workers")
-    assert [line.partition(":")[0] for line in lines] == [*evaluate_lm.TASKS, "evaluate_lm"], "nothing else is said"
+    assert start.startswith("6 tasks on 1 workers")
+    assert [line.partition(":")[0] for line in lines] == [*TASKS, "evaluate-lm"], "nothing else is printed"
     assert not done.stdout
     return folder
 
 
-def _environment(workers: int = 1) -> dict[str, str]:
+def make_environment(workers: int) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT), "SPPO_WORKERS": str(workers), "HF_HUB_OFFLINE": "1"}
 
 
-def _stage(out: str, model: str = "model") -> list[str]:
-    return [sys.executable, "-m", "stages.evaluate_lm", model, "sets", out]
+def options(out: str, model: str = "model") -> list[str]:
+    return ["evaluate-lm", "--model", model, "--data-sets", "sets", "--out", out]
 
 
-def _bytes(folder: Path) -> dict[str, bytes]:
+def read_bytes(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def drop_alias(scores: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in scores.items() if key != "alias"}
 
 
 @pytest.mark.slow
 def test_the_results_are_those_of_the_harness_alone(folder: Path) -> None:
     tasks = ["arc_challenge", "truthfulqa_mc2", "gsm8k", "winogrande", "hellaswag", "mmlu_anatomy"]
-    shots = {task: evaluate_lm.TASKS[task.partition("_anatomy")[0]].shots for task in tasks}
+    shots = {task: TASKS[task.partition("_anatomy")[0]].shots for task in tasks}
     oracle = ROOT / "tests" / "oracles" / "stock_lm_eval.py"
     command = [HARNESS, oracle, "model", "sets", "4", "stock.json", *(f"{task}:{count}" for task, count in shots.items())]
-    subprocess.run(command, cwd=folder, env=_environment() | {"HF_HOME": str(folder / "hf")}, check=True, capture_output=True)
+    environment = make_environment(1) | {"HF_HOME": str(folder / "hf")}
+    subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
     stock = json.loads((folder / "stock.json").read_text())
     for task in tasks:
         name = task.partition("_anatomy")[0]
         results = json.loads((folder / "one" / f"{name}.json").read_text())
-        ours, theirs = results["results"][task], stock["results"][task]
-        assert {key: value for key, value in ours.items() if key != "alias"} == {
-            key: value for key, value in theirs.items() if key != "alias"
-        }
+        assert drop_alias(results["results"][task]) == drop_alias(stock["results"][task])
         assert results["n-shot"][task] == shots[task]
         if name == task:
             assert results["n"] == {task: COUNTS[task]}
@@ -117,18 +134,21 @@ def test_the_results_are_those_of_the_harness_alone(folder: Path) -> None:
 @pytest.mark.slow
 def test_two_workers_killed_and_resumed_give_the_same_bytes(folder: Path) -> None:
     shutil.rmtree(folder / "scratch", ignore_errors=True)
-    killed = subprocess.Popen(_stage("two"), cwd=folder, env=_environment(2), start_new_session=True, stderr=subprocess.DEVNULL)
-    while not list(folder.glob("scratch/evaluate_lm/*/*.json")):
+    command = [sys.executable, "-m", "stages", *options("two")]
+    environment = make_environment(2) | {"OMP_NUM_THREADS": "1"}
+    killed = subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
+    while not list(folder.glob("scratch/evaluate-lm/*/*.json")):
         assert killed.poll() is None, "it ended before it could be killed"
         time.sleep(0.05)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
     assert not (folder / "two").exists()
-    done = subprocess.run(_stage("two"), cwd=folder, env=_environment(2), check=True, capture_output=True, text=True)
-    assert "of 6 tasks are finished already" in done.stderr
-    assert _bytes(folder / "two") == _bytes(folder / "one")
-    assert set(_bytes(folder / "one")) == {"summary.json", *(f"{task}.json" for task in evaluate_lm.TASKS)}
-    for text in _bytes(folder / "one").values():
+    done = run_stage(folder, *options("two"), SPPO_WORKERS="2")
+    assert done.returncode == 0, done.stderr
+    assert "of 6 tasks are already finished" in done.stderr
+    assert read_bytes(folder / "two") == read_bytes(folder / "one")
+    assert set(read_bytes(folder / "one")) == {"summary.json", *(f"{task}.json" for task in TASKS)}
+    for text in read_bytes(folder / "one").values():
         assert str(folder).encode() not in text
         assert b" at 0x" not in text
 
@@ -136,9 +156,8 @@ def test_two_workers_killed_and_resumed_give_the_same_bytes(folder: Path) -> Non
 @pytest.mark.slow
 def test_a_model_that_cannot_be_loaded_is_one_line(folder: Path) -> None:
     (folder / "empty").mkdir()
-    done = subprocess.run(_stage("none", "empty"), cwd=folder, env=_environment(), capture_output=True, text=True)
+    done = run_stage(folder, *options("none", "empty"))
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("evaluate_lm: error: ")
-    assert "empty has no config.json" in done.stderr
+    assert_message(done.stderr, "evaluate-lm: error: ", "empty has no config.json")
     assert not (folder / "none").exists()

@@ -1,1 +1,1 @@
-"""What the experiment starts from, one module per asset: made here from the seed, read from disk, or pinned on the Hub."""
+"""Assets, the experiment's inputs, one stage each: made here from the seed, copied from disk, or fetched from the Hub."""

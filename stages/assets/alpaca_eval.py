@@ -1,56 +1,57 @@
-"""AlpacaEval's instructions and reference outputs: the canonical 805 from the Hub, or the miniature's own.
+"""Provide AlpacaEval's evaluation set: the canonical 805 instructions from the Hub or a local directory, or the miniature's.
 
-The miniature's reference outputs are a second draw of the base policy, so that the base itself wins about half.
+The canonical set comes with the reference outputs and with the files that the length-controlled win rate needs. The
+miniature's has instructions only; the stage answer-reference samples its reference outputs.
 """
 
 import argparse
 import shutil
 from pathlib import Path
-from typing import Any
 
-from stages import answer, cli, domain, files, params
-from stages.assets import hub
+from stages.artifacts import files, hub
+from stages.miniature import domain
+from stages.runtime import params
+from stages.runtime.errors import StageError
 
+REFERENCE_OUTPUTS = "alpaca_eval_gpt4_baseline.json"
+"""Name of the reference outputs in the data set."""
 LENGTH_CONTROL = ["df_gamed.csv", "instruction_difficulty.csv"]
-"""What the length-controlled win rate is fitted with, defined for the canonical instructions only."""
+"""What the length-controlled win rate is fitted with; defined for the canonical instructions only."""
 
 
-def asked(outputs: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """The instructions alone, a file of their own for split: they stay as they are where the base policy changes."""
-    return [{"instruction": row["instruction"]} for row in outputs]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path, help="the base policy, which answers the miniature's reference")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "out",
+        "--out",
         type=Path,
-        help="folder with reference_outputs.json, instructions.json and, for the canonical set, the files of LC",
+        required=True,
+        help=f"folder to write: instructions.json; canonical set: reference_outputs.json, {', '.join(LENGTH_CONTROL)}, too",
     )
-    args = parser.parse_args()
-    wanted = params.load("seed", "engine", "answer", "assets.alpaca_eval")
-    if wanted.alpaca_eval.made_here:
-        try:
-            prompts = domain.distinct_prompts(f"{wanted.seed}/evaluation", "evaluation", wanted.alpaca_eval.count)
-        except ValueError as error:
-            raise cli.StageError(f"assets.alpaca_eval.count: {error}") from error
-        instructions = [{"dataset": "miniature", "instruction": prompt} for prompt in prompts]
-        responses = answer.draw(args.model, "reference", prompts, wanted.seed, wanted.engine, wanted.answer)
-        outputs = answer.outputs("reference", instructions, responses)
-        with files.replacing(args.out) as partial:
-            files.write_json(outputs, partial / "reference_outputs.json")
-            files.write_json(asked(outputs), partial / "instructions.json")
-        return
-    reference = hub.fetch_file(wanted.alpaca_eval, "alpaca_eval_gpt4_baseline.json")
-    outputs = files.read_records(reference, ["dataset", "instruction", "output", "generator"])
+
+
+def main(args: argparse.Namespace) -> None:
+    settings = params.load("seed", "assets.alpaca_eval")
+    asset: params.EvaluationAsset = settings.alpaca_eval
     with files.replacing(args.out) as partial:
-        partial.mkdir()
-        shutil.copyfile(reference, partial / "reference_outputs.json")
-        files.write_json(asked(outputs), partial / "instructions.json")
-        for name in LENGTH_CONTROL:
-            shutil.copyfile(hub.fetch_file(wanted.alpaca_eval, name), partial / name)
+        if asset.count:
+            files.write_json(make_instructions(settings.seed, asset.count), partial / "instructions.json")
+        else:
+            fetch_set(asset, partial)
 
 
-if __name__ == "__main__":
-    cli.run(main, online=True)
+def make_instructions(seed: int, count: int) -> list[dict[str, str]]:
+    """Make the miniature's instructions. Raises StageError if the toy world has fewer."""
+    try:
+        prompts = domain.distinct_prompts(f"{seed}/evaluation", "evaluation", count)
+    except ValueError as error:
+        raise StageError(f"params.yaml: assets.alpaca_eval.count: {error}: lower it") from error
+    return [{"dataset": "miniature", "instruction": prompt} for prompt in prompts]
+
+
+def fetch_set(asset: params.EvaluationAsset, out: Path) -> None:
+    """Write the canonical set to the folder `out`. Raises StageError if a file or a record's key is missing."""
+    reference = hub.fetch_file(asset, REFERENCE_OUTPUTS)
+    outputs = files.read_records(reference, ["dataset", "instruction", "output", "generator"])
+    files.write_json([{key: row[key] for key in ("dataset", "instruction")} for row in outputs], out / "instructions.json")
+    shutil.copyfile(reference, out / "reference_outputs.json")
+    for name in LENGTH_CONTROL:
+        shutil.copyfile(hub.fetch_file(asset, name), out / name)

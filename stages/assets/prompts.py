@@ -1,105 +1,113 @@
-"""The prompts: the miniature's questions, or a data set's, each with the iteration that a second data set gives it to."""
+"""Provide the prompts to train on: the miniature's, or a data set's.
+
+A second data set may assign prompts to iterations, as the released code's does.
+"""
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
-from stages import cli, domain, files, params, schemas
-from stages.assets import hub
-from stages.cli import StageError
-from stages.params import Asset, PromptsAsset
+from stages.artifacts import hub, schemas, tables
+from stages.miniature import domain
+from stages.runtime import params
+from stages.runtime.errors import StageError
+from stages.runtime.logs import log
 
-UNKNOWN_SHARE = 0.1
-"""Above this share of prompts that the main data set lacks, the parts are not of this data set."""
+MAX_UNKNOWN_SHARE = 0.1
+"""If more of the assigned prompts than this are missing from the data set, the assignment is of another data set."""
+
+Prompt = tuple[str, str | None]
+"""A prompt and the iteration that it is assigned to, or None."""
+Texts = Sequence[str | None]
 
 
-def published(asset: PromptsAsset) -> list[tuple[str, str | None]]:
-    """(prompt, part) of the parts first, then of the data set's other prompts; empty and repeated ones dropped and counted.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, required=True, help="Parquet file to write: prompt_id, prompt, iteration")
 
-    White space is folded where prompts are compared. Raises StageError where the parts are not of this data set.
+
+def main(args: argparse.Namespace) -> None:
+    settings = params.load("seed", "assets.prompts")
+    asset: params.PromptsAsset = settings.prompts
+    prompts = make_prompts(settings.seed, asset.count) if asset.count else read_prompts(asset)
+    tables.write(make_table(prompts), schemas.PROMPTS, args.out)
+    assigned = sum(iteration is not None for _, iteration in prompts)
+    log.info("%s: %d prompts, %d assigned to an iteration", args.out, len(prompts), assigned)
+
+
+def make_prompts(seed: int, count: int) -> list[Prompt]:
+    """Make the miniature's prompts, assigned to no iteration. Raises StageError if the toy world has fewer."""
+    try:
+        return [(prompt, None) for prompt in domain.distinct_prompts(f"{seed}/prompts", "training", count)]
+    except ValueError as error:
+        raise StageError(f"params.yaml: assets.prompts.count: {error}: lower it") from error
+
+
+def read_prompts(asset: params.PromptsAsset) -> list[Prompt]:
+    """Read the assigned prompts, then the other prompts of the data set; count and drop empty and duplicate ones.
+
+    Prompts that differ in white space only are duplicates; the first one is kept as it is. Raises StageError if there are no
+    prompts, or if the assignment is of another data set.
     """
-    whole = _column(asset, asset.split, asset.column)
-    parts: list[tuple[str | None, list[str | None]]] = []
-    if asset.parts:
-        parts = [(name, _column(asset.parts, split, asset.parts.column)) for name, split in asset.parts.splits.items()]
-        _same_source(asset, whole, [text for _, texts in parts for text in texts])
-    rows: dict[str, tuple[str, str | None]] = {}
-    for part, texts in [*parts, (None, whole)]:
-        kept, empty = len(rows), 0
-        for text in texts:
-            if key := _fold(text):
-                rows.setdefault(key, (str(text), part))
-            else:
-                empty += 1
-        kept = len(rows) - kept
-        repeated = len(texts) - empty - kept
-        cli.log.info(
-            "%s: %d prompts, %d empty, %d there already, %d kept", part or "no part", len(texts), empty, repeated, kept
+    assert asset.split
+    assert asset.column
+    all_texts = _read_column(asset, asset.split, asset.column)
+    assigned: dict[str | None, Texts] = {}
+    if assignment := asset.assignment:
+        assigned |= {name: _read_column(assignment, split, assignment.column) for name, split in assignment.splits.items()}
+        _check_assignment(asset, all_texts, [text for texts in assigned.values() for text in texts])
+    prompts: dict[str, Prompt] = {}
+    for iteration, texts in [*assigned.items(), (None, all_texts)]:
+        kept = len(prompts)
+        keys = [_normalize(text) for text in texts]
+        for key, text in zip(keys, texts, strict=True):
+            if key:
+                prompts.setdefault(key, (str(text), iteration))
+        empty, kept = keys.count(""), len(prompts) - kept
+        duplicate = len(texts) - empty - kept
+        log.info(
+            "%s: %d prompts, %d empty, %d duplicate, %d kept", iteration or "unassigned", len(texts), empty, duplicate, kept
         )
-    return list(rows.values())
+    if not prompts:
+        raise StageError(f"{asset.repo}, split {asset.split}: every prompt is empty: correct assets.prompts in params.yaml")
+    return list(prompts.values())
 
 
-def _same_source(asset: PromptsAsset, whole: Iterable[str | None], given: Iterable[str | None]) -> None:
-    assert asset.parts
-    known, wanted = {_fold(text) for text in whole}, {_fold(text) for text in given} - {""}
-    unknown = len(wanted - known)
-    cli.log.info("%d of the parts' %d different prompts are not in %s", unknown, len(wanted), asset.repo)
-    if unknown > UNKNOWN_SHARE * len(wanted):
+def _check_assignment(asset: params.PromptsAsset, all_texts: Texts, assigned: Texts) -> None:
+    assert asset.assignment
+    known = {_normalize(text) for text in all_texts}
+    distinct = {_normalize(text) for text in assigned} - {""}
+    unknown = len(distinct - known)
+    log.info("%d of %d distinct assigned prompts are not in %s", unknown, len(distinct), asset.repo)
+    if unknown > MAX_UNKNOWN_SHARE * len(distinct):
         raise StageError(
-            f"{unknown} of the {len(wanted)} prompts of {asset.parts.repo} are not in {asset.repo}, split {asset.split}: "
-            "they are not parts of it; correct assets.prompts.parts (repo, column, splits) or assets.prompts in params.yaml"
+            f"{unknown} of the {len(distinct)} prompts of {asset.assignment.repo} are not in {asset.repo}, split "
+            f"{asset.split}, so it does not assign these prompts: correct assets.prompts.assignment (repo, column, splits) or "
+            "assets.prompts in params.yaml"
         )
 
 
-def _column(asset: Asset, split: str, column: str) -> list[str | None]:
+def _read_column(asset: params.Asset, split: str, column: str) -> Texts:
     rows = hub.load_rows(asset, None, split)
+    place = f"{asset.repo}, split {split}"
     if column not in rows.column_names:
-        there = ", ".join(rows.column_names)
-        raise StageError(f"{asset.repo}, split {split}: no column {column!r} among {there}: name one of them in params.yaml")
-    texts = rows.with_format("arrow")[column][:].to_pylist()
+        raise StageError(
+            f"{place}: there is no column {column!r}: set column in params.yaml to one of {', '.join(rows.column_names)}"
+        )
+    texts: list[str | None] = rows.with_format("arrow")[column][:].to_pylist()
     for row, text in enumerate(texts):
         if text is not None and not isinstance(text, str):
-            raise StageError(
-                f"{asset.repo}, split {split}: row {row}: {column!r} is no text: name another column in params.yaml"
-            )
-    return texts  # type: ignore[no-any-return]
+            raise StageError(f"{place}: row {row}: {column!r} is not text: set column in params.yaml to another one")
+    return texts
 
 
-def _fold(text: str | None) -> str:
+def _normalize(text: str | None) -> str:
+    """Collapse white space, for comparison."""
     return " ".join((text or "").split())
 
 
-def table(rows: Iterable[tuple[str, str | None]]) -> pa.Table:
-    """schemas.PROMPTS of (prompt, part)."""
-    columns: list[dict[str, Any]] = [
-        {"prompt_id": schemas.prompt_id(prompt), "prompt": prompt, "part": part} for prompt, part in rows
-    ]
-    return pa.Table.from_pylist(columns, schema=schemas.PROMPTS)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path, help="Parquet to write: prompt_id, prompt, part")
-    arguments = parser.parse_args()
-    wanted = params.load("seed", "assets.prompts")
-    asset: PromptsAsset = wanted.prompts
-    if asset.made_here:
-        assert asset.count
-        try:
-            made = domain.distinct_prompts(f"{wanted.seed}/prompts", "training", asset.count)
-        except ValueError as error:
-            raise StageError(f"assets.prompts.count: {error}: lower it in params.yaml") from error
-        rows: list[tuple[str, str | None]] = [(prompt, None) for prompt in made]
-    else:
-        rows = published(asset)
-        if not rows:
-            raise StageError(f"{asset.repo}, split {asset.split}: every prompt is empty: correct assets.prompts in params.yaml")
-    files.write_table(table(rows), schemas.PROMPTS, arguments.out)
-    cli.log.info("%s: %d prompts, %d with a part", arguments.out, len(rows), sum(part is not None for _, part in rows))
-
-
-if __name__ == "__main__":
-    cli.run(main, online=True)
+def make_table(prompts: Iterable[Prompt]) -> pa.Table:
+    """Build a table of schemas.PROMPTS."""
+    rows = [{"prompt_id": schemas.prompt_id(prompt), "prompt": prompt, "iteration": iteration} for prompt, iteration in prompts]
+    return pa.Table.from_pylist(rows, schema=schemas.PROMPTS)

@@ -1,21 +1,26 @@
 import hashlib
+import json
 import logging
 import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages import files, schemas
+from stages.artifacts import schemas, tables
 from stages.assets import prompts
-from stages.cli import ROOT, StageError
-from stages.params import Parts, PromptsAsset
+from stages.runtime.errors import StageError
+from stages.runtime.params import Assignment, PromptsAsset
+from support.hub import Run
+from support.messages import assert_message
+
+Texts = list[str | None]
 
 
-def _data_set(folder: Path, column: str, **splits: list[str | None] | list[int]) -> None:
-    """A data set in the Hub's own form: Parquet, and a README.md whose front matter names the splits."""
+def write_data_set(folder: Path, column: str, **splits: Texts | list[int]) -> None:
+    """Write a data set in the Hub's own format: Parquet, and a README.md whose front matter names the splits."""
     (folder / "data").mkdir(parents=True)
     lines = [f"  - {{split: {split}, path: data/{split}.parquet}}" for split in splits]
     head = ["---", "configs:", "- config_name: default", "  data_files:", *lines, "---", ""]
@@ -25,103 +30,119 @@ def _data_set(folder: Path, column: str, **splits: list[str | None] | list[int])
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-ASSET = PromptsAsset(repo="./main")
-WITH_PARTS = PromptsAsset(
+ASSET = PromptsAsset(repo="./main", split="train", column="instruction")
+ASSIGNED = PromptsAsset(
     repo="./main",
-    parts=Parts(repo="./parts", column="prompt", splits={"iter1": "train_iteration_1", "iter2": "train_iteration_2"}),
+    split="train",
+    column="instruction",
+    assignment=Assignment(
+        repo="./assignment", column="prompt", splits={"iter1": "train_iteration_1", "iter2": "train_iteration_2"}
+    ),
 )
 
 
-def test_prompts_are_kept_as_they_are_once_and_counted(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_prompts_are_kept_verbatim_without_duplicates_and_counted(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     texts = ["What?", " Who\n is\tit? ", "", "Who is it?", None, "  \n", "What?", "what?"]
-    _data_set(here / "main", "instruction", train=texts, test=["Other?"])
+    write_data_set(folder / "main", "instruction", train=texts, test=["Other?"])
     with caplog.at_level(logging.INFO, "stages"):
-        assert prompts.published(ASSET) == [("What?", None), (" Who\n is\tit? ", None), ("what?", None)]
-    assert "no part: 8 prompts, 3 empty, 2 there already, 3 kept" in caplog.text
+        assert prompts.read_prompts(ASSET) == [("What?", None), (" Who\n is\tit? ", None), ("what?", None)]
+    assert "unassigned: 8 prompts, 3 empty, 2 duplicate, 3 kept" in caplog.text
 
 
-def test_a_part_gives_its_prompts_their_iteration_and_the_rest_have_none(here: Path, caplog: pytest.LogCaptureFixture) -> None:
-    known: list[str | None] = [f"Question {index}?" for index in range(30)]
-    _data_set(here / "main", "instruction", train=known)
-    _data_set(
-        here / "parts",
+def test_a_data_set_without_prompts_is_rejected(folder: Path) -> None:
+    write_data_set(folder / "main", "instruction", train=["", None, " "])
+    with pytest.raises(StageError) as error:
+        prompts.read_prompts(ASSET)
+    assert_message(str(error.value), "./main, split train", "every prompt is empty", "assets.prompts in params.yaml")
+
+
+def test_prompts_get_the_iteration_they_are_assigned_to_and_the_others_none(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    known: Texts = [f"Question {index}?" for index in range(30)]
+    write_data_set(folder / "main", "instruction", train=known)
+    write_data_set(
+        folder / "assignment",
         "prompt",
         train_iteration_1=[f" Question {index}? " for index in range(12)],
         train_iteration_2=[*known[10:25], "Unknown?", None],
     )
     with caplog.at_level(logging.INFO, "stages"):
-        rows = prompts.published(WITH_PARTS)
-    parts = {text.strip(): part for text, part in rows}
-    assert len(rows) == len(parts) == 31
-    assert [parts[f"Question {index}?"] for index in range(30)] == ["iter1"] * 12 + ["iter2"] * 13 + [None] * 5
-    assert parts["Unknown?"] == "iter2"
+        rows = prompts.read_prompts(ASSIGNED)
+    iterations = {text.strip(): iteration for text, iteration in rows}
+    assert len(rows) == len(iterations) == 31
+    assert [iterations[f"Question {index}?"] for index in range(30)] == ["iter1"] * 12 + ["iter2"] * 13 + [None] * 5
+    assert iterations["Unknown?"] == "iter2"
     assert (" Question 0? ", "iter1") in rows
-    assert "1 of the parts' 26 different prompts are not in ./main" in caplog.text
-    assert "iter2: 17 prompts, 1 empty, 2 there already, 14 kept" in caplog.text
+    assert "1 of 26 distinct assigned prompts are not in ./main" in caplog.text
+    assert "iter2: 17 prompts, 1 empty, 2 duplicate, 14 kept" in caplog.text
 
 
-@pytest.mark.parametrize(("unknown", "refused"), [(2, False), (3, True)])
-def test_parts_of_another_data_set_are_refused(here: Path, unknown: int, refused: bool) -> None:
-    known: list[str | None] = [f"Question {index}?" for index in range(30)]
-    _data_set(here / "main", "instruction", train=known)
-    others = [f"Unknown {index}?" for index in range(unknown)]
-    _data_set(here / "parts", "prompt", train_iteration_1=known[: 20 - unknown], train_iteration_2=others)
-    if refused:
-        with pytest.raises(StageError, match=r"^3 of the 20 prompts of \./parts are not in \./main, split train: they are not"):
-            prompts.published(WITH_PARTS)
+@pytest.mark.parametrize(("unknown", "rejected"), [(2, False), (3, True)])
+def test_an_assignment_of_another_data_set_is_rejected(folder: Path, unknown: int, rejected: bool) -> None:
+    known: Texts = [f"Question {index}?" for index in range(30)]
+    write_data_set(folder / "main", "instruction", train=known)
+    others: Texts = [f"Unknown {index}?" for index in range(unknown)]
+    write_data_set(folder / "assignment", "prompt", train_iteration_1=known[: 20 - unknown], train_iteration_2=others)
+    if rejected:
+        with pytest.raises(StageError) as error:
+            prompts.read_prompts(ASSIGNED)
+        parts = ["3 of the 20 prompts of ./assignment", "./main, split train", "assets.prompts.assignment", "params.yaml"]
+        assert_message(str(error.value), *parts)
     else:
-        assert len(prompts.published(WITH_PARTS)) == 32
+        assert len(prompts.read_prompts(ASSIGNED)) == 32
 
 
 @pytest.mark.parametrize(
-    ("column", "texts", "message"),
+    ("column", "texts", "parts"),
     [
-        ("question", ["What?"], r"^\./main, split train: no column 'instruction' among question, source: name one of them"),
-        ("instruction", [1, 2], r"^\./main, split train: row 0: 'instruction' is no text"),
+        ("question", ["What?"], ["'instruction'", "question, source"]),
+        ("instruction", [1, 2], ["row 0", "'instruction' is not text"]),
     ],
 )
-def test_a_column_that_holds_no_prompts_is_named(here: Path, column: str, texts: list[str | None], message: str) -> None:
-    _data_set(here / "main", column, train=texts)
-    with pytest.raises(StageError, match=message):
-        prompts.published(ASSET)
+def test_a_column_without_prompts_is_named(folder: Path, column: str, texts: Texts, parts: list[str]) -> None:
+    write_data_set(folder / "main", column, train=texts)
+    with pytest.raises(StageError) as error:
+        prompts.read_prompts(ASSET)
+    assert_message(str(error.value), "./main, split train", *parts, "params.yaml")
 
 
-def _stage(folder: Path, assets: str) -> subprocess.CompletedProcess[str]:
-    (folder / "params.yaml").write_text(f"seed: 3\nassets:\n  prompts: {assets}\n")
-    environment = {"PYTHONPATH": str(ROOT), "HF_HOME": str(folder / "hf"), "HF_ENDPOINT": "http://127.0.0.1:9"}
-    command = [sys.executable, "-m", "stages.assets.prompts", "prompts.parquet"]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+def run_stage(run: Run, folder: Path, asset: dict[str, Any]) -> "subprocess.CompletedProcess[str]":
+    (folder / "params.yaml").write_text(json.dumps({"seed": 3, "assets": {"prompts": asset}}))
+    return run("-m", "stages", "assets-prompts", "--out", "prompts.parquet")
 
 
-def test_the_stage_reads_a_local_data_set(here: Path) -> None:
-    _data_set(here / "main", "text", train=["What?"], dev=["Who?", "Why?"])
-    done = _stage(here, "{repo: ./main, split: dev, column: text}")
+def test_the_stage_reads_a_local_data_set(run: Run, folder: Path) -> None:
+    write_data_set(folder / "main", "text", train=["What?"], dev=["Who?", "Why?"])
+    done = run_stage(run, folder, {"repo": "./main", "split": "dev", "column": "text"})
     assert done.returncode == 0, done.stderr
-    table = files.read_table(here / "prompts.parquet", schemas.PROMPTS)
+    table = tables.read(folder / "prompts.parquet", schemas.PROMPTS)
     assert table.to_pylist() == [
-        {"prompt_id": hashlib.sha256(text.encode()).hexdigest(), "prompt": text, "part": None} for text in ("Who?", "Why?")
+        {"prompt_id": hashlib.sha256(text.encode()).hexdigest(), "prompt": text, "iteration": None} for text in ("Who?", "Why?")
     ]
-    assert not list((here / "scratch").glob("datasets-*"))
+    assert not list((folder / "scratch").glob("datasets-*"))
 
 
-def test_the_stage_makes_the_miniatures_prompts_from_the_seed(here: Path) -> None:
-    made = []
+def test_the_seed_determines_the_miniature_s_prompts(run: Run, folder: Path) -> None:
+    contents = []
     for _ in range(2):
-        done = _stage(here, "{repo: miniature, count: 300}")
+        done = run_stage(run, folder, {"repo": "miniature", "count": 300})
         assert done.returncode == 0, done.stderr
-        made.append((here / "prompts.parquet").read_bytes())
-    assert made[0] == made[1]
-    table = files.read_table(here / "prompts.parquet", schemas.PROMPTS)
-    assert len(set(table.column("prompt_id").to_pylist())) == 300
+        contents.append((folder / "prompts.parquet").read_bytes())
+    assert contents[0] == contents[1]
+    table = tables.read(folder / "prompts.parquet", schemas.PROMPTS)
+    assert len(set(table["prompt_id"].to_pylist())) == 300
+    assert table["iteration"].null_count == 300
 
 
-def test_more_prompts_than_the_domain_has_are_refused(here: Path) -> None:
-    done = _stage(here, "{repo: miniature, count: 5300}")
+def test_more_prompts_than_there_are_raise_an_error(run: Run, folder: Path) -> None:
+    done = run_stage(run, folder, {"repo": "miniature", "count": 5300})
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("prompts: error: assets.prompts.count: the miniature's domain has about ")
-    assert not (here / "prompts.parquet").exists()
+    assert_message(done.stderr, "assets-prompts: error: params.yaml", "assets.prompts.count", "not 5300", "lower it")
+    assert not (folder / "prompts.parquet").exists()

@@ -1,6 +1,6 @@
-"""What llm-blender alone says: python blender_scores.py RANKER RESPONSES OUT (rank environment).
+"""Compute scores with llm-blender alone: python blender_scores.py RANKER RESPONSES OUT (rank environment).
 
-Scores of `rank`, one prompt a batch, and logits of `compare` for every ordered pair of responses.
+Writes the scores of `rank` with one prompt per batch, and the logits of `compare` for every ordered pair of responses.
 """
 
 import json
@@ -23,7 +23,7 @@ prompts, candidates = [row["prompt"] for row in rows], [row["responses"] for row
 size = len(candidates[0])
 scores = blender.rank(prompts, candidates, return_scores=True, batch_size=1)
 pairs = [(n, i, j) for n in range(len(rows)) for i in range(size) for j in range(size) if i != j]
-found = blender.compare(
+values = blender.compare(
     [prompts[n] for n, _, _ in pairs],
     [candidates[n][i] for n, i, _ in pairs],
     [candidates[n][j] for n, _, j in pairs],
@@ -32,7 +32,7 @@ found = blender.compare(
     batch_size=1,
 )
 logits = [[[0.0] * size for _ in range(size)] for _ in rows]
-for (n, i, j), logit in zip(pairs, found, strict=True):
+for (n, i, j), logit in zip(pairs, values, strict=True):
     logits[n][i][j] = float(logit)
 with open(out, "w") as file:  # noqa: PTH123
     json.dump({"scores": scores.tolist(), "logits": logits}, file)

@@ -1,7 +1,7 @@
-"""What lm-eval 0.4.1 alone says: python stock_lm_eval.py MODEL DATA_SETS BATCH_SIZE OUT TASK:SHOTS .. (harness environment).
+"""Evaluate a model with lm-eval 0.4.1 alone: python stock_lm_eval.py MODEL DATA_SETS BATCH_SIZE OUT TASK:SHOTS ...
 
-Also writes the log-likelihoods that the stage's model gives in bf16 beside those of a float32 log-softmax, and what the
-data sets' exact_match says to a few cases.
+Runs in the harness environment. Also writes a bf16 model's log-likelihood from the stage's adapter, beside the values with
+log-softmax in float32 and in bf16, and the results of the data sets' exact_match metric on a few cases.
 """
 
 import json
@@ -20,7 +20,7 @@ from lm_eval.api.registry import get_model  # noqa: E402
 from lm_eval.tasks import initialize_tasks  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from stages import evaluate_lm  # noqa: E402
+from stages.engines import harness_worker  # noqa: E402
 
 initialize_tasks()
 torch.set_num_threads(1)
@@ -28,21 +28,21 @@ lm = get_model("hf").create_from_arg_string(f"pretrained={model},dtype=float32",
 results = {}
 for argument in sys.argv[5:]:
     task, shots = argument.split(":")
-    found = lm_eval.simple_evaluate(model=lm, tasks=[task], num_fewshot=int(shots))
-    results |= found["results"]
+    results |= lm_eval.simple_evaluate(model=lm, tasks=[task], num_fewshot=int(shots))["results"]
 
 context, continuation = list(range(2, 40)), list(range(40, 60))
-[(harness, _)] = evaluate_lm._policy(str(model), "bfloat16", 4)._loglikelihood_tokens([(("", ""), context, continuation)])
+adapter = harness_worker.load_policy(str(model), "bfloat16", 4)
+[(log_likelihood, _)] = adapter._loglikelihood_tokens([(("", ""), context, continuation)])
 plain = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
 with torch.no_grad():
     logits = plain(torch.tensor([context + continuation[:-1]])).logits[0, -len(continuation) :]
 
 
-def chosen(logps: torch.Tensor) -> float:
+def sum_logps(logps: torch.Tensor) -> float:
     return float(logps[torch.arange(len(continuation)), torch.tensor(continuation)].sum())
 
 
-def equal(prediction: str, reference: str, **options: object) -> float:
+def match(prediction: str, reference: str, **options: object) -> float:
     return exact_match.compute(predictions=[prediction], references=[reference], **options)["exact_match"]
 
 
@@ -51,18 +51,18 @@ out.write_text(
         {
             "results": results,
             "bf16": {
-                "stage": harness,
-                "float32 log-softmax": chosen(logits.float().log_softmax(-1)),
-                "bf16 log-softmax": chosen(logits.log_softmax(-1)),
+                "stage": log_likelihood,
+                "float32 log-softmax": sum_logps(logits.float().log_softmax(-1)),
+                "bf16 log-softmax": sum_logps(logits.log_softmax(-1)),
             },
             "exact_match": {
-                "equal": equal("a", "a"),
-                "different": equal("a", "b"),
-                "case counts": equal("A", "a"),
-                "case ignored": equal("A", "a", ignore_case=True),
-                "punctuation ignored": equal("a, b!", "a b", ignore_punctuation=True),
-                "digits ignored": equal("a1", "a2", ignore_numbers=True),
-                "gsm8k": equal("1,024", "b is\n#### 1024", regexes_to_ignore=[",", "\\$", "(?s).*#### "], ignore_case=True),
+                "equal": match("a", "a"),
+                "different": match("a", "b"),
+                "case counts": match("A", "a"),
+                "case ignored": match("A", "a", ignore_case=True),
+                "punctuation ignored": match("a, b!", "a b", ignore_punctuation=True),
+                "digits ignored": match("a1", "a2", ignore_numbers=True),
+                "gsm8k": match("1,024", "b is\n#### 1024", regexes_to_ignore=[",", "\\$", "(?s).*#### "], ignore_case=True),
                 "half": exact_match.compute(predictions=["a", "b"], references=["a", "c"])["exact_match"],
             },
         },

@@ -1,0 +1,128 @@
+"""Read and write JSON, replace files and folders atomically, and hash them."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from stages.runtime import scratch
+from stages.runtime.errors import DISK_FULL, FREE_SPACE, StageError, is_disk_full
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path for a file or folder; move it to `path` if the block succeeds and remove it otherwise.
+
+    Leftovers of a killed process at the temporary path are removed first; DVC ignores them (.dvcignore). Raises StageError if
+    the disk is full.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove(partial)
+    try:
+        yield partial
+        if path.is_dir() or partial.is_dir():
+            remove(path)
+        partial.replace(path)
+    except Exception as error:
+        # The error may be about another disk, such as the one of scratch/: then it is not this file that does not fit.
+        if is_disk_full(error) and shutil.disk_usage(path.parent).free < 2**20:
+            raise StageError(f"{path}: {DISK_FULL}: {FREE_SPACE}") from error
+        raise
+    finally:
+        remove(partial)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Write JSON with sorted keys, so that equal values give equal bytes. Raises ValueError for NaN and infinities."""
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file. Raises StageError if it is missing, not valid JSON, or contains an unpaired surrogate."""
+    require(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+        if "\\u" in text:  # json accepts an escaped surrogate without its other half, which UTF-8 cannot encode
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, OSError, RecursionError) as error:
+        raise StageError(f"{path}: not valid JSON ({error}): {suggest_remedy(path)}") from error
+    return value
+
+
+def read_records(path: Path, keys: list[str]) -> list[dict[str, Any]]:
+    """Read a non-empty JSON list of objects, each with a string under every one of `keys`. Raises StageError."""
+    records = read_json(path)
+    if not isinstance(records, list) or not records:
+        raise StageError(f"{path}: expected a non-empty JSON list of objects: {suggest_remedy(path)}")
+    for index, record in enumerate(records):
+        for key in keys:
+            if not isinstance(record, dict) or not isinstance(record.get(key), str):
+                raise StageError(f"{path}: record {index}: {key!r} is missing or not a string: {suggest_remedy(path)}")
+    return records
+
+
+def require(path: Path) -> Path:
+    """Return `path`. Raises StageError if it does not exist."""
+    if not path.exists():
+        raise StageError(f"{path} is missing: {suggest_remedy(path)}")
+    return path
+
+
+def suggest_remedy(path: Path) -> str:
+    """Say how to replace a missing or corrupted file, depending on who writes it."""
+    if path.is_relative_to(scratch.FOLDER):
+        return "remove it, then re-run the stage"
+    return "create it with `dvc repro`" if path.parts[:1] == ("data",) else "check the path or recreate the file"
+
+
+def digest(path: Path) -> str:
+    """Hash a file's bytes, or the names and bytes of all files in a folder. Raises StageError if `path` does not exist."""
+    require(path)
+    total = hashlib.blake2b(digest_size=16)
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            total.update(str(file.relative_to(path)).encode() + b"\0")
+            with file.open("rb") as handle:
+                total.update(hashlib.file_digest(handle, lambda: hashlib.blake2b(digest_size=16)).digest())
+    return total.hexdigest()
+
+
+Inode = tuple[int, int]
+"""Device and inode number."""
+
+
+def dvc_md5(path: Path, known: dict[Inode, str] | None = None) -> str:
+    """Return the MD5 that dvc.lock records: of a file's bytes, or of a folder's listing, with the suffix `.dir`.
+
+    known: MD5s of files that were read before, which this call uses and extends: DVC links files of the workspace to its cache,
+    and with `known` such a file is read once only.
+    """
+    known = {} if known is None else known
+    if path.is_dir():
+        listing = [
+            {"md5": dvc_md5(file, known), "relpath": file.relative_to(path).as_posix()}
+            for file in path.rglob("*")
+            if file.is_file()
+        ]
+        text = json.dumps(sorted(listing, key=lambda entry: entry["relpath"]), sort_keys=True)
+        return hashlib.md5(text.encode()).hexdigest() + ".dir"
+    status = path.stat()
+    inode = status.st_dev, status.st_ino
+    if inode not in known:
+        with path.open("rb") as handle:
+            known[inode] = hashlib.file_digest(handle, "md5").hexdigest()
+    return known[inode]

@@ -1,0 +1,149 @@
+"""The six data sets of the Open LLM Leaderboard, on disk as the unmodified lm-eval 0.4.1 reads them offline.
+
+The stock tasks load `allenai/ai2_arc`, `gsm8k` and so on by name. `datasets` reads a name as a folder if the working directory
+contains such a folder: hence the names of the folders here.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.artifacts import hub
+from stages.runtime.errors import StageError
+from stages.runtime.params import EvaluationAsset
+
+Row = dict[str, Any]
+Splits = dict[str, list[Row]]
+"""Split -> rows."""
+
+_subjects = """
+    abstract_algebra anatomy astronomy business_ethics clinical_knowledge college_biology college_chemistry
+    college_computer_science college_mathematics college_medicine college_physics computer_security conceptual_physics
+    econometrics electrical_engineering elementary_mathematics formal_logic global_facts high_school_biology
+    high_school_chemistry high_school_computer_science high_school_european_history high_school_geography
+    high_school_government_and_politics high_school_macroeconomics high_school_mathematics high_school_microeconomics
+    high_school_physics high_school_psychology high_school_statistics high_school_us_history high_school_world_history
+    human_aging human_sexuality international_law jurisprudence logical_fallacies machine_learning management marketing
+    medical_genetics miscellaneous moral_disputes moral_scenarios nutrition philosophy prehistory professional_accounting
+    professional_law professional_medicine professional_psychology public_relations security_studies sociology
+    us_foreign_policy virology world_religions
+"""
+SUBJECTS = _subjects.split()
+"""MMLU's."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set's name and the parts of it that the stock task reads."""
+
+    folder: str
+    configs: list[str]
+    few_shot: tuple[str, int] | None
+    """Split of the few-shot examples, and how many rows lm-eval 0.4.1 draws (one more if the task does not name the split)."""
+    test: str
+    columns: set[str]
+
+    @property
+    def splits(self) -> list[str]:
+        return [*([self.few_shot[0]] if self.few_shot else []), self.test]
+
+
+DATA_SETS = {
+    "arc_challenge": DataSet("allenai/ai2_arc", ["ARC-Challenge"], ("train", 25), "test", {"question", "choices", "answerKey"}),
+    "truthfulqa_mc2": DataSet("truthful_qa", ["multiple_choice"], None, "validation", {"question", "mc2_targets"}),
+    "winogrande": DataSet(
+        "winogrande", ["winogrande_xl"], ("train", 6), "validation", {"sentence", "option1", "option2", "answer"}
+    ),
+    "gsm8k": DataSet("gsm8k", ["main"], ("train", 5), "test", {"question", "answer"}),
+    "hellaswag": DataSet(
+        "hellaswag", ["default"], ("train", 11), "validation", {"activity_label", "ctx_a", "ctx_b", "endings", "label"}
+    ),
+    "mmlu": DataSet("hails/mmlu_no_train", SUBJECTS, ("dev", 5), "test", {"question", "choices", "answer"}),
+}
+"""Task -> data set."""
+
+EXACT_MATCH_PATH = Path("exact_match", "exact_match.py")
+EXACT_MATCH = '''"""The share of predictions equal to their references: what lm-eval loads as `evaluate.load("exact_match")`."""
+
+import re
+import string
+
+import datasets
+import evaluate
+
+
+class ExactMatch(evaluate.Metric):
+    def _info(self):
+        text = datasets.Value("string")
+        features = datasets.Features({"predictions": text, "references": text})
+        return evaluate.MetricInfo(description=__doc__, citation="", inputs_description="", features=features)
+
+    def _compute(
+        self,
+        predictions,
+        references,
+        regexes_to_ignore=None,
+        ignore_case=False,
+        ignore_punctuation=False,
+        ignore_numbers=False,
+    ):
+        ignored = string.punctuation * ignore_punctuation + string.digits * ignore_numbers
+
+        def plain(text):
+            for regex in regexes_to_ignore or []:
+                text = re.sub(regex, "", text)
+            text = text.lower() if ignore_case else text
+            return text.translate(str.maketrans("", "", ignored))
+
+        equal = [plain(a) == plain(b) for a, b in zip(predictions, references)]
+        return {"exact_match": sum(equal) / len(equal)}
+'''
+
+
+def read_rows(task: str, asset: EvaluationAsset) -> dict[str, Splits]:
+    """Read a data set from the Hub or a local directory: config -> split -> rows, of the splits that the task reads.
+
+    Raises StageError if a column that the task needs is missing, or if there are too few rows.
+    """
+    data_set = DATA_SETS[task]
+    return {
+        config: {split: _read_split(task, asset, config, split) for split in data_set.splits} for config in data_set.configs
+    }
+
+
+def _read_split(task: str, asset: EvaluationAsset, config: str, split: str) -> list[Row]:
+    data_set = DATA_SETS[task]
+    rows = hub.load_rows(asset, None if config == "default" else config, split)
+    place = f"{asset.repo}, configuration {config}, split {split}"
+    remedy = f"set assets.harness.{task} in params.yaml to a data set in the format of {data_set.folder}"
+    if missing := sorted(data_set.columns - set(rows.column_names)):
+        raise StageError(f"{place}: {task} requires column {', '.join(map(repr, missing))}: {remedy}")
+    required = data_set.few_shot[1] if data_set.few_shot and split == data_set.few_shot[0] else 2
+    if len(rows) < required:
+        raise StageError(f"{place}: {len(rows)} rows, but {task} requires at least {required}: {remedy}")
+    return [dict(row) for row in rows]
+
+
+def write_data_set(data_set: DataSet, configs: dict[str, Splits], root: Path) -> None:
+    """Write a data set's rows, config -> split -> rows, to its folder below `root`.
+
+    The folder holds a JSON Lines file per config and split, and a README.md that tells `datasets` what they are.
+    """
+    folder = root / data_set.folder
+    lines = ["---", "configs:"]
+    for config, splits in configs.items():
+        lines += [f"- config_name: {config}", "  data_files:"]
+        (folder / config).mkdir(parents=True)
+        for split, rows in splits.items():
+            lines += [f"  - split: {split}", f"    path: {config}/{split}.jsonl"]
+            text = "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
+            (folder / config / f"{split}.jsonl").write_text(text)
+    (folder / "README.md").write_text("\n".join([*lines, "---", ""]))
+
+
+def write_exact_match(root: Path) -> None:
+    """Write the metric that lm-eval loads when it is imported; otherwise it would download it."""
+    path = root / EXACT_MATCH_PATH
+    path.parent.mkdir()
+    path.write_text(EXACT_MATCH)

@@ -1,0 +1,152 @@
+"""Start a stage's processes, one per device, and form their distributed group.
+
+A stage that uses one device runs in its own process. With several devices it starts itself again under torchrun. Under
+another launcher (DeepSpeed's, or torchrun on several nodes that share `scratch`) it takes the rank that the launcher assigned.
+"""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from stages.artifacts import files
+from stages.runtime import processes
+from stages.runtime.devices import explain_out_of_memory, is_main_process
+from stages.runtime.errors import StageError
+from stages.runtime.logs import log
+
+EXCHANGE = "SPPO_LAUNCH_FOLDER"
+"""Environment variable of the workers that we launch: the folder through which they and the launching process communicate."""
+DIGESTS = "digests.json"
+"""In that folder: the digests of the stage's inputs, so that they are hashed once rather than once per worker."""
+ERROR = "error"
+"""In that folder: a worker's StageError, for the launching process to report last, below torchrun's own output."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """What a process needs to join its distributed group and to run a stage in it."""
+
+    devices: int
+    """The number of processes, one per device."""
+    digests: Mapping[str, str]
+    """Digests of the stage's inputs, by the names of the inputs."""
+    meeting_file: Path | None = None
+    """For a group of one: the file for its rendezvous, instead of a port that would be open to the network."""
+
+
+Work = Callable[[Group], None]
+"""A stage's work in one process, which calls `start_group`."""
+
+
+def launch(devices: int, inputs: Mapping[str, Path], work: Work) -> None:
+    """Call `work` in each of `devices` processes.
+
+    inputs: files or folders to hash, by name. Raises StageError if there are fewer GPUs than `devices` (without GPUs any
+    number of processes shares the CPU), if an input is missing, if a GPU runs out of memory, or if a process fails.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
+    if "LOCAL_RANK" in os.environ:
+        _run_under_launcher(devices, inputs, work)
+        return
+    if torch.cuda.is_available() and devices > torch.cuda.device_count():
+        raise StageError(
+            f"train.devices is {devices}, but this machine has {torch.cuda.device_count()} GPUs: lower train.devices to that "
+            "number (gradient accumulation keeps the global batch the same)"
+        )
+    digests = _hash_inputs(inputs)
+    if devices == 1:
+        _run_in_this_process(digests, work)
+    else:
+        _run_torchrun(devices, digests)
+
+
+def start_group(group: Group) -> None:
+    """Join the distributed group, which waits for all of its processes.
+
+    Raises StageError if a launcher started a number of processes other than group.devices.
+    """
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # otherwise the first start on a CPU builds C++ for a minute
+    alone = (
+        {"auto_mpi_discovery": False, "init_method": f"file://{group.meeting_file}", "rank": 0, "world_size": 1}
+        if group.meeting_file
+        else {}
+    )
+    deepspeed.init_distributed(verbose=False, **alone)
+    if int(os.environ["WORLD_SIZE"]) != group.devices:
+        raise StageError(
+            f"the launcher started {os.environ['WORLD_SIZE']} processes, but train.devices is {group.devices}: make them equal"
+        )
+
+
+def leave_group() -> None:
+    """Leave the distributed group, if there is one: its threads may abort a process that exits with them running."""
+    import torch
+
+    if torch.distributed.is_initialized():  # it is not if `work` never called start_group
+        torch.distributed.destroy_process_group()
+
+
+def _work_in_group(group: Group, work: Work) -> None:
+    """Do the stage's work in this process, then leave the group."""
+    with explain_out_of_memory("lower train.device_batch (gradient accumulation keeps the global batch the same)"):
+        work(group)
+    leave_group()
+
+
+def _run_in_this_process(digests: Mapping[str, str], work: Work) -> None:
+    """Run a stage that uses one device, as a group of one."""
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    with tempfile.TemporaryDirectory() as folder:
+        _work_in_group(Group(1, digests, Path(folder) / "group"), work)
+
+
+def _run_under_launcher(devices: int, inputs: Mapping[str, Path], work: Work) -> None:
+    """Run one worker of a launcher: ours, which passes a folder to exchange files, or another one."""
+    if not is_main_process():
+        log.setLevel(logging.WARNING)  # otherwise every worker would log the same lines
+    exchange = Path(os.environ[EXCHANGE]) if EXCHANGE in os.environ else None
+    try:
+        digests = json.loads((exchange / DIGESTS).read_text()) if exchange else _hash_inputs(inputs)
+        _work_in_group(Group(devices, digests), work)
+    except StageError as error:
+        if exchange:
+            (exchange / ERROR).write_text(str(error))
+        raise
+
+
+def _run_torchrun(devices: int, digests: Mapping[str, str]) -> None:
+    """Run this command again in each of `devices` workers of torchrun. Raises StageError if one fails."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={devices}"]
+    # If this process is killed, so is torchrun, and with it the workers. Ctrl-C in the terminal reaches this process only.
+    die_with_us = partial(processes.die_with_parent, os.getpid(), signal.SIGKILL)
+    with tempfile.TemporaryDirectory() as folder:
+        exchange = Path(folder)
+        (exchange / DIGESTS).write_text(json.dumps(dict(digests)))
+        done = subprocess.run(
+            [*command, *sys.orig_argv[1:]],
+            env=os.environ | {EXCHANGE: folder},
+            check=False,
+            preexec_fn=die_with_us,
+            start_new_session=True,
+        )
+        if done.returncode:
+            error = exchange / ERROR
+            raise StageError(error.read_text() if error.exists() else "a training process failed: see its message above")
+
+
+def _hash_inputs(inputs: Mapping[str, Path]) -> dict[str, str]:
+    return {name: files.digest(path) for name, path in inputs.items()}

@@ -1,0 +1,156 @@
+"""Run tasks of the lm-evaluation-harness in worker processes, one task at a time each, and keep the results of finished tasks.
+
+A worker draws the few-shot examples of a task as the harness does when it runs that task alone, so the results do not depend on
+the number of workers.
+"""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from stages.artifacts import files
+from stages.runtime import processes, scratch
+from stages.runtime.devices import list_devices
+from stages.runtime.errors import StageError
+from stages.runtime.logs import log, setup_logging
+
+CACHES = ("HF_DATASETS_CACHE", "HF_METRICS_CACHE", "HF_EVALUATE_CACHE", "HF_MODULES_CACHE")
+"""Environment variables of folders that the Hugging Face libraries write to. They read them when they are imported."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A stock task of the harness and the settings that the Leaderboard ran it with."""
+
+    folder: str
+    """Folder of its YAML files, below lm_eval/tasks."""
+    shots: int
+    metric: str
+    filter: str = "none"
+
+
+TASKS = {  # the longest first, so that several workers finish at about the same time
+    "mmlu": Task("mmlu/default", 5, "acc"),
+    "hellaswag": Task("hellaswag", 10, "acc_norm"),
+    "gsm8k": Task("gsm8k", 5, "exact_match", "get-answer"),
+    "arc_challenge": Task("arc", 25, "acc_norm"),
+    "truthfulqa_mc2": Task("truthfulqa", 0, "acc"),
+    "winogrande": Task("winogrande", 5, "acc"),
+}
+
+
+def evaluate_tasks(model: Path, data_sets: Path, dtype: str, batch_size: int) -> dict[str, Any]:
+    """Evaluate a model on all TASKS, with one worker per GPU or, without a GPU, per CPU core.
+
+    data_sets: the folder from assets-harness. Returns task -> the results of `evaluate_task`. Finished tasks are kept in the
+    scratch folder, so that a killed stage resumes. Raises StageError if a worker dies or a task fails.
+    """
+    key = {"model": files.digest(model), "sets": files.digest(data_sets), "dtype": dtype, "batch_size": batch_size}
+    folder = scratch.folder("evaluate-lm", key).resolve()
+    pending = [task for task in TASKS if not (folder / f"{task}.json").exists()]
+    if len(pending) < len(TASKS):
+        log.info("%d of %d tasks are already finished, in %s", len(TASKS) - len(pending), len(TASKS), folder)
+    if pending:
+        files.remove(folder / "cache")
+        devices = list_devices(cores=True)[: len(pending)]
+        log.info("%d tasks on %d workers, whose progress is in %s/*.log", len(pending), len(devices), folder)
+        with start_pool(devices, data_sets.resolve(), folder) as pool:
+            with processes.block_sigint():
+                futures = {pool.submit(evaluate_task, task, str(model.resolve()), dtype, batch_size): task for task in pending}
+            try:
+                collect_results(futures, folder)
+            finally:
+                pool.shutdown(cancel_futures=True)
+    return {task: files.read_json(folder / f"{task}.json") for task in TASKS}
+
+
+def start_pool(devices: list[str], data_sets: Path, folder: Path) -> ProcessPoolExecutor:
+    """Create a pool of one worker per device, see `list_devices`. data_sets, folder: absolute paths."""
+    if devices[0]:
+        context: Any = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+    else:
+        context = multiprocessing.get_context("fork")
+        with set_environment(cache_paths(folder)), contextlib.chdir(data_sets):
+            load_worker_module()  # importing the harness takes longer than many a task here: once for all workers
+    queue = context.SimpleQueue()
+    for device in devices:
+        queue.put(device)
+    return ProcessPoolExecutor(len(devices), context, enter_worker, (queue, data_sets, folder))
+
+
+def collect_results(futures: dict[Future[dict[str, Any]], str], folder: Path) -> None:
+    """Write each task's results to the folder as soon as it finishes. Raises StageError if a worker process dies."""
+    try:
+        for future in tqdm(as_completed(futures), total=len(futures), desc="evaluate-lm", unit="task", disable=None):
+            files.write_json(future.result(), folder / f"{futures[future]}.json")
+    except BrokenProcessPool as error:
+        raise StageError(
+            f"a worker process died (possibly out of memory); see its log in {folder}. Re-run to resume."
+        ) from error
+
+
+def enter_worker(queue: Any, data_sets: Path, folder: Path) -> None:
+    """Set up a worker process: its device, caches, working directory and, for the harness's output, a log file."""
+    processes.setup_worker()
+    if device := queue.get():
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
+    os.environ |= cache_paths(folder)
+    setup_logging()
+    os.chdir(data_sets)
+    handle = os.open(folder / f"worker-{os.getpid()}.log", os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
+    os.dup2(handle, sys.stdout.fileno())
+    os.dup2(handle, sys.stderr.fileno())
+
+
+def evaluate_task(task: str, model: str, dtype: str, batch_size: int) -> dict[str, Any]:
+    """Evaluate a model on one task, in a process whose working directory is the data sets' folder.
+
+    Returns the harness's results and, as `n`, the number of questions by (sub)task: JSON values.
+    Raises StageError if the model cannot be loaded or does not fit in the GPU's memory.
+    """
+    import torch
+
+    try:
+        results = load_worker_module().evaluate(task, TASKS[task].shots, model, dtype, batch_size)
+    except torch.OutOfMemoryError as error:
+        raise StageError(f"{task}: out of GPU memory: lower evaluate_lm.batch_size (now {batch_size})") from error
+    plain: dict[str, Any] = json.loads(json.dumps(results, default=float))
+    return plain
+
+
+def load_worker_module() -> Any:
+    """Import the harness, which loads its metric exact_match from the working directory, and register TASKS."""
+    from stages.engines import harness_worker
+
+    harness_worker.register_tasks(tuple(task.folder for task in TASKS.values()))
+    return harness_worker
+
+
+def cache_paths(folder: Path) -> dict[str, str]:
+    """Return the values of CACHES: folders of this evaluation, so that no other data set cached by the same name is used."""
+    return {name: str(folder / "cache" / name) for name in CACHES}
+
+
+@contextlib.contextmanager
+def set_environment(values: dict[str, str]) -> Iterator[None]:
+    """Set environment variables within the block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ |= values
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,67 @@
+"""Ranking of responses by PairRM's logits, for rank and compare alike: P^, the chosen and the rejected response, and ties."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from stages.artifacts import schemas
+from stages.engines import pairrm
+from stages.method import sppo
+from stages.runtime import params
+from stages.runtime.devices import explain_out_of_memory
+from stages.runtime.errors import StageError
+
+
+def load_ranker(ranker: Path, settings: params.Rank) -> Callable[[pa.Table], pa.Table]:
+    """Load PairRM on this process's device. Returns a function that ranks one shard; see `rank_shard`.
+
+    ranker: a folder with `PairRM` and `base`. Raises StageError if it cannot be loaded.
+    """
+    torch.set_num_threads(1)  # the order of summation, and so the last digits, must not depend on the number of cores
+    blender = pairrm.load_blender(ranker)
+    return functools.partial(rank_shard, blender, pairrm.select_forward(blender), settings)
+
+
+def rank_shard(blender: Any, forward: pairrm.Forward, settings: params.Rank, shard: pa.Table) -> pa.Table:
+    """Rank one shard of schemas.RESPONSES and return a table of schemas.RANKINGS.
+
+    Raises StageError if the GPU runs out of memory or if a logit is not finite.
+    """
+    rows = shard.to_pylist()
+    column = "prompt" if settings.input == "instruction" else "templated_prompt"
+    prompts = [pairrm.encode(blender, row[column], row["responses"]) for row in rows]
+    with explain_out_of_memory(f"lower rank.tokens_per_batch (now {settings.tokens_per_batch})"):
+        logits = pairrm.pair_logits(forward, prompts, settings.tokens_per_batch)
+    ranked = [
+        rank_row(row["prompt_id"], matrix, row["responses"], settings.probability)
+        | {"prompt_truncated": texts.prompt_truncated, "responses_truncated": texts.responses_truncated}
+        for row, matrix, texts in zip(rows, logits, prompts, strict=True)
+    ]
+    return pa.Table.from_pylist(ranked, schema=schemas.RANKINGS)
+
+
+def rank_row(prompt_id: str, logits: Tensor, responses: list[str], probability: str) -> dict[str, Any]:
+    """Derive from one prompt's logits (K, K) its row of schemas.RANKINGS, but for what was truncated (Alg. 1, section 5.1).
+
+    probability: rank.probability, `pairwise` or `aggregate`. It is a tie if the chosen and the rejected text are identical;
+    `rejected` then equals `chosen`. Raises StageError if a logit is not finite.
+    """
+    if not logits.isfinite().all():
+        raise StageError(f"prompt {prompt_id}: PairRM's logits are not finite: check the ranker's weights (`make verify`)")
+    scores = sppo.pairwise_scores(logits.double())
+    chosen, rejected = (int(index) for index in sppo.choose_pair(scores))
+    tie = responses[chosen] == responses[rejected]
+    compared = sppo.aggregate_scores(scores) if probability == "aggregate" else scores
+    return {
+        "prompt_id": prompt_id,
+        "logits": logits.tolist(),
+        "probabilities": sppo.win_probabilities(compared).tolist(),
+        "chosen": chosen,
+        "rejected": chosen if tie else rejected,
+        "tie": tie,
+    }

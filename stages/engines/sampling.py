@@ -1,0 +1,216 @@
+"""Sampling from a policy with vLLM, for generate and answer alike: one request per prompt, one seed per sample."""
+
+import functools
+import hashlib
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from stages.artifacts import files, pointers, schemas, shards
+from stages.method import chat
+from stages.runtime import params
+from stages.runtime.devices import explain_out_of_memory
+from stages.runtime.errors import StageError, describe
+from stages.runtime.logs import log
+
+LESS_MEMORY = "lower engine.kv_cache_gib (null uses nine tenths of the GPU) or engine.max_model_length"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Sampling parameters: `samples` responses per prompt, seeded by (seed, name, prompt_id, sample)."""
+
+    samples: int
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    """The longest response, in tokens."""
+    seed: int
+    name: str
+    """What the samples are for, such as an iteration: under another name the same prompt gets different seeds."""
+
+
+def sample_seed(seed: int, name: str, prompt_id: str) -> int:
+    """Return the seed of a prompt's first sample; sample k uses this seed + k, as vLLM seeds the samples of one request.
+
+    The seed is 56 bits of a hash: the seeds of two prompts do not overlap, and depend on neither device nor order.
+    """
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}/{prompt_id}".encode()).digest()[:7], "big")
+
+
+def sample_responses(
+    stage: str,
+    prompts: pa.Table,
+    model: Path,
+    engine: params.Engine,
+    sampling: Sampling,
+    shard_size: int,
+    *,
+    skip_too_long: bool,
+) -> pa.Table:
+    """Sample responses to a table of schemas.SPLIT and return a table of schemas.RESPONSES, in the same order.
+
+    stage: the command whose scratch folder holds finished shards. skip_too_long: whether to leave out (and count in the log)
+    the prompts that do not leave room for max_new_tokens within engine.max_model_length; if not, their responses may be
+    shorter. Raises StageError if the model cannot be loaded, if a prompt leaves no room at all or if every prompt is left
+    out.
+    """
+    from transformers import AutoTokenizer
+
+    local = pointers.check_model(model)
+    tokenizer = AutoTokenizer.from_pretrained(local, trust_remote_code=False)
+    check_stop_tokens(engine, len(tokenizer), model)
+    tokenized = tokenize_prompts(tokenizer, prompts)
+    kept = select_fitting(tokenized, engine.max_model_length, sampling.max_new_tokens, skip_too_long=skip_too_long)
+    log.info("%d prompts, %d left out as too long for the engine", kept.num_rows, tokenized.num_rows - kept.num_rows)
+    if count := chat.count_special_tokens(tokenizer, tokenized["prompt_token_ids"].to_pylist()):
+        log.info("%d prompts contain special tokens as text, which are tokenized as such, as in the released code", count)
+    key = {
+        "model": files.digest(model),
+        "prompts": hashlib.sha256("".join(kept["prompt_id"].to_pylist()).encode()).hexdigest(),
+        "engine": engine.model_dump(),
+        "sampling": vars(sampling),
+    }
+    arguments = (local, engine, sampling)
+    responses = shards.map_shards(stage, kept, shard_size, load_sampler, arguments, schemas.RESPONSES, key)
+    log_lengths(responses)
+    return responses
+
+
+def check_stop_tokens(engine: params.Engine, vocabulary: int, model: Path) -> None:
+    """Raise StageError if one of engine.stop_token_ids is not below the number of tokens in the model's vocabulary."""
+    invalid = [token for token in engine.stop_token_ids if token >= vocabulary]
+    if invalid:
+        raise StageError(
+            f"engine.stop_token_ids: {invalid[0]} is not a token of {model}, which has {vocabulary}: correct it in params.yaml"
+        )
+
+
+def tokenize_prompts(tokenizer: Any, prompts: pa.Table) -> pa.Table:
+    """Append `templated_prompt` and `prompt_token_ids` to a table with the column `prompt`. Raises StageError as chat does."""
+    texts = [chat.prompt_text(tokenizer, prompt) for prompt in prompts["prompt"].to_pylist()]
+    token_ids = [chat.text_ids(tokenizer, text) for text in texts]
+    templated = prompts.append_column("templated_prompt", pa.array(texts, pa.string()))
+    return templated.append_column("prompt_token_ids", pa.array(token_ids, pa.list_(pa.int32())))
+
+
+def select_fitting(prompts: pa.Table, max_model_length: int, max_new_tokens: int, *, skip_too_long: bool) -> pa.Table:
+    """Select the rows that leave room for max_new_tokens within max_model_length; see `sample_responses`.
+
+    prompts: a table with the columns `prompt_id` and `prompt_token_ids`. Raises StageError if no row fits and, without
+    skip_too_long, if any row does not leave room for a single token.
+    """
+    remedy = f"engine.max_model_length {max_model_length}: raise it in params.yaml"
+    room = max_new_tokens if skip_too_long else 1
+    lengths = pc.list_value_length(prompts["prompt_token_ids"])
+    fits = [length + room <= max_model_length for length in lengths.to_pylist()]
+    if not skip_too_long and not all(fits):
+        row = fits.index(False)
+        raise StageError(
+            f"prompt {prompts['prompt_id'][row]} has {lengths[row]} tokens, which leaves no room to answer within {remedy}"
+        )
+    if not any(fits):
+        raise StageError(f"no prompt leaves room for {room} tokens within {remedy}")
+    return prompts.filter(pa.array(fits))
+
+
+def log_lengths(responses: pa.Table) -> None:
+    """Log the number of responses, of their tokens, and of those that were cut off at the limit."""
+    counts, reasons = (pc.list_flatten(responses[name]) for name in ("token_counts", "finish_reasons"))
+    truncated = pc.sum(pc.equal(reasons, "length")).as_py()
+    log.info("%d responses, %d tokens, %d truncated at the limit", len(counts), pc.sum(counts).as_py(), truncated)
+
+
+def load_sampler(model: Path, engine: params.Engine, sampling: Sampling) -> Callable[[pa.Table], pa.Table]:
+    """Start vLLM on this process's device. Returns a function that answers one shard; see `sample_shard`."""
+    return functools.partial(sample_shard, start_engine(model, engine, sampling.seed), engine, sampling)
+
+
+def start_engine(model: Path, engine: params.Engine, seed: int) -> Any:
+    """Start a vLLM `LLM` on this process's device. Raises StageError if it does not start."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # run the engine in this process, where nothing reorders requests
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    for name, value in (("VLLM_HOST_IP", "127.0.0.1"), ("GLOO_SOCKET_IFNAME", "lo")):  # accept no other machine's connections
+        os.environ.setdefault(name, value)
+    import torch
+
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # hide its warning that a CPU has no Triton
+    from vllm import LLM
+
+    settings: dict[str, Any] = {"use_tqdm_on_load": False}
+    if engine.kv_cache_gib is not None:
+        settings["kv_cache_memory_bytes"] = int(engine.kv_cache_gib * 2**30)
+    if not torch.cuda.is_available():
+        # On a CPU, per-request seeds fail with chunked prefill, and compilation costs more than it saves. The K samples of
+        # a prompt share only its full blocks of the KV cache, and most prompts are shorter than one default block of 128.
+        settings |= {
+            "block_size": 32,
+            "enforce_eager": True,
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": engine.max_model_length * 8,
+        }
+    try:
+        with explain_out_of_memory(LESS_MEMORY):
+            return LLM(
+                model=str(model),
+                dtype=engine.dtype,
+                max_model_len=engine.max_model_length,
+                seed=seed,
+                load_format="safetensors",
+                trust_remote_code=False,
+                **settings,
+            )
+    except (AssertionError, OSError, RuntimeError, ValueError) as error:
+        raise StageError(f"{model}: {explain_failed_start(error, engine)}") from error
+
+
+def explain_failed_start(error: Exception, engine: params.Engine) -> str:
+    """Explain why vLLM did not start, from its error message, and name the parameter to change."""
+    text = str(error)
+    if "KV cache" in text or "cache blocks" in text:
+        return (
+            f"too little memory for the KV cache: raise engine.kv_cache_gib (now {engine.kv_cache_gib}), or lower "
+            f"engine.max_model_length (now {engine.max_model_length})"
+        )
+    if "max_model_len" in text:
+        return f"engine.max_model_length {engine.max_model_length} exceeds the model's maximum length: lower it"
+    return f"vLLM does not start ({describe(error)}): check the section engine of params.yaml, and the model"
+
+
+def sample_shard(llm: Any, engine: params.Engine, sampling: Sampling, shard: pa.Table) -> pa.Table:
+    """Sample responses to one shard of tokenized prompts and return a table of schemas.RESPONSES.
+
+    llm: what `start_engine` returns. shard: the columns of schemas.SPLIT, `templated_prompt` and `prompt_token_ids`. Raises
+    StageError if the GPU runs out of memory.
+    """
+    from vllm import SamplingParams
+
+    rows = shard.to_pylist()
+    seeds = [sample_seed(sampling.seed, sampling.name, row["prompt_id"]) for row in rows]
+    requests = [
+        SamplingParams(
+            n=sampling.samples,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_new_tokens,
+            stop_token_ids=engine.stop_token_ids,
+            seed=seed,
+        )
+        for seed in seeds
+    ]
+    with explain_out_of_memory(LESS_MEMORY):
+        outputs = llm.generate([{"prompt_token_ids": row["prompt_token_ids"]} for row in rows], requests, use_tqdm=False)
+    for row, seed, output in zip(rows, seeds, outputs, strict=True):
+        samples = sorted(output.outputs, key=lambda sample: sample.index)
+        row["responses"] = [sample.text for sample in samples]
+        row["token_ids"] = [list(sample.token_ids) for sample in samples]
+        row["token_counts"] = [len(sample.token_ids) for sample in samples]
+        row["finish_reasons"] = [sample.finish_reason for sample in samples]
+        row["seeds"] = [seed + sample.index for sample in samples]
+    return pa.Table.from_pylist(rows, schema=schemas.RESPONSES)

@@ -1,0 +1,164 @@
+"""Subclasses of transformers.Trainer: LogpsScorer for the reference, SPPOTrainer for training.
+
+Stages import this module only once there is something to compute: loading transformers' Trainer takes seconds.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, ProgressCallback, Trainer
+
+from stages.artifacts import files, schemas
+from stages.engines import checkpoints
+from stages.method import packing, sppo
+from stages.runtime import params
+from stages.runtime.devices import is_main_process
+from stages.runtime.errors import StageError
+
+
+class PackedTrainer(Trainer):  # type: ignore[misc]
+    """A Trainer for packed batches of pairs."""
+
+    def __init__(self, model: Any, args: Any, **more: Any) -> None:
+        super().__init__(model=model, args=args, data_collator=packing.collate, **more)
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        """Return the batch as is: on its device already. Trainer would cast its floats, P^ and logps, to bfloat16."""
+        return inputs
+
+
+class LogpsScorer(PackedTrainer):
+    """Predicts the log-probabilities of pairs: (N, 2) float32, in nats, chosen and rejected, for N rows.
+
+    longest: the pair with the longest text, on which the first batch checks that packing supports the model.
+    dtype: the model's.
+    """
+
+    def __init__(self, model: Any, args: Any, longest: dict[str, Any], dtype: params.Precision) -> None:
+        super().__init__(model, args)
+        self.longest, self.dtype = longest, dtype
+        self.checked = False
+        self.remove_callback(ProgressCallback)  # the stage shows one bar for all shards
+
+    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
+        """Score one batch. Raises StageError if packing does not support the model."""
+        with torch.no_grad():
+            if not self.checked:
+                packing.check_packing(model, self.longest, self.dtype)
+                self.checked = True
+            logps = packing.batch_logps(model, inputs)
+        return None, torch.stack(logps.chunk(2), 1), None
+
+
+class SPPOTrainer(PackedTrainer):
+    """Trains a policy on pairs with the loss that `settings` names; logs schemas.LOG_COLUMNS and checks them at every step.
+
+    Checkpoints in args.output_dir hold DeepSpeed's state, which includes the weights; the policy itself is written at the end
+    by the stage.
+    """
+
+    def __init__(self, model: Any, args: Any, settings: params.Train, eta: float, train_dataset: Any) -> None:
+        super().__init__(model, args, train_dataset=train_dataset)
+        self.settings, self.eta = settings, eta
+        self.model_accepts_loss_kwargs = False  # the loss is a mean over pairs, not over tokens
+        self.batch_metrics: list[torch.Tensor] = []
+        self.remove_callback(PrinterCallback)  # the log is a file
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Span the learning-rate schedule over settings.epochs; training stops at settings.stop_epoch."""
+        steps = round(num_training_steps * self.settings.epochs / self.settings.stop_epoch)
+        return super().create_scheduler(steps, optimizer)
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        """Compute the loss of one batch and collect its metrics. Raises StageError as `check_start` does."""
+        logps, reference = packing.batch_logps(model, inputs), inputs["reference_logps"]
+        loss = self._loss(logps, inputs)
+        ratios = (logps - reference).detach()
+        if not self.state.global_step:
+            check_start(loss, self._loss(reference, inputs), ratios, reference, packing.TOLERANCE[self.settings.dtype])
+        chosen, rejected = ratios.chunk(2)
+        kl = ratios.square().mean() / 2
+        self.batch_metrics.append(torch.stack([loss.detach(), chosen.mean(), rejected.mean(), kl]))
+        return (loss, None) if return_outputs else loss
+
+    def _loss(self, logps: torch.Tensor, inputs: Any) -> torch.Tensor:
+        settings = self.settings
+        return sppo.loss(settings.loss, logps, inputs["reference_logps"], inputs["probabilities"], self.eta, settings.beta)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log a step, with means over its global batch. Raises StageError as `check_step` does."""
+        if "loss" in logs:
+            logs = logs | self._step_record(logs)
+        super().log(logs, start_time)
+
+    def _step_record(self, logs: dict[str, float]) -> dict[str, float]:
+        """Return a checked record of LOG_COLUMNS, averaged over all processes, and start collecting the next step's metrics."""
+        metrics = torch.stack(self.batch_metrics).mean(0)
+        self.batch_metrics.clear()
+        finite = metrics.new_tensor([float(has_finite_weights(self.model))])
+        loss, *means, finite_everywhere = self.accelerator.reduce(torch.cat([metrics, finite]), "mean").tolist()
+        norm = float(logs["grad_norm"])
+        clipped = int(0 < self.settings.max_grad_norm < norm)
+        values = [self.state.global_step, loss, logs["learning_rate"], norm, clipped, *means]
+        record = dict(zip(schemas.LOG_COLUMNS, values, strict=True))
+        check_step(record, finite_everywhere == 1, Path(self.args.output_dir))
+        return record
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Do nothing: DeepSpeed's part of a checkpoint holds the weights."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if self.state.global_step == self.state.max_steps:
+            return  # the stage writes the policy next
+        path = checkpoints.checkpoint_path(Path(self.args.output_dir), self.state.global_step)
+        if is_main_process():
+            files.remove(path)  # half of one, from a process that was killed
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if is_main_process():
+            checkpoints.mark_complete(path)
+
+
+def check_start(
+    loss: torch.Tensor, expected: torch.Tensor, ratios: torch.Tensor, reference_logps: torch.Tensor, tolerance: float
+) -> None:
+    """Check that the first loss is that of a policy equal to its reference, up to rounding; raise StageError if it is not.
+
+    For SPPO that loss is eta^2 mean((P^ - 1/2)^2). The check compares the log-ratios in it, which must be 0, rather than the
+    loss: if eta (P^ - 1/2) is large compared with them, or close to 0, the loss would reveal too little or exaggerate.
+    loss, expected: scalars, for the message. ratios, reference_logps: (2B,), in nats. tolerance: relative.
+    """
+    difference, size = ratios.abs().mean().item(), reference_logps.abs().mean().item()
+    if not difference <= tolerance * size:
+        raise StageError(
+            f"the first loss is {loss.item():.4g} but must be {expected.item():.4g}: before any step, the policy's "
+            f"log-probabilities differ from the reference's by {difference:.3g} nats per response (of {size:.3g}). The pairs "
+            "are from another model, chat template or truncation: re-run reference"
+        )
+
+
+def check_step(record: dict[str, float], finite_weights: bool, folder: Path) -> None:
+    """Raise StageError if a metric of a step (LOG_COLUMNS) or a weight after it is not finite, before anything is saved.
+
+    An infinite gradient norm stands for NaN as well: DeepSpeed skips the update of such a step and continues.
+    folder: of the checkpoints, for the message.
+    """
+    problems = [f"{name} is {value}" for name, value in record.items() if not math.isfinite(value)]
+    problems += [] if finite_weights else ["weights are not finite after it"]
+    if problems:
+        checkpoint = checkpoints.newest_checkpoint(folder)
+        raise StageError(
+            f"step {record['step']}: {', '.join(problems)}: lower train.learning_rate or eta "
+            + (f"(last checkpoint before it: {checkpoint})" if checkpoint else "(no checkpoint before it)")
+        )
+
+
+def has_finite_weights(model: Any) -> bool:
+    """Return whether all weights in this process's ZeRO-3 shards are finite."""
+    rank = torch.distributed.get_rank()
+    shards = ((weights.ds_tensor.flatten(), weights.ds_numel) for weights in model.parameters())
+    # The last shard is padded with arbitrary values beyond the weights' end.
+    return all(bool(shard[: max(0, size - rank * shard.numel())].isfinite().all()) for shard, size in shards)

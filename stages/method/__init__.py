@@ -1,0 +1,1 @@
+"""The SPPO method without files, parameters or devices: losses, win probabilities, chat templates, packing, seeding."""

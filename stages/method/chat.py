@@ -1,0 +1,77 @@
+"""Chat templates and token boundaries, shared by generate, reference, train and answer.
+
+A prompt's tokens end where the assistant's first token is to be sampled. A response's tokens are the sampled ones, including
+the end token if the model finished and without it if the length limit was reached. They are never decoded and re-encoded.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stages.runtime.errors import StageError, describe
+
+Lengths = npt.NDArray[np.integer[Any]]
+"""Numbers of tokens."""
+
+
+def prompt_text(tokenizer: Any, prompt: str) -> str:
+    """Render one user message and the assistant's header with the chat template of a transformers tokenizer.
+
+    Raises StageError if there is no template, or if it fails.
+    """
+    from jinja2 import TemplateError
+
+    if not tokenizer.chat_template:
+        raise StageError(f"the tokenizer of {tokenizer.name_or_path} has no chat template: use a chat model")
+    messages = [{"role": "user", "content": prompt}]
+    try:
+        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except (TemplateError, TypeError) as error:
+        raise StageError(
+            f"the chat template of {tokenizer.name_or_path} fails on a single user message ({describe(error)}): fix the "
+            "template, or use another chat model"
+        ) from error
+    return text
+
+
+def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
+    """Return the token ids of `prompt_text`. Raises StageError as `prompt_text` and `text_ids` do."""
+    return text_ids(tokenizer, prompt_text(tokenizer, prompt))
+
+
+def text_ids(tokenizer: Any, text: str) -> list[int]:
+    """Tokenize a result of `prompt_text`, with exactly one BOS token if the tokenizer has one.
+
+    Raises StageError if the template produced no BOS token or more than one.
+    """
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    bos = tokenizer.bos_token_id
+    if bos is not None and (ids[:1] != [bos] or ids[1:2] == [bos]):
+        count = "no BOS token" if ids[:1] != [bos] else "more than one BOS token"
+        raise StageError(
+            f"the chat template of {tokenizer.name_or_path} produces {count}: fix the template so that it produces exactly one"
+        )
+    return ids
+
+
+def count_special_tokens(tokenizer: Any, prompts: Sequence[Sequence[int]]) -> int:
+    """Count the prompts (token ids from `prompt_ids`) that contain special tokens beyond the template's own.
+
+    Text in a prompt that spells a special token, such as `<|eot_id|>`, is encoded as that token: vLLM and transformers
+    tokenize chats so, and hence the released code does.
+    """
+    special = set(tokenizer.all_special_ids) | {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    own = sum(token in special for token in prompt_ids(tokenizer, "x"))
+    return sum(sum(token in special for token in ids) > own for ids in prompts)
+
+
+def truncate_lengths(prompts: Lengths, responses: Lengths, *, max_prompt: int, max_total: int) -> tuple[Lengths, Lengths]:
+    """Compute how many tokens training keeps: the last ones of each prompt, the first ones of each response.
+
+    prompts: (N,); responses: (..., N), token counts. A prompt keeps at most max_prompt tokens, a response what then remains of
+    max_total. Returns the kept counts in the same shapes.
+    """
+    kept = np.minimum(prompts, max_prompt)
+    return kept, np.minimum(responses, max_total - kept)

@@ -1,0 +1,219 @@
+"""Packed batches of pairs and the log-probabilities of their responses.
+
+Packing avoids nearly all padding, computes a prompt once for both of its responses, and makes logits for response tokens only.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stages.runtime.errors import StageError
+
+Row = dict[str, Any]
+"""A row of schemas.PAIRS. The reference log-probabilities may be missing."""
+
+TOKENS_AT_ONCE = 1024
+"""Number of tokens whose logits exist at a time: one to two gigabytes for a vocabulary of 128,000."""
+
+TOLERANCE = {"float32": 0.001, "bfloat16": 0.01}
+"""By dtype, how far log-probabilities of the same tokens in two batches may differ, relatively, because of rounding."""
+
+TEXTS = ("prompt", "chosen", "rejected")
+"""The texts of a pair in the order in which they are packed."""
+
+
+def token_logps(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, bias: Tensor | None = None, softcap: float | None = None
+) -> Tensor:
+    """Compute the log-probability of each token, holding the logits of TOKENS_AT_ONCE tokens at most.
+
+    The logits are computed a second time in the backward pass. The log-softmax is taken in float32.
+    hidden: (T, H), the model's last hidden states at the positions that predict the tokens. weight: (V, H) and bias: (V,), of
+    the output layer, with hidden's dtype. targets: (T,) int64. softcap: Gemma 2's, logits = softcap tanh(logits / softcap).
+    Returns (T,) float32, in nats.
+    """
+    compute = partial(_chunk_logps, weight=weight, bias=bias, softcap=softcap)
+    chunks = zip(torch.split(hidden, TOKENS_AT_ONCE), torch.split(targets, TOKENS_AT_ONCE), strict=True)
+    if not torch.is_grad_enabled():
+        return torch.cat([compute(*chunk) for chunk in chunks])
+    return torch.cat([torch.utils.checkpoint.checkpoint(compute, *chunk, use_reentrant=False) for chunk in chunks])
+
+
+def _chunk_logps(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
+    logits = torch.nn.functional.linear(hidden, weight, bias)
+    if softcap:
+        logits = softcap * torch.tanh(logits / softcap)
+    logits = logits.float()
+    return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+
+
+def enable_scoring(model: Any) -> Any:
+    """Make a causal language model return log-probabilities of tokens when called as `batch_logps` calls it.
+
+    Replaces `forward` of the model and of its output layer; parameters and their names stay. Both are still called as modules,
+    because ZeRO-3 gathers weights in hooks of such calls and PEFT wraps them. With original_forward=True the model computes
+    what it did before.
+    model: a transformers model with an output layer. Returns it.
+    """
+    head = model.get_output_embeddings()
+    softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    head.forward = partial(_head_forward, head, softcap)
+    model.forward = partial(_model_forward, model, model.base_model, head)
+    return model
+
+
+def _head_forward(head: Any, softcap: float | None, hidden: Tensor, targets: Tensor | None = None) -> Any:
+    if targets is None:
+        return type(head).forward(head, hidden)
+    return token_logps(hidden, head.weight, targets, bias=head.bias, softcap=softcap)
+
+
+def _model_forward(
+    model: Any,
+    decoder: Any,
+    head: Any,
+    input_ids: Tensor,
+    predicting: Tensor | None = None,
+    targets: Tensor | None = None,
+    original_forward: bool = False,
+    **inputs: Any,
+) -> Any:
+    if original_forward:
+        return type(model).forward(model, input_ids, use_cache=False)
+    hidden = decoder(input_ids, use_cache=False, **inputs).last_hidden_state
+    return head(hidden.flatten(0, 1)[predicting], targets)
+
+
+def collate(rows: list[Row]) -> dict[str, Tensor]:
+    """Collate B rows of schemas.PAIRS into one packed batch in which each prompt occurs once, before its two responses.
+
+    input_ids, position_ids, segments: (R, L) int64, with the longest pair's length as L and R from `assign_rows`. The prompt of
+    pair i is segment 3i, its responses are segments 3i + 1 and 3i + 2, padding is segment -1. The positions of both responses
+    continue the prompt's.
+    targets: (T,) int64, the tokens of all chosen responses, then of all rejected ones. predicting: (T,) int64, for each target
+    the index, among the R * L positions, of the one that predicts it. lengths: (2B,) int64, the responses' numbers of tokens.
+    probabilities: (2B,) float32, P^; reference_logps: (2B,) float32, in nats; each only if the rows have its columns.
+    """
+    pairs = [[row[f"{text}_token_ids"] for text in TEXTS] for row in rows]
+    batch, starts = _lay_out(pairs)
+    responses = [(pair, text) for text in (1, 2) for pair in range(len(rows))]
+    batch |= {
+        "predicting": torch.cat([_predicting_positions(starts[pair], pairs[pair], text) for pair, text in responses]),
+        "targets": torch.cat([torch.tensor(pairs[pair][text]) for pair, text in responses]),
+        "lengths": torch.tensor([len(pairs[pair][text]) for pair, text in responses]),
+    }
+    for name, column in (("probabilities", "probability"), ("reference_logps", "reference_logps")):
+        if f"chosen_{column}" in rows[0]:
+            values = [row[f"{side}_{column}"] for side in ("chosen", "rejected") for row in rows]
+            batch[name] = torch.tensor(values, dtype=torch.float32)
+    return batch
+
+
+def assign_rows(sizes: list[int]) -> list[list[int]]:
+    """Assign pairs to rows by first-fit-decreasing: longest first, each to the first row that has room for it.
+
+    sizes: tokens of each pair; a row holds as many tokens as the longest pair has. Returns the pairs' indices by row.
+    """
+    length = max(sizes)
+    assigned: list[list[int]] = []
+    for pair in sorted(range(len(sizes)), key=lambda pair: -sizes[pair]):
+        fitting = (row for row in assigned if sum(sizes[other] for other in row) + sizes[pair] <= length)
+        if (row := next(fitting, None)) is None:
+            assigned.append(row := [])
+        row.append(pair)
+    return assigned
+
+
+def _lay_out(pairs: list[list[list[int]]]) -> tuple[dict[str, Tensor], dict[int, int]]:
+    """Lay the texts of all pairs out in rows.
+
+    Returns input_ids, position_ids and segments as in `collate`, and where each pair starts among the R * L positions.
+    """
+    sizes = [sum(map(len, texts)) for texts in pairs]
+    assigned, length = assign_rows(sizes), max(sizes)
+    input_ids = torch.zeros(len(assigned), length, dtype=torch.long)
+    position_ids, segments = torch.zeros_like(input_ids), torch.full_like(input_ids, -1)
+    starts = {}
+    for index, row in enumerate(assigned):
+        end = 0
+        for pair in row:
+            starts[pair] = index * length + end
+            for text, ids in enumerate(pairs[pair]):
+                start, end = end, end + len(ids)
+                position = len(pairs[pair][0]) if text else 0
+                input_ids[index, start:end] = torch.tensor(ids)
+                position_ids[index, start:end] = torch.arange(position, position + len(ids))
+                segments[index, start:end] = 3 * pair + text
+    return {"input_ids": input_ids, "position_ids": position_ids, "segments": segments}, starts
+
+
+def _predicting_positions(start: int, texts: list[list[int]], text: int) -> Tensor:
+    """Return the positions that predict the tokens of a response, texts[text], of a pair that starts at `start`."""
+    prompt_end = start + len(texts[0])
+    first = start + sum(map(len, texts[:text]))
+    positions = torch.arange(first - 1, first - 1 + len(texts[text]))
+    positions[:1] = prompt_end - 1  # the prompt's last token predicts the first token of either response
+    return positions
+
+
+def batch_logps(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """Compute the summed log-probability of each response of a collated batch.
+
+    model: after `enable_scoring`. Returns (2B,) float32, in nats: all chosen responses, then all rejected ones.
+    """
+    logps = model(
+        input_ids=batch["input_ids"],
+        position_ids=batch["position_ids"],
+        attention_mask=attention_mask(batch["segments"], next(model.parameters()).dtype),
+        predicting=batch["predicting"],
+        targets=batch["targets"],
+    )
+    return torch.stack([response.sum() for response in logps.split(batch["lengths"].tolist())])
+
+
+def attention_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
+    """Build the mask with which a token attends, up to itself, to its own segment and its prompt's, and padding to padding.
+
+    segments: (R, L), as in `collate`. Returns (R, 1, L, L) of the dtype, to add to attention scores: 0 or -inf.
+    """
+    query, key = segments[:, :, None], segments[:, None, :]
+    visible = (query == key) | ((query // 3 == key // 3) & (key % 3 == 0))
+    visible = visible.tril()
+    mask = torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, float("-inf"))
+    return mask[:, None]
+
+
+def check_packing(model: Any, row: Row, dtype: str) -> None:
+    """Check that a pair's log-probabilities are those of the model's original forward, up to rounding.
+
+    Some architectures attend, or scale their logits, in ways that packing does not support.
+    model: after `enable_scoring`, possibly wrapped by DeepSpeed. row: the pair to check, the longest one. dtype: the model's, a
+    key of TOLERANCE. Raises StageError.
+    """
+    config, prompt = getattr(model, "module", model).config, row["prompt_token_ids"]
+    sequences = [prompt + row[f"{side}_token_ids"] for side in ("chosen", "rejected")]
+    longest, window = max(map(len, sequences)), getattr(config.get_text_config(), "sliding_window", None)
+    if window and longest > window:
+        raise StageError(
+            f"prompt {row['prompt_id']} and a response have {longest} tokens, more than the sliding attention window of "
+            f"{config.model_type}: set lengths.total to at most {window}"
+        )
+    device = next(model.parameters()).device
+    packed = batch_logps(model, {name: tensor.to(device) for name, tensor in collate([row]).items()}).tolist()
+    for logps, sequence in zip(packed, sequences, strict=True):
+        expected = _original_logps(model, torch.tensor([sequence], device=device), len(prompt))
+        if not abs(logps - expected) <= TOLERANCE[dtype] * abs(expected):
+            raise StageError(
+                f"prompt {row['prompt_id']}: the log-probability of a response is {logps:.5g} when packed but {expected:.5g} "
+                f"unpacked: packing is not supported for {config.model_type} (custom attention or logit scaling); use another "
+                "model"
+            )
+
+
+def _original_logps(model: Any, ids: Tensor, prompt: int) -> float:
+    """Sum, by the original forward, the log-probabilities of the tokens that follow the first `prompt` ones of ids, (1, L)."""
+    logits = model(input_ids=ids, original_forward=True).logits[0, prompt - 1 : -1].float()
+    logps: float = logits.log_softmax(-1).gather(-1, ids[0, prompt:, None]).sum().item()
+    return logps

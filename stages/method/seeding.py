@@ -1,0 +1,12 @@
+"""Random seeds and deterministic operations."""
+
+
+def make_deterministic(seed: int) -> None:
+    """Seed the generators of Python, NumPy and torch, and make torch use operations that do not vary between runs."""
+    import torch
+    from transformers import set_seed
+
+    set_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # A debugging aid that torch switches on together with deterministic algorithms; it is slow.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

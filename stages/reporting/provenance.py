@@ -1,0 +1,117 @@
+"""Where the results come from: the method's parameters, the assets and their hashes, each stage's tools and devices."""
+
+from pathlib import Path
+from typing import Any
+
+from stages.artifacts import files
+from stages.reporting import markdown
+from stages.reporting.inputs import REMEDY
+from stages.reporting.published import TASKS
+from stages.runtime.errors import StageError
+from stages.runtime.params import Asset, Assets
+
+ASSETS = {
+    "policy": "models/base",
+    "ranker": "ranker",
+    "prompts": "prompts.parquet",
+    "alpaca-eval": "alpaca_eval_set",
+    "harness": "harness_sets",
+}
+"""Asset -> its path in the data folder."""
+
+
+def format_provenance(settings: Any, data: Path) -> str:
+    """Format provenance.md.
+
+    settings: the sections that `format_method` needs, `assets` and `iterations`, as returned by `params.load`; data: the folder
+    with the assets and records. Raises StageError if an asset is missing or a record is invalid.
+    """
+    return (
+        "# Provenance\n\n## Method\n\n"
+        "Parameters for which the released code deviates from the paper, or which the paper leaves open. A dash means that the "
+        "value is not stated. Other bugs of the released code are fixed unconditionally; see `docs/method.md`.\n\n"
+        + format_method(settings)
+        + "\n## Assets\n\n"
+        + format_assets(settings.assets, data)
+        + "\nMD5: the hash that DVC records for the asset. `dvc.lock` of the same commit has the hashes of all other artifacts "
+        "and the parameters of every stage.\n" + "\n## Stages\n\n" + format_stages(data / "records", settings.iterations)
+    )
+
+
+def format_method(settings: Any) -> str:
+    """Format the table of the parameters in which the released code deviates from the paper.
+
+    settings: the sections eta, generate, rank, lengths and train, as returned by `params.load`.
+    """
+    train, generate, rank, lengths = settings.train, settings.generate, settings.rank, settings.lengths
+    clipping, adapters = train.max_grad_norm, train.lora.rank
+    rows = [
+        ["loss", "train.loss", train.loss, "sppo", "sppo"],
+        ["step size η", "eta", f"{settings.eta:g}", "1000", "1 / 0.001"],
+        ["P^ from logits", "rank.probability", rank.probability, "pairwise", "aggregate"],
+        ["ranker input", "rank.input", rank.input, "–", "templated"],
+        ["responses per prompt (K)", "generate.samples", str(generate.samples), "5", "5"],
+        [
+            "temperature, top-p",
+            "generate.temperature, top_p",
+            f"{generate.temperature}, {generate.top_p}",
+            "1.0, 1.0",
+            "0.7, 0.9",
+        ],
+        ["maximum response length", "generate.max_new_tokens", str(generate.max_new_tokens), "–", "2048"],
+        ["maximum length of prompt, pair", "lengths.prompt, total", f"{lengths.prompt}, {lengths.total}", "–", "512, 1024"],
+        ["pairs that are too long", "lengths.too_long", lengths.too_long, "–", "truncate"],
+        [
+            "epochs of the schedule, stop after",
+            "train.epochs, stop_epoch",
+            f"{train.epochs:g}, {train.stop_epoch:g}",
+            "18 or 6, 1",
+            "1, 1",
+        ],
+        ["learning rate", "train.learning_rate", f"{train.learning_rate:g}", "5e-07", "5e-07"],
+        ["global batch size", "train.global_batch", str(train.global_batch), "64", "64"],
+        ["gradient clipping", "train.max_grad_norm", f"{clipping:g}" if clipping else "none", "–", "none"],
+        ["LoRA rank", "train.lora.rank", str(adapters) if adapters else "none", "none", "none"],
+        ["precision between iterations", "train.dtype", train.dtype, "–", "bfloat16"],
+    ]
+    return markdown.table(["setting", "parameter", "this run", "paper", "released code"], rows, text=True)
+
+
+def format_assets(assets: Assets, data: Path) -> str:
+    """Format the table of the assets' sources, pinned revisions and hashes. Raises StageError if an asset is missing."""
+    sources: dict[str, list[Asset]] = {
+        "policy": [assets.policy],
+        "ranker": [assets.ranker, *filter(None, [assets.ranker.base])],
+        "prompts": [assets.prompts, *filter(None, [assets.prompts.assignment])],
+        "alpaca-eval": [assets.alpaca_eval],
+        "harness": [getattr(assets.harness, task) for task in TASKS],
+    }
+    rows = []
+    for name, parts in sources.items():
+        origins = dict.fromkeys(
+            "generated from the seed" if part.made_here else f"{part.repo}@{part.revision}" for part in parts
+        )
+        rows.append([name, ", ".join(origins), files.dvc_md5(files.require(data / ASSETS[name]))])
+    return markdown.table(["asset", "source", "MD5"], rows, text=True)
+
+
+def format_stages(records: Path, iterations: dict[str, str]) -> str:
+    """Format the table of the tools and devices of each stage; stages that ran with the same ones share a row.
+
+    records: the folder of the stages' records. Those of iterations that are not in `iterations` are left out.
+    Raises StageError for an invalid record.
+    """
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for path in sorted(records.glob("*.json")):
+        _, at, iteration = path.stem.partition("@")
+        if at and iteration not in iterations:
+            continue  # left by an earlier run that had this iteration
+        record = files.read_json(path)
+        try:
+            tools = ", ".join(f"{name} {version}" for name, version in sorted(record["tools"].items()))
+            device = f"{record['device']['count']} x {record['device']['kind']}"
+            groups.setdefault((device, record["python"], tools), []).append(path.stem)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise StageError(f"{path}: not a valid record of a stage ({error}): {REMEDY}") from error
+    rows = [[", ".join(names), *key] for key, names in groups.items()]
+    return markdown.table(["stages", "devices", "Python", "tools"], rows, text=True)

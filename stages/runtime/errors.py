@@ -1,0 +1,64 @@
+"""Errors for people: one line that names the file, the row or key, and the remedy."""
+
+import errno
+import os
+import sys
+from typing import NoReturn
+
+DISK_FULL = "no space left on the device"
+FREE_SPACE = "free some space, then re-run to resume"
+
+
+class StageError(Exception):
+    """Bad input, reported in one line that names the file, the row or key, and the remedy."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))  # quoted text may contain line breaks
+
+
+def quote(value: object) -> str:
+    """Format a value for a message: its repr, at most 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def one_line(text: object) -> str:
+    """Collapse third-party text, such as a library's error message, to one line of at most 300 characters."""
+    return " ".join(str(text).split())[:300]
+
+
+def describe(error: Exception) -> str:
+    """Describe an exception in one line: its type and message."""
+    return f"{type(error).__name__}: {one_line(error)}"
+
+
+def user_message(error: Exception) -> str | None:
+    """Return the line to print for an error that the user can fix, or None for a bug.
+
+    The user can fix a StageError, a full disk, and a file or folder without the required permissions.
+    """
+    if isinstance(error, StageError):
+        return str(error)
+    if is_disk_full(error):
+        return f"{DISK_FULL} ({one_line(error)}): {FREE_SPACE}"
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES):
+        return f"{error.filename}: {error.strerror}: check its permissions and how the disk is mounted, then re-run"
+    return None
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Return whether an error, raised by Python or by a library with its own exceptions, reports a full disk or quota."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or "No space left on device" in str(error)
+
+
+def exit_with(error: Exception, prefix: str = "") -> NoReturn:
+    """Exit with code 1 and one line on stderr for an error that the user can fix; re-raise any other.
+
+    With SPPO_DEBUG set, re-raise every error, to show its traceback.
+    """
+    line = user_message(error)
+    if os.environ.get("SPPO_DEBUG") or not line:
+        raise error
+    print(f"{prefix}error: {line}", file=sys.stderr)
+    sys.exit(1)

@@ -1,0 +1,414 @@
+"""params.yaml: every parameter declared, validated and documented once.
+
+A stage loads the sections that it reads, `load("seed", "generate")`, and dvc.yaml lists the same keys as its params; a test
+compares the two. Unknown or missing keys, wrong types and values out of range stop the stage with one message.
+
+Every value comes from the file: nothing here has a default other than None ("absent"), converts a value or computes one.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+
+from stages.runtime import documents
+from stages.runtime.errors import StageError, quote
+from stages.runtime.paths import ROOT
+
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Text = Annotated[str, Field(min_length=1)]
+Precision = Literal["float32", "bfloat16"]
+
+BASE = "base"
+"""The model that the first iteration starts from."""
+MINIATURE = "miniature"
+NOT_PINNED = "is not a full 40-digit commit"
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Asset(Section):
+    """Something the experiment starts from: made here, a local directory, or a pinned revision on the Hub."""
+
+    repo: Text
+    """`miniature` (made from the seed), a directory (starts with `/` or `.`), or the ID of a Hub repository."""
+    revision: str | None = None
+    """40-digit commit of the Hub repository. `python -m stages.tools hub --pin --recipe DIR` looks it up."""
+
+    @property
+    def made_here(self) -> bool:
+        return self.repo == MINIATURE
+
+    @property
+    def on_hub(self) -> bool:
+        return not self.made_here and not self.repo.startswith(("/", "."))
+
+    @model_validator(mode="after")
+    def _check_revision(self) -> Self:
+        if self.on_hub and not re.fullmatch("[0-9a-f]{40}", self.revision or ""):
+            raise ValueError(f"revision {self.revision!r} of {self.repo} {NOT_PINNED}")
+        if not self.on_hub and self.revision is not None:
+            raise ValueError(f"{self.repo} is not on the Hub: remove its revision")
+        return self
+
+
+def _check_miniature(asset: Asset, key: str, value: object) -> None:
+    """Require `key` for an asset that is made here, and reject it for any other."""
+    if asset.made_here != (value is not None):
+        raise ValueError(f"{key} {'is missing: repo is miniature' if asset.made_here else 'applies to repo: miniature only'}")
+
+
+class MiniaturePolicy(Section):
+    """Architecture and pre-training of the miniature's base policy."""
+
+    hidden_size: Positive
+    layers: Positive
+    vocabulary: Positive
+    right_answers: Positive
+    """Clean right answers that it is trained on first."""
+    mixed_answers: Positive
+    """Answers of mixed quality that follow: what SPPO then has to improve."""
+    learning_rate: PositiveFloat
+
+
+class PolicyAsset(Asset):
+    miniature: MiniaturePolicy | None = None
+
+    @model_validator(mode="after")
+    def _check_size(self) -> Self:
+        _check_miniature(self, "miniature", self.miniature)
+        return self
+
+
+class MiniatureRanker(Section):
+    """Architecture and training of the miniature's PairRM-shaped ranker."""
+
+    hidden_size: Positive
+    layers: Positive
+    prompts: Positive
+    """Training prompts, each with `candidates` responses."""
+    candidates: Annotated[int, Field(ge=2)]
+    noise: Annotated[float, Field(ge=0)]
+    """Standard deviation of the noise added to each gold score before preferences are drawn."""
+    learning_rate: PositiveFloat
+
+
+class RankerAsset(Asset):
+    base: Asset | None = None
+    """The DeBERTa model that PairRM's configuration names, required beside its weights."""
+    miniature: MiniatureRanker | None = None
+
+    @model_validator(mode="after")
+    def _check_size(self) -> Self:
+        _check_miniature(self, "miniature", self.miniature)
+        return self
+
+
+class Assignment(Asset):
+    """A data set whose splits assign prompts to iterations."""
+
+    column: Text
+    splits: dict[str, str]
+    """Iteration -> name of the split."""
+
+
+class PromptsAsset(Asset):
+    split: Text | None = None
+    column: Text | None = None
+    """Split of the data set and its column of prompts; required unless the prompts are made here."""
+    count: Positive | None = None
+    """Number of prompts that the miniature makes."""
+    assignment: Assignment | None = None
+
+    @model_validator(mode="after")
+    def _check_source(self) -> Self:
+        _check_miniature(self, "count", self.count)
+        for key in ("split", "column"):
+            if self.made_here != (getattr(self, key) is None):
+                raise ValueError(f"{key} {'does not apply to repo: miniature' if self.made_here else 'is missing'}")
+        return self
+
+
+class EvaluationAsset(Asset):
+    count: Positive | None = None
+    """Number of evaluation prompts, or of questions per task, that the miniature makes."""
+
+    @model_validator(mode="after")
+    def _check_size(self) -> Self:
+        _check_miniature(self, "count", self.count)
+        return self
+
+
+class HarnessAsset(Section):
+    """The six data sets of the Open LLM Leaderboard, each an asset, in the order of the published tables."""
+
+    arc_challenge: EvaluationAsset
+    truthfulqa_mc2: EvaluationAsset
+    winogrande: EvaluationAsset
+    gsm8k: EvaluationAsset
+    hellaswag: EvaluationAsset
+    mmlu: EvaluationAsset
+
+
+class Assets(Section):
+    policy: PolicyAsset
+    ranker: RankerAsset
+    prompts: PromptsAsset
+    alpaca_eval: EvaluationAsset
+    harness: HarnessAsset
+
+
+class Split(Section):
+    prompts_per_iteration: Positive | None
+    """null: all prompts that are assigned to the iteration."""
+    hold_out: Annotated[int, Field(ge=2)]
+    """Prompts that no iteration trains on; the ranker compares the models on them."""
+    contamination: Literal["count", "drop", "refuse"]
+    """What to do about prompts that are in AlpacaEval, too: count them, drop them, or stop."""
+
+
+class Engine(Section):
+    """vLLM, for generate and answer alike."""
+
+    dtype: Precision
+    max_model_length: Positive
+    """Maximum number of prompt and response tokens together."""
+    stop_token_ids: list[NotNegative]
+    """Tokens that end a response, in addition to those of the model's generation config."""
+    kv_cache_gib: PositiveFloat | None
+    """Memory of the KV cache in GiB; null: vLLM's default (most of the GPU)."""
+
+
+class Generate(Section):
+    samples: Annotated[int, Field(ge=2)]
+    """K responses per prompt."""
+    temperature: Annotated[float, Field(ge=0)]
+    top_p: Fraction
+    max_new_tokens: Positive
+    shard_size: Positive
+    """Prompts per unit of work. The shard, not the number of devices, decides what is batched together."""
+
+
+class Answer(Section):
+    temperature: Annotated[float, Field(ge=0)]
+    top_p: Fraction
+    max_new_tokens: Positive
+    shard_size: Positive
+
+
+class Rank(Section):
+    probability: Literal["pairwise", "aggregate"]
+    """How P^ is computed from PairRM's logits: the mean of pairwise win probabilities (section 5.3), or the released code's
+    sigmoid of differences of aggregate scores."""
+    input: Literal["instruction", "templated"]
+    """What PairRM reads as the prompt: the instruction itself, as in its training, or the instruction in the policy's chat
+    template, special tokens included (the released code)."""
+    shard_size: Positive
+    tokens_per_batch: Positive
+    """Tokens per forward pass, including padding: as many pairs of responses as fit, at least one."""
+
+
+class Lengths(Section):
+    """What fits in training, in tokens."""
+
+    prompt: Positive
+    total: Positive
+    too_long: Literal["drop", "truncate"]
+    """drop the pair, or truncate it: keep the end of the prompt and the beginning of the responses (the released code)."""
+
+    @model_validator(mode="after")
+    def _check_room(self) -> Self:
+        if self.prompt >= self.total:
+            raise ValueError(f"prompt ({self.prompt}) must be below total ({self.total}), which includes the response")
+        return self
+
+
+class Lora(Section):
+    """Low-rank adapters on all linear layers instead of full training, merged into the checkpoint that is passed on."""
+
+    rank: NotNegative
+    """0: no adapters, all weights are trained."""
+    alpha: Positive
+    """The product of the adapters is scaled by alpha / rank."""
+
+
+class Train(Section):
+    loss: Literal["sppo", "sppo_hard", "dpo", "ipo"]
+    """sppo: eq. 4.7; sppo_hard: the same with 1 and 0 instead of P^; dpo and ipo: the paper's baselines, which use beta."""
+    beta: PositiveFloat | None
+    """KL coefficient for dpo and ipo; must be null for sppo and sppo_hard, which use eta."""
+    lora: Lora
+    learning_rate: PositiveFloat
+    global_batch: Positive
+    """Pairs per optimizer step, on any number of devices."""
+    device_batch: Positive
+    """Pairs per device and forward pass. Gradient accumulation makes up the rest of the global batch."""
+    devices: Positive
+    epochs: PositiveFloat
+    """Epochs of the learning-rate schedule."""
+    stop_epoch: PositiveFloat
+    """The epoch at which training stops; its checkpoint is passed on to the next iteration."""
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)]
+    max_grad_norm: Annotated[float, Field(ge=0)]
+    """0: no clipping."""
+    dtype: Precision
+    gradient_checkpointing: bool
+    checkpoint_steps: NotNegative
+    """Steps between checkpoints in scratch/, from which a killed training resumes; 0: none."""
+    report_to: Literal["none", "tensorboard", "wandb"]
+    """Where the training log is sent live, in addition to its file: to scratch/tensorboard, or to Weights & Biases."""
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> Self:
+        if self.global_batch % (self.device_batch * self.devices):
+            raise ValueError(
+                f"global_batch {self.global_batch} is not a multiple of device_batch {self.device_batch} x devices "
+                f"{self.devices}: change device_batch or devices"
+            )
+        if (self.beta is None) == (self.loss in ("dpo", "ipo")):
+            problem = "beta is missing: loss is" if self.beta is None else "beta applies to dpo and ipo, not"
+            raise ValueError(f"{problem} {self.loss}")
+        if self.stop_epoch > self.epochs:
+            raise ValueError(f"stop_epoch {self.stop_epoch} is beyond the schedule's {self.epochs} epochs")
+        return self
+
+
+class EvaluateAlpaca(Section):
+    judge: Text
+    """`gold`, the miniature's own rule, or a model, by its name at an OpenAI-compatible endpoint."""
+    base_url: Annotated[str, Field(pattern=r"^https?://[^@\s]+$")] | None = None
+    """The model's endpoint, such as `http://127.0.0.1:8000/v1`; null: OpenAI's. OPENAI_API_KEY holds its key."""
+    price_per_million_tokens: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """In dollars, for the cost estimate before the first request; null: unknown."""
+    workers: Positive | None = None
+    """Concurrent requests to the endpoint; required with a model as judge."""
+
+    @model_validator(mode="after")
+    def _check_judge(self) -> Self:
+        extra = sorted(self.model_fields_set - {"judge"})
+        if self.judge == "gold" and extra:
+            raise ValueError(f"judge gold is a rule, not a model: remove {', '.join(extra)}")
+        if self.judge != "gold" and self.workers is None:
+            raise ValueError(f"workers is missing: {self.judge} is a model; 8, for example")
+        return self
+
+
+class EvaluateLm(Section):
+    dtype: Precision
+    batch_size: Positive
+
+
+def _check_iterations(iterations: dict[str, str]) -> dict[str, str]:
+    known = {BASE}
+    for name, start in iterations.items():
+        if not re.fullmatch("[a-z][a-z0-9-]*", name) or name in (BASE, "hold-out"):
+            raise ValueError(f"{name!r} is not a valid name for an iteration: use a-z, 0-9 and '-', not 'base' or 'hold-out'")
+        if start not in known:
+            raise ValueError(f"{name} starts from {start!r}, which is not one of {', '.join(sorted(known))}")
+        known.add(name)
+    return iterations
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    seed: NotNegative
+    eta: PositiveFloat
+    """SPPO's step size, 1/beta of the released code (eq. 4.7)."""
+    iterations: Annotated[dict[str, str], Field(min_length=1), AfterValidator(_check_iterations)]
+    """Iteration -> the model that it starts from."""
+    assets: Assets
+    split: Split
+    engine: Engine
+    generate: Generate
+    answer: Answer
+    rank: Rank
+    lengths: Lengths
+    train: Train
+    evaluate_alpaca: EvaluateAlpaca
+    evaluate_lm: EvaluateLm
+
+
+def load(*keys: str, path: Path = Path("params.yaml")) -> Any:
+    """Read and validate the named keys of params.yaml; dots separate the levels (`assets.policy`).
+
+    Returns an object with one attribute per key, named after its last part, and no other.
+    Raises StageError with one line that names the file, the key and what is wrong.
+    """
+    document = read(path)
+    values: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
+    for key in keys:
+        section: type[BaseModel] = Params
+        value: Any = document
+        *parents, last = key.split(".")
+        for parent in parents:
+            section = section.model_fields[parent].annotation  # type: ignore[assignment]
+            value = value.get(parent, {}) if isinstance(value, dict) else {}
+        field = section.model_fields[last]
+        fields[last] = (Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation, ...)
+        if isinstance(value, dict) and last in value:
+            values[last] = value[last]
+    model = create_model("Params", __base__=Section, **fields)
+    loaded = validate_model(model, values, path, {key.rpartition(".")[2]: key for key in keys})
+    assert loaded.model_dump(exclude_unset=True) == values  # validation changes no value
+    return loaded
+
+
+def validate(path: Path) -> Params:
+    """Validate the whole file. Raises StageError."""
+    return validate_model(Params, read(path), path)
+
+
+def validate_unpinned(document: dict[str, Any], path: Path) -> Params:
+    """Validate the contents of `path` except for revisions that `hub --pin` has yet to look up. Raises StageError."""
+    return validate_model(Params, _pretend_pinned(document), path)
+
+
+def _pretend_pinned(node: Any) -> Any:
+    if not isinstance(node, dict):
+        return node
+    copy = {key: _pretend_pinned(value) for key, value in node.items()}
+    if isinstance(node.get("repo"), str) and Asset.model_construct(repo=node["repo"]).on_hub:
+        copy["revision"] = "0" * 40
+    return copy
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read the YAML mapping in `path`, without validating it. Raises StageError if there is none."""
+    if not path.is_file():
+        raise StageError(f"{path.resolve()} is missing: run stages in the folder of params.yaml and published.yaml")
+    return documents.load_mapping(path.read_bytes(), str(path))
+
+
+def validate_model(model: type[Model], values: dict[str, Any], path: Path, names: dict[str, str] | None = None) -> Model:
+    """Validate values read from `path`. names: model field -> key in the file, where they differ. Raises StageError."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = [_describe_problem(problem, names or {}) for problem in error.errors()]
+        if any(NOT_PINNED in line for line in lines):
+            folder = path.resolve().parent
+            folder = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
+            lines.append(f"branches move: look commits up once with `python -m stages.tools hub --pin --recipe {folder}`")
+        raise StageError(f"{path}: " + "; ".join(lines)) from error
+
+
+def _describe_problem(problem: Any, names: dict[str, str]) -> str:
+    """Format one of pydantic's errors: the key, what is wrong and, unless the message has it, the value."""
+    head, *tail = [str(part) for part in problem["loc"]] or ["file"]
+    key = ".".join([names.get(head, head), *tail])
+    kind = problem["type"]
+    message = {"missing": "is missing", "extra_forbidden": "is not a parameter"}.get(
+        kind, problem["msg"].removeprefix("Value error, ")
+    )
+    value = "" if kind in ("missing", "value_error", "extra_forbidden") else f" (got {quote(problem['input'])})"
+    return f"{key}: {message}{value}"

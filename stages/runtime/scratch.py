@@ -1,0 +1,139 @@
+"""Unfinished work that a killed stage resumes from. It lies outside the outs, ignored by Git and DVC.
+
+A folder's name is a hash of everything that determines the work, so a run with other parameters never resumes from it. What a
+stage has finished stays until DVC has its outs: a run that is killed in between does not pay twice.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from stages.runtime.devices import is_main_process
+from stages.runtime.errors import StageError
+from stages.runtime.fingerprint import fingerprint
+from stages.runtime.logs import log
+from stages.runtime.versions import tool_versions
+
+FOLDER = Path(os.environ.get("SPPO_SCRATCH", "scratch"))
+FINISHED = "finished"
+"""The file that marks a folder of finished work: the stage, and for each of its outs what dvc.lock will say of it."""
+LOCK = Path("dvc.lock")
+
+_open_folders: dict[Path, int] = {}
+"""Folders that this process uses, with the handle of the locked file in each."""
+_claims: dict[Path, int] = {}
+"""The locked file, with its handle, that says that this command is running."""
+
+
+def claim(command: list[str]) -> None:
+    """Claim the command until it finishes or the process ends. Raises StageError if another process is running it."""
+    path = FOLDER / "running" / f"{_hash([str(Path.cwd()), *command])}.lock"
+    try:
+        _claims[path] = _lock(path)
+    except BlockingIOError as error:
+        raise StageError(f"another process is running this same command ({path} is locked): wait for it, or stop it") from error
+
+
+def folder(stage: str, key: Mapping[str, Any]) -> Path:
+    """Return the stage's folder for `key`, JSON values that determine its results besides its code and the tools' versions.
+
+    stage: its name in `python -m stages NAME`. The main process of a group creates the folder if necessary and locks it.
+    Raises StageError if another process uses it.
+    """
+    path = FOLDER / stage / _hash({"key": key, "code": fingerprint(stage), "tools": tool_versions()})
+    if path in _open_folders or not is_main_process():
+        return path
+    try:
+        _open_folders[path] = _lock(path / "lock")
+    except BlockingIOError as error:
+        raise StageError(f"another process is doing this same work, in {path}: wait for it, or stop it") from error
+    if (path / FINISHED).exists():
+        log.info("finished earlier, in %s, but not yet in DVC's cache: reused", path)
+    return path
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _lock(path: Path) -> int:
+    """Create a file and lock it until the returned handle is closed. Raises BlockingIOError if another process holds it."""
+    while True:
+        with contextlib.suppress(FileNotFoundError):  # the process that finished removed the folder between our two steps
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(path.stat(), os.fstat(handle)):
+                    return handle
+            except OSError:
+                os.close(handle)
+                raise
+            os.close(handle)  # another process has replaced the file by now
+
+
+def finish(stage: str = "", outs: Iterable[Path] = ()) -> None:
+    """Release the work once the outs are written: discard it at once when run by hand, else when DVC has taken the outs over.
+
+    stage: its name in dvc.yaml, empty when run by hand.
+    """
+    folders = [path for path in _open_folders if path.exists()]  # `make clean` may have been quicker
+    if stage and folders:
+        note = {"stage": stage, "outs": {str(path): _lock_entry(path) for path in outs if path.exists()}}
+        for path in folders:
+            (path / "finishing").write_text(json.dumps(note))
+            (path / "finishing").replace(path / FINISHED)
+    for path in folders:
+        if not (path / FINISHED).exists():
+            _discard(path)
+    for path in _claims:
+        path.unlink(missing_ok=True)
+    for handle in (*_open_folders.values(), *_claims.values()):
+        os.close(handle)
+    _open_folders.clear()
+    _claims.clear()
+
+
+def sweep() -> None:
+    """Remove finished work whose outs DVC has, according to dvc.lock. Only runs under DVC leave such work."""
+    if "DVC_STAGE" not in os.environ:
+        return
+    for path in FOLDER.glob("*/*.discarded"):
+        shutil.rmtree(path, ignore_errors=True)
+    marks = list(FOLDER.glob(f"*/*/{FINISHED}"))
+    if not marks or not LOCK.exists():
+        return
+    from stages.runtime import documents
+
+    stages = documents.load_mapping(LOCK.read_bytes(), str(LOCK)).get("stages", {})
+    for mark in marks:
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):  # another process sweeps it, or is reusing it
+            note = json.loads(mark.read_text())
+            outs = {out["path"]: out for out in stages.get(note["stage"], {}).get("outs", [])}
+            if all(entry.items() <= outs.get(path, {}).items() for path, entry in note["outs"].items()):
+                handle = _lock(mark.parent / "lock")
+                _discard(mark.parent)
+                os.close(handle)
+
+
+def _lock_entry(path: Path) -> dict[str, Any]:
+    """Return as much of dvc.lock's entry for an out as is cheap: a file's MD5, a folder's size in bytes and file count."""
+    if path.is_dir():
+        sizes = [file.stat().st_size for file in path.rglob("*") if file.is_file()]
+        return {"size": sum(sizes), "nfiles": len(sizes)}
+    with path.open("rb") as file:
+        return {"md5": hashlib.file_digest(file, "md5").hexdigest()}
+
+
+def _discard(path: Path) -> None:
+    """Delete a folder that we locked atomically (rename, then remove), so that no process resumes from a half-deleted one."""
+    aside = path.with_name(f"{path.name}.discarded")
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)
+    shutil.rmtree(aside)

@@ -1,0 +1,329 @@
+"""Estimate what `dvc repro` would run: stages, tokens, FLOPs, disk, dollars, and hours on named GPUs.
+
+Which stages would run is DVC's answer, and whatever depends on them: a stage whose inputs turn out unchanged is skipped then.
+Sizes (prompts, lengths of texts, the policy's parameters) are taken from an earlier run if there is one, otherwise from the
+assumptions in this module, which are printed with the table.
+"""
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from stages.artifacts import pointers
+from stages.reporting import markdown
+from stages.runtime import params
+from stages.runtime.errors import StageError
+from stages.runtime.params import Params
+from stages.tools import options, repository
+
+PARAMETERS = {
+    "meta-llama/Meta-Llama-3-8B-Instruct": 8.03e9,
+    "mistralai/Mistral-7B-Instruct-v0.2": 7.24e9,
+    "google/gemma-2-9b-it": 9.24e9,
+}
+"""Number of parameters of policies by their ID on the Hub (from their model cards), used until their files are here."""
+
+PROMPTS = 20_000
+PROMPT_TOKENS, RESPONSE_TOKENS = 190, 380
+"""Estimates: a third of UltraFeedback, the mean lengths of its prompts and of Llama-3-8B-Instruct's responses."""
+
+RANKER_FLOPS_PER_TOKEN, RANKER_FLOPS_PER_PASS = 0.75e9, 51.5e9
+"""PairRM, a DeBERTa-v3-large of 0.4 billion parameters: arithmetic of its layers, and of one pass's relative positions."""
+
+INSTRUCTIONS = 805
+HARNESS_TOKENS = 82_500_000
+"""Estimate: prefill of the six tasks with their few-shot examples."""
+JUDGE_TOKENS = 1_250
+"""Per request to AlpacaEval's judge: two answers and the instruction. 805 requests are its README's "less than 10 dollars"."""
+
+BYTES_PER_TOKEN = 6
+"""Of a response in its Parquet file, compressed text and token IDs: measured on the miniature, rounded up."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Speed of one GPU: dense bf16 peak in FLOP/s, tokens per second sampled from a model of 8 billion parameters, and the
+    fractions of the peak reached by forward passes of the policy, by the ranker and in training."""
+
+    peak: float
+    sample: float
+    forward: float
+    rank: float
+    train: float
+
+
+GPUS = {
+    "H100": Gpu(peak=989e12, sample=12_500, forward=0.4, rank=0.35, train=0.3),
+    "A100": Gpu(peak=312e12, sample=7_500, forward=0.4, rank=0.35, train=0.33),
+}
+"""peak: NVIDIA's data sheets (SXM). sample: vLLM by third parties (H100) and, with 7,516, in its pull request 5046 (A100, 7B).
+train: from 18.4 pairs per second on 8 x H100, padded to 1024 tokens, counting the padding as work, since pairs are packed here
+(the baseline of a prefix-sharing DPO repository, which reports 53.2 when packed as here), and from 11.5 on 8 x A100
+(zephyr-7b-dpo-full), not counting the padding. forward, rank: estimates."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage does: passes of texts through a model, their tokens, sampled tokens, FLOPs (forward, rank, train), bytes
+    kept on disk, dollars."""
+
+    passes: float = 0
+    tokens: float = 0
+    sampled: float = 0
+    forward: float = 0
+    rank: float = 0
+    train: float = 0
+    disk: float = 0
+    dollars: float = 0
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(**{field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)})
+
+
+@dataclass(frozen=True)
+class Size:
+    """What determines the work: prompts per iteration, mean tokens of a prompt and of a response, the policy's parameters."""
+
+    prompts: float
+    prompt_tokens: float
+    response_tokens: float
+    parameters: float
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    options.add_recipe_option(parser)
+    parser.add_argument("--gpus", type=int, default=8, help="number of GPUs (default: %(default)s)")
+
+
+def main(args: argparse.Namespace) -> None:
+    print(format_plan(args.recipe, args.gpus), end="")
+
+
+def estimate_work(stage: str, settings: Params, size: Size) -> Work:
+    """Estimate the work of one stage, by its name in `python -m stages NAME`; none for a stage that takes seconds."""
+    estimate = ESTIMATES.get(stage)
+    return estimate(settings, size) if estimate else Work()
+
+
+def estimate_generate(settings: Params, size: Size) -> Work:
+    responses = size.prompts * settings.generate.samples
+    return _sample(responses, responses * size.response_tokens)
+
+
+def estimate_rank(settings: Params, size: Size) -> Work:
+    samples = settings.generate.samples
+    return _compare_responses(size.prompts * samples * (samples - 1), settings, size)
+
+
+def estimate_reference(settings: Params, size: Size) -> Work:
+    tokens = size.prompts * _pair_tokens(settings, size)
+    return Work(2 * size.prompts, tokens, forward=2 * size.parameters * tokens, disk=tokens * BYTES_PER_TOKEN)
+
+
+def estimate_train(settings: Params, size: Size) -> Work:
+    pairs = size.prompts * settings.train.stop_epoch
+    tokens = pairs * _pair_tokens(settings, size)
+    per_token = (8 if settings.train.gradient_checkpointing else 6) * size.parameters
+    weights = 2 * size.parameters if settings.train.dtype == "bfloat16" else 4 * size.parameters
+    return Work(2 * pairs, tokens, train=per_token * tokens, disk=weights)
+
+
+def estimate_answer_reference(settings: Params, size: Size) -> Work:
+    """The miniature samples its own reference outputs; every other set comes with them."""
+    count = settings.assets.alpaca_eval.count
+    return _sample(count, count * size.response_tokens) if count else Work()
+
+
+def estimate_answer(settings: Params, size: Size) -> Work:
+    texts = _instructions(settings) + settings.split.hold_out
+    return _sample(texts, texts * size.response_tokens)
+
+
+def estimate_evaluate_alpaca(settings: Params, size: Size) -> Work:
+    if settings.evaluate_alpaca.judge == "gold":
+        return Work()
+    price = settings.evaluate_alpaca.price_per_million_tokens or math.nan
+    tokens = _instructions(settings) * JUDGE_TOKENS
+    return Work(_instructions(settings), tokens, dollars=tokens * price / 1e6)
+
+
+def estimate_evaluate_lm(settings: Params, size: Size) -> Work:
+    tasks = [getattr(settings.assets.harness, name) for name in params.HarnessAsset.model_fields]
+    if any(task.made_here for task in tasks):
+        return Work()
+    return Work(tokens=HARNESS_TOKENS, forward=2 * size.parameters * HARNESS_TOKENS)
+
+
+def estimate_compare(settings: Params, size: Size) -> Work:
+    models = len(settings.iterations) + 1
+    return _compare_responses(settings.split.hold_out * models * (models - 1), settings, size)
+
+
+ESTIMATES: dict[str, Callable[[Params, Size], Work]] = {
+    "generate": estimate_generate,
+    "rank": estimate_rank,
+    "reference": estimate_reference,
+    "train": estimate_train,
+    "answer-reference": estimate_answer_reference,
+    "answer": estimate_answer,
+    "evaluate-alpaca": estimate_evaluate_alpaca,
+    "evaluate-lm": estimate_evaluate_lm,
+    "compare": estimate_compare,
+}
+"""The work of each stage that takes longer than seconds."""
+
+
+def _sample(texts: float, tokens: float) -> Work:
+    return Work(texts, tokens, sampled=tokens, disk=tokens * BYTES_PER_TOKEN)
+
+
+def _compare_responses(passes: float, settings: Params, size: Size) -> Work:
+    """Passes of the ranker, each over a prompt and two responses; the miniature's own ranker costs next to nothing."""
+    tokens = size.prompt_tokens + 2 * size.response_tokens
+    flops = passes * (tokens * RANKER_FLOPS_PER_TOKEN + RANKER_FLOPS_PER_PASS)
+    return Work(passes, passes * tokens, rank=0 if settings.assets.ranker.made_here else flops)
+
+
+def _pair_tokens(settings: Params, size: Size) -> float:
+    """Tokens of a packed pair, which contains the prompt once."""
+    prompt = min(size.prompt_tokens, settings.lengths.prompt)
+    return prompt + 2 * min(size.response_tokens, settings.lengths.total - prompt)
+
+
+def _instructions(settings: Params) -> int:
+    return settings.assets.alpaca_eval.count or INSTRUCTIONS
+
+
+def estimate_hours(work: Work, gpu: Gpu, parameters: float, gpus: int) -> float:
+    """Estimate the hours on this many GPUs, not counting start-up."""
+    seconds = work.sampled / (gpu.sample * 8e9 / parameters)
+    seconds += work.forward / (gpu.peak * gpu.forward) + work.rank / (gpu.peak * gpu.rank) + work.train / (gpu.peak * gpu.train)
+    return seconds / gpus / 3600
+
+
+def measure_size(folder: Path, settings: Params) -> tuple[Size, list[str]]:
+    """Return the sizes of the experiment in `folder`, and what was assumed for lack of an earlier run.
+
+    Raises StageError if the policy's number of parameters is unknown.
+    """
+    assumed = []
+    sampled = sorted((folder / "data/responses").glob("*.parquet"))
+    prompts = float(settings.split.prompts_per_iteration or 0)
+    if sampled:
+        table = pq.read_table(sampled[0], columns=["prompt_token_ids", "token_counts"])
+        lengths = pc.mean(pc.list_value_length(table["prompt_token_ids"])), pc.mean(pc.list_flatten(table["token_counts"]))
+        prompt_tokens, response_tokens = (value.as_py() for value in lengths)
+        prompts = prompts or table.num_rows
+    else:
+        prompt_tokens, response_tokens = PROMPT_TOKENS, RESPONSE_TOKENS
+        assumed.append(f"{PROMPT_TOKENS} tokens per prompt and {RESPONSE_TOKENS} per response")
+    if not prompts:
+        prompts = PROMPTS
+        assumed.append(f"{PROMPTS:,} prompts per iteration")
+    return Size(prompts, prompt_tokens, response_tokens, count_parameters(folder, settings)), assumed
+
+
+def count_parameters(folder: Path, settings: Params) -> float:
+    """Count the policy's parameters from its files if they are here. Raises StageError if nothing tells their number."""
+    base = folder / "data/models/base"
+    bytes_each = 2 if settings.engine.dtype == "bfloat16" else 4
+    if (base / pointers.NAME).exists():
+        files = pointers.read(base)["files"]
+        return float(sum(file["size"] for name, file in files.items() if name.endswith(".safetensors")) / bytes_each)
+    if base.exists():
+        return sum(file.stat().st_size for file in base.glob("*.safetensors")) / bytes_each
+    asset = settings.assets.policy
+    if asset.repo in PARAMETERS:
+        return PARAMETERS[asset.repo]
+    if asset.miniature:
+        width, vocabulary = asset.miniature.hidden_size, asset.miniature.vocabulary
+        return float(12 * asset.miniature.layers * width**2 + 2 * vocabulary * width)
+    raise StageError(f"{folder}: the number of parameters of {asset.repo} is unknown: fetch it with `dvc repro assets-policy`")
+
+
+def find_stale_stages(folder: Path) -> dict[str, str]:
+    """Return the stages of folder/dvc.yaml that would run: name -> `changed` itself, or `follows` a stage that changed.
+
+    Reads only. The stage `code` would refresh the fingerprints of the other stages' code first. Only those whose fingerprint
+    would be another change with it, whereas to DVC all stages depend on it.
+    """
+    with repository.open_repository(folder) as repo:
+        file = str(folder / "dvc.yaml")
+        stages = {stage.addressing: stage for stage in repo.index.stages if Path(stage.path).samefile(file)}
+        changed = set(repo.status(targets=[file]))
+        changed |= {name for name, stage in stages.items() if has_changed_code(stage, folder)}
+        follows: set[str] = set()
+        pending = [stage for name, stage in stages.items() if name in changed and stage.name != "code"]
+        while pending:
+            for stage in repo.index.graph.predecessors(pending.pop()):  # those that depend on it
+                if stage.addressing not in changed | follows:
+                    follows.add(stage.addressing)
+                    pending.append(stage)
+    return {
+        stage.name: "changed" if name in changed else "follows" for name, stage in stages.items() if name in changed | follows
+    }
+
+
+def has_changed_code(stage: Any, folder: Path) -> bool:
+    """Return whether the code of a stage (of DVC's) is not the one that its fingerprint in `folder` was taken of."""
+    paths = [folder / dep.def_path for dep in stage.deps if Path(dep.def_path).parent == repository.FINGERPRINTS]
+    return any(path.exists() and repository.find_changed_code(path.stem, path) for path in paths)
+
+
+def format_plan(folder: Path, gpus: int) -> str:
+    """Format the plan of the experiment in `folder` as Markdown. Raises StageError."""
+    document = params.read(folder / "params.yaml")
+    settings = params.validate_unpinned(document, folder / "params.yaml")
+    reasons = find_stale_stages(folder)
+    if not reasons:
+        return "Nothing would run: data and pipelines are up to date.\n"
+    size, assumed = measure_size(folder, settings)
+    rows: dict[str, tuple[list[str], Work]] = {}
+    for name, reason in reasons.items():
+        stage = name.partition("@")[0].removesuffix("-base")
+        others, work = rows.get(stage, ([], Work()))
+        rows[stage] = [*others, reason], work + estimate_work(stage, settings, size)
+    header = ["stage", "runs", "texts", "tokens", "FLOP", "GB kept", "dollars", *(f"hours, {gpus} × {name}" for name in GPUS)]
+    table = [
+        [stage, f"{len(why)}, {why.count('changed')} changed", *format_work(work, size, gpus)]
+        for stage, (why, work) in rows.items()
+    ]
+    total = sum((work for _, work in rows.values()), Work())
+    table.append(["all", str(len(reasons)), *format_work(total, size, gpus)])
+    return markdown.table(header, table) + explain_plan(size, assumed)
+
+
+def format_work(work: Work, size: Size, gpus: int) -> list[str]:
+    """Format the cells of a row: passes, tokens, FLOPs, GB, dollars, and hours on each of GPUS."""
+    flops = work.forward + work.rank + work.train + 2 * size.parameters * work.sampled
+    hours = [estimate_hours(work, gpu, size.parameters, gpus) for gpu in GPUS.values()]
+    return [
+        f"{work.passes:,.0f}" if work.passes else "–",
+        format_count(work.tokens),
+        format_count(flops),
+        f"{work.disk / 1e9:.1f}" if work.disk else "–",
+        "–" if not work.dollars else "unknown" if math.isnan(work.dollars) else f"{work.dollars:,.0f}",
+        *(f"{value:.2f}" if value else "–" for value in hours),
+    ]
+
+
+def format_count(value: float) -> str:
+    """Format a large number with two digits, or zero as a dash."""
+    return f"{value:.1e}".replace("e+", "e") if value else "–"
+
+
+def explain_plan(size: Size, assumed: list[str]) -> str:
+    """Describe what the table is based on."""
+    source = f"assumed: {'; '.join(assumed)}" if assumed else "measured on the data of an earlier run"
+    return (
+        f"\n{size.prompts:,.0f} prompts per iteration, {size.prompt_tokens:.0f} tokens per prompt, {size.response_tokens:.0f} "
+        f"per response, a policy of {size.parameters / 1e9:.3g} billion parameters ({source}). A stage that only follows a "
+        "changed one is skipped if its inputs turn out unchanged. Hours are estimates from published speeds, without start-up "
+        "and compilation; stages/tools/plan.py names the sources.\n"
+    )

@@ -1,0 +1,153 @@
+"""Create a new recipe from an existing one, with some parameters changed.
+
+python -m stages.tools recipe NEW --recipe DIR [--with VARIANT.yaml] [--set KEY=VALUE ...]
+
+creates recipes/NEW: params.yaml with the comments of the original, dvc.yaml and published.yaml. Without --recipe, the original
+is the miniature.
+"""
+
+import argparse
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from stages.artifacts import files
+from stages.reporting.published import Published, read_published
+from stages.runtime import params
+from stages.runtime.errors import StageError
+from stages.runtime.params import Params, Section
+from stages.runtime.paths import ROOT
+from stages.tools import editing, options
+
+PIPELINE_HEADER = """\
+# Generated from ../../dvc.yaml, which explains it, by `python -m stages.tools sync`: edit that file, not this one.
+# Only `root` differs, the path from here to the root of the repository.
+"""
+
+
+class Variant(Section):
+    """recipes/variants/*.yaml: what a variant of a recipe changes."""
+
+    params: dict[str, Any]
+    """Dotted key in params.yaml -> value."""
+    published: dict[str, Published] | None = None
+    """Repository of the base policy -> published results of this variant of it; absent: the recipe's own apply."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A parameter to change: dotted key, value, and the comment for its line in params.yaml."""
+
+    key: str
+    value: Any
+    comment: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NEW", help="the new recipe is recipes/NEW")
+    options.add_recipe_option(parser, "folder of the recipe to copy")
+    parser.add_argument("--with", dest="variant", type=Path, metavar="FILE", help="changes to make: recipes/variants/*.yaml")
+    parser.add_argument(
+        "--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="a parameter to change"
+    )
+
+
+def main(args: argparse.Namespace) -> None:
+    """Create the recipe, and print the commands that come next."""
+    target = create_recipe(args.name, args.recipe, args.variant, args.settings, ROOT)
+    folder = target.relative_to(ROOT)
+    print(f"{folder} created. Next, in the root of the repository:")
+    try:
+        params.validate(target / "params.yaml")
+    except StageError:  # valid except for the revisions, otherwise it would not have been created
+        print(f"python -m stages.tools hub --pin --recipe {folder}")
+    print(f"dvc repro {folder}/dvc.yaml")
+
+
+def create_recipe(name: str, source: Path, variant: Path | None, settings: list[str], root: Path) -> Path:
+    """Create root/recipes/<name> from the recipe in `source`, and return its folder.
+
+    variant: a file of the form of Variant. settings: `key=value`, applied after the variant, with values as in params.yaml.
+    Raises StageError, and writes nothing, if the folder exists or the parameters would not be valid.
+    """
+    target = root / "recipes" / name
+    folder = target.relative_to(root)
+    if not re.fullmatch("[a-z0-9][a-z0-9.-]*", name):
+        raise StageError(f"{name!r} is not a valid name for a recipe: use lowercase letters, digits, '-' and '.'")
+    if target.exists():
+        raise StageError(f"{folder} exists: choose another name, or remove it")
+    original = params.validate_unpinned(params.read(source / "params.yaml"), source / "params.yaml")
+    read_published(source / "published.yaml")  # raises StageError if it is not valid
+    changes = [*(read_variant(variant) if variant else []), *map(parse_setting, settings)]
+    text = edit_params(source, target, changes)
+    text = f"# {folder}, created from {describe_source(source, root)}: {describe_changes(variant, settings)}.\n{text}"
+    text = re.sub(r"(hub --pin --recipe) [^\s`]+", rf"\1 {folder}", text)
+    changed = params.validate_unpinned(YAML(typ="safe").load(text), folder / "params.yaml")
+    published = choose_published(source, variant, original, changed)
+    pipeline = generate_pipeline(files.require(root / "dvc.yaml").read_text())
+    with files.replacing(target) as partial:
+        partial.mkdir()
+        (partial / "params.yaml").write_text(text)
+        (partial / "dvc.yaml").write_text(pipeline)
+        (partial / "published.yaml").write_text(published)
+    return target
+
+
+def read_variant(path: Path) -> list[Change]:
+    """Read the changes of a variant, with the comments on their lines. Raises StageError if it is not valid."""
+    variant = params.validate_model(Variant, params.read(path), path)
+    section = editing.load(path)["params"]
+    return [Change(key, value, editing.get_comment(section, key) or f"# {path.name}") for key, value in variant.params.items()]
+
+
+def parse_setting(setting: str) -> Change:
+    """Parse `key=value`. Raises StageError."""
+    key, equals, value = setting.partition("=")
+    if not equals:
+        raise StageError(f"--set {setting}: expected KEY=VALUE, such as train.loss=dpo")
+    return Change(key, editing.parse_value(value, f"--set {setting}"), "# changed by --set")
+
+
+def edit_params(source: Path, target: Path, changes: list[Change]) -> str:
+    """Return the text of source/params.yaml for the folder `target`, with the changes made. Raises StageError."""
+    document = editing.load(source / "params.yaml")
+    for _, asset in editing.find_assets(document["assets"], "assets"):
+        if asset["repo"].startswith("."):  # a directory, relative to the recipe
+            asset["repo"] = os.path.relpath(source / asset["repo"], target)
+    for change in changes:
+        editing.set_value(document, change.key, change.value, change.comment)
+    return editing.dump(document)
+
+
+def describe_source(source: Path, root: Path) -> str:
+    path = source.resolve()
+    if path == root:
+        return "the miniature"
+    return str(path.relative_to(root)) if path.is_relative_to(root) else path.name
+
+
+def describe_changes(variant: Path | None, settings: list[str]) -> str:
+    changes = ", ".join([*([variant.name] if variant else []), *settings]) or "nothing changed"
+    return " ".join(changes.split())
+
+
+def choose_published(source: Path, variant: Path | None, original: Params, changed: Params) -> str:
+    """Return the text of the new published.yaml: the variant's published results or, for the same base policy, the source's."""
+    policy = changed.assets.policy.repo
+    results = editing.load(variant).get("published") if variant else None
+    if results is not None:
+        return editing.dump({"published": results.get(policy)})
+    if policy != original.assets.policy.repo:
+        return editing.dump({"published": None})
+    return (source / "published.yaml").read_text()
+
+
+def generate_pipeline(text: str) -> str:
+    """Return a recipe's dvc.yaml, given the text of the one in the root of the repository."""
+    lines = text.splitlines(keepends=True)
+    start = next(index for index, line in enumerate(lines) if not line.startswith("#"))
+    return PIPELINE_HEADER + re.sub(r"(?m)^- root: .*$", "- root: ../../", "".join(lines[start:]), count=1)

@@ -1,0 +1,36 @@
+"""What the tools ask DVC's repository and the fingerprints of the stages' code."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dvc.exceptions import NotDvcRepoError
+from dvc.repo import Repo
+
+from stages.artifacts import files
+from stages.runtime.errors import StageError
+from stages.runtime.fingerprint import fingerprint
+
+FINGERPRINTS = Path("data/code")
+"""Where the stage `code` writes the fingerprints that the other stages depend on; relative to the folder of dvc.yaml."""
+
+
+@contextmanager
+def open_repository(folder: Path) -> Iterator[Any]:
+    """Open the DVC repository (dvc.repo.Repo) that contains a folder of dvc.yaml. Raises StageError if there is none."""
+    try:
+        with Repo(str(folder)) as repo:
+            yield repo
+    except NotDvcRepoError as error:
+        raise StageError(f"{folder.resolve()} is not in a DVC repository: use a folder with a dvc.yaml") from error
+
+
+def find_changed_code(stage: str, path: Path) -> list[str]:
+    """Return the files whose code is not the one that a stage's fingerprint was taken of.
+
+    stage: its name in `python -m stages NAME`. path: its fingerprint, data/code/NAME.json or a copy of that. The files are
+    relative to the repository. Raises StageError if the fingerprint is missing or not valid JSON.
+    """
+    before, now = files.read_json(path), fingerprint(stage)
+    return [name for name in {**before, **now} if before.get(name) != now.get(name)]

@@ -1,0 +1,75 @@
+"""Update generated text: tables in README.md and docs/, the plots in dvc.yaml, and each recipe's dvc.yaml."""
+
+import argparse
+from pathlib import Path
+
+from stages.artifacts import schemas
+from stages.reporting import markdown
+from stages.runtime.errors import StageError
+from stages.runtime.paths import ROOT
+from stages.tools import recipe
+
+TABLES = ["alpaca_eval", "open_llm_leaderboard"]
+"""The reports whose tables are in README.md, each between comments with its name."""
+PLOTS = "plots:  # written by make sync from stages/reporting/plots.yaml\n"
+"""The line of dvc.yaml from which on everything is generated."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add no options: there is one repository to update."""
+
+
+def main(args: argparse.Namespace) -> None:
+    """Write the documents that are out of date, and print their names."""
+    for path, text in documents(ROOT).items():
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+            print(f"{path.relative_to(ROOT)} updated")
+
+
+def documents(root: Path) -> dict[Path, str]:
+    """Return the full text of each document with generated parts. Raises StageError if one lacks the place for them."""
+    readme, artifacts, pipeline = root / "README.md", root / "docs/artifacts.md", root / "dvc.yaml"
+    text = readme.read_text()
+    for name in TABLES:
+        report = (root / "reports" / f"{name}.md").read_text()
+        text = replace_block(text, name, report.replace("# ", "### ", 1), readme)
+    generated = {
+        readme: text,
+        artifacts: replace_block(artifacts.read_text(), "schemas", format_schemas(), artifacts),
+        pipeline: replace_plots(pipeline.read_text(), (root / "stages/reporting/plots.yaml").read_text(), pipeline),
+    }
+    recipes = sorted((root / "recipes").glob("*/params.yaml"))
+    return generated | {path.with_name("dvc.yaml"): recipe.generate_pipeline(generated[pipeline]) for path in recipes}
+
+
+def replace_block(text: str, name: str, content: str, path: Path) -> str:
+    """Replace what stands between the comments `<!-- name -->` and `<!-- /name -->`. Raises StageError if one is missing.
+
+    path: the document, for the message.
+    """
+    begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    head, found, rest = text.partition(begin)
+    _, closed, tail = rest.partition(end)
+    if not found or not closed:
+        raise StageError(f"{path}: the comments {begin.strip()} and {end} are missing: add them where the table belongs")
+    return head + begin + content.strip() + "\n" + end + tail
+
+
+def format_schemas() -> str:
+    """Format a table of the Parquet files, their columns and types."""
+    rows = []
+    for path, schema in schemas.ARTIFACTS.items():
+        columns = [f"{field.name}: {str(field.type).replace('item: ', '')}" for field in schema]
+        rows.append([path, "; ".join(columns)])
+    return markdown.table(["path", "columns"], rows, text=True)
+
+
+def replace_plots(pipeline: str, plots: str, path: Path) -> str:
+    """Replace the plots at the end of dvc.yaml by the list in plots.yaml. Raises StageError if the line PLOTS is missing."""
+    head, found, _ = pipeline.partition(PLOTS)
+    if not found:
+        raise StageError(f"{path}: the line {PLOTS.strip()!r} is missing: add it as the last one")
+    listing = plots.splitlines(keepends=True)
+    start = next(index for index, line in enumerate(listing) if line.startswith("-"))
+    return head + PLOTS + "".join(listing[start:])

@@ -1,0 +1,366 @@
+"""Check that every artifact in dvc.lock exists, matches its hash and schema, and reproduces the reports.
+
+DVC trusts what it has hashed once: the modification times of a file in the workspace, the write protection of a file in its
+cache. Here every file is read, in both places, as is every file in the Hub's cache that a pointer stands for. An intact copy
+then stands for the file: its schema is checked, and the reports are regenerated, byte for byte, from such copies in a temporary
+folder. Nothing else is written.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from stages.artifacts import files, pointers, schemas, tables
+from stages.runtime import documents, params
+from stages.runtime.errors import StageError
+from stages.runtime.paths import ROOT
+from stages.tools import options, repository
+
+INTACT, MISSING, CORRUPTED = "intact", "missing", "corrupted"
+REPORT = "report"
+
+Copies = dict[Path, Path | None]
+"""Files that dvc.lock covers, by their path in the workspace -> an intact copy, None if there is none."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An output in dvc.lock."""
+
+    stage: str
+    path: Path
+    """In the workspace."""
+    md5: str
+    """Of a file's bytes, or of a folder's listing, with the suffix `.dir`."""
+    size: int
+    """Number of files."""
+    cached: bool
+    """Whether DVC caches it; otherwise it is in Git."""
+    recreate: str
+    """The command that runs its stage again."""
+
+
+@dataclass(frozen=True)
+class Cache:
+    """DVC's cache, and the MD5s computed so far: the workspace may consist of links to the cache."""
+
+    folder: Path
+    known: dict[files.Inode, str] = field(default_factory=dict)
+
+    def locate(self, md5: str) -> Path:
+        """Return the place of a file or a folder's listing in the cache."""
+        return self.folder / md5[:2] / md5[2:]
+
+    def check(self, path: Path, md5: str) -> str:
+        """Return the state of a file or folder, in the cache or elsewhere, that must have this MD5."""
+        if not path.exists():
+            return MISSING
+        return INTACT if files.dvc_md5(path, self.known) == md5 else CORRUPTED
+
+
+@dataclass
+class Result:
+    """What a check found: faults, one line each; the files that it covered; the number of tables with a schema."""
+
+    faults: list[str] = field(default_factory=list)
+    copies: Copies = field(default_factory=dict)
+    tables: int = 0
+
+    def extend(self, other: "Result") -> None:
+        self.faults += other.faults
+        self.copies |= other.copies
+        self.tables += other.tables
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    options.add_recipe_option(parser)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Print the faults. Exits with code 1 if there are any."""
+    faults, summary = verify(args.recipe)
+    for line in faults:
+        print(line)
+    count = pluralize(len(faults), "fault") if faults else "no faults"
+    print(f"{count}: {summary}", file=sys.stderr if faults else sys.stdout)
+    sys.exit(bool(faults))
+
+
+def verify(folder: Path) -> tuple[list[str], str]:
+    """Check the experiment in `folder` (of dvc.yaml).
+
+    Returns the faults, one line each, and a summary of what was checked. Raises StageError if there is no dvc.lock.
+    """
+    started = time.monotonic()
+    stages = read_lock(folder / "dvc.lock")
+    with repository.open_repository(folder) as repo:
+        cache = Cache(Path(repo.cache.local.path))
+    artifacts = list_artifacts(folder, stages)
+    result = Result()
+    with tqdm(total=sum(artifact.size for artifact in artifacts), desc="verifying", unit="file") as bar:
+        for artifact in artifacts:
+            result.extend(check_artifact(artifact, folder, cache, bar))
+    faults, reports = check_reports(folder, stages, result.copies)
+    size = sum(copy.stat().st_size for copy in result.copies.values() if copy)
+    summary = (
+        f"{pluralize(len(artifacts), 'artifact')}, {reports}, {pluralize(len(result.copies), 'file')} ({result.tables} with "
+        f"schemas), {size:,} bytes, {time.monotonic() - started:.1f} s"
+    )
+    return result.faults + faults, summary
+
+
+def pluralize(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def read_lock(path: Path) -> dict[str, Any]:
+    """Return the stages of dvc.lock. Raises StageError if it is missing or not valid YAML."""
+    if not path.is_file():
+        raise StageError(f"{path} is missing: run the experiment with `dvc repro`")
+    stages: dict[str, Any] = documents.load_mapping(path.read_bytes(), str(path)).get("stages", {})
+    return stages
+
+
+def list_artifacts(folder: Path, stages: dict[str, Any]) -> list[Artifact]:
+    """List the outputs of the stages in folder/dvc.lock."""
+    uncached = find_uncached(params.read(folder / "dvc.yaml"))
+    return [
+        Artifact(
+            stage=stage,
+            path=folder / out["path"],
+            md5=out["md5"],
+            size=out.get("nfiles", 1),
+            cached=out["path"] not in uncached,
+            recreate=recreate_command(folder, stage),
+        )
+        for stage, entry in stages.items()
+        for out in entry.get("outs", [])
+    ]
+
+
+def find_uncached(document: dict[str, Any]) -> set[str]:
+    """Return the outputs in a dvc.yaml that are in Git instead of DVC's cache."""
+    stages = [stage.get("do", stage) for stage in document["stages"].values()]
+    outs = [out for stage in stages for out in stage.get("outs", []) if isinstance(out, dict)]
+    return {path for out in outs for path, settings in out.items() if settings.get("cache") is False}
+
+
+def recreate_command(folder: Path, stage: str) -> str:
+    """Return the command that runs one stage again, in backquotes."""
+    address = stage if folder == Path() else f"{folder}/dvc.yaml:{stage}"
+    return f"`dvc repro --force --single-item {shlex.quote(address)}`"
+
+
+def check_artifact(artifact: Artifact, folder: Path, cache: Cache, bar: "tqdm[Any]") -> Result:
+    """Check an artifact's files in the workspace and in DVC's cache, and the contents of its intact copies.
+
+    bar: the progress bar, which counts files.
+    """
+    if not artifact.cached:
+        result = check_uncached(artifact, cache, bar)
+    elif artifact.md5.endswith(".dir"):
+        result = check_folder(artifact, cache, bar)
+    else:
+        result = check_files(artifact, {artifact.path: artifact.md5}, cache, bar)
+    check_contents(artifact, folder, result)
+    result.faults = [f"{artifact.stage}: {line}" for line in result.faults]
+    return result
+
+
+def check_uncached(artifact: Artifact, cache: Cache, bar: "tqdm[Any]") -> Result:
+    """Check an artifact that is in the workspace only."""
+    state = cache.check(artifact.path, artifact.md5)
+    bar.update()
+    if state == INTACT:
+        return Result(copies={artifact.path: artifact.path})
+    return Result([f"{artifact.path}: {state} in the workspace: {artifact.recreate}"], {artifact.path: None})
+
+
+def check_folder(artifact: Artifact, cache: Cache, bar: "tqdm[Any]") -> Result:
+    """Check a folder: its listing in the cache, and the files in the listing."""
+    out = artifact.path
+    listing = cache.locate(artifact.md5)
+    there = cache.check(listing, artifact.md5.removesuffix(".dir"))
+    if there != INTACT:  # only the workspace can tell which files belong to the artifact
+        here = cache.check(out, artifact.md5)
+        copies: Copies = {path: path for path in list_files(out)} if here == INTACT else {out: None}
+        return Result([describe_fault(artifact, out, here, there, listing)], copies)
+    md5s = {out / entry["relpath"]: entry["md5"] for entry in json.loads(listing.read_text())}
+    result = Result([f"{path}: does not belong to this artifact: remove it" for path in list_files(out) if path not in md5s])
+    result.extend(check_files(artifact, md5s, cache, bar))
+    if not out.exists() and not result.faults:
+        result.faults = [describe_fault(artifact, out, MISSING, INTACT, listing)]
+    return result
+
+
+def check_files(artifact: Artifact, md5s: dict[Path, str], cache: Cache, bar: "tqdm[Any]") -> Result:
+    """Check an artifact's files (path in the workspace -> MD5) in both places.
+
+    If a whole folder is missing in the workspace, files that are only missing there are not reported one by one.
+    """
+    result = Result()
+    absent = artifact.md5.endswith(".dir") and not artifact.path.exists()
+    for path, md5 in md5s.items():
+        cached = cache.locate(md5)
+        here, there = cache.check(path, md5), cache.check(cached, md5)
+        if there != INTACT or (here != INTACT and not absent):
+            result.faults.append(describe_fault(artifact, path, here, there, cached))
+        result.copies[path] = cached if there == INTACT else path if here == INTACT else None
+        bar.update()
+    return result
+
+
+def list_files(folder: Path) -> list[Path]:
+    """Return all files under a folder, sorted."""
+    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
+def describe_fault(artifact: Artifact, path: Path, here: str, there: str, cached: Path) -> str:
+    """Describe in one line the states of a file in the workspace (here) and in the cache (there), and the remedy.
+
+    path: the artifact or one of its files. cached: its place in the cache.
+    """
+    cache = "DVC's cache"
+    states = f"{here} in the workspace and in {cache}" if here == there else f"{here} in the workspace, {there} in {cache}"
+    # DVC trusts corrupted files, and keeps them, until they are removed.
+    corrupted = [str(place) for place, state in ((path, here), (cached, there)) if state == CORRUPTED]
+    removal = f"`rm -rf {shlex.join(corrupted)}`, then " if corrupted else ""
+    out = shlex.quote(str(artifact.path))
+    return f"{path}: {states}: {removal}" + (
+        f"`dvc checkout {out}`" if there == INTACT else f"`dvc pull {out}` or {artifact.recreate}"
+    )
+
+
+def check_contents(artifact: Artifact, folder: Path, result: Result) -> None:
+    """Check schemas, pointers and disjointness of the artifact's intact copies, and add the faults to the result."""
+    disjoint: dict[Path, Path] = {}
+    for path, copy in result.copies.items():
+        if copy and path.name == pointers.NAME and path.exists():
+            result.faults += check_pointer(path.parent, folder)
+        name = path.relative_to(folder)
+        schema = find_schema(name)
+        if copy and schema:
+            faults = check_schema(path, copy, schema, artifact.recreate)
+            result.faults += faults
+            result.tables += 1
+            if not faults and name.match(schemas.DISJOINT):
+                disjoint[path] = copy
+    result.faults += check_disjoint(disjoint, artifact.recreate)
+
+
+def find_schema(name: Path) -> Any:
+    """Return the schema of a file by its path relative to dvc.yaml's folder, or None."""
+    matching = [schema for patterns, schema in schemas.ARTIFACTS.items() if any(map(name.match, patterns.split(", ")))]
+    return matching[0] if matching else None
+
+
+def check_schema(path: Path, copy: Path, schema: Any, recreate: str) -> list[str]:
+    """Check a copy of a Parquet file against its schema."""
+    try:
+        tables.read(copy, schema)
+    except StageError as error:
+        fault = str(error).removeprefix(f"{copy}: ").rpartition(": ")[0]  # its remedy assumes a file in the workspace
+        return [f"{path}: {fault}: {recreate}"]
+    return []
+
+
+def check_disjoint(copies: dict[Path, Path], recreate: str) -> list[str]:
+    """Check that no two files of schema SPLIT (path -> copy) contain the same prompt."""
+    faults, holders = [], dict[str, Path]()
+    for path, copy in copies.items():
+        ids = tables.read(copy, schemas.SPLIT)["prompt_id"].to_pylist()
+        shared = [holders[prompt] for prompt in ids if prompt in holders]
+        if shared:
+            faults.append(f"{path}: {len(shared)} of its prompts are also in {shared[0]}: {recreate}")
+        holders |= dict.fromkeys(ids, path)
+    return faults
+
+
+def check_pointer(path: Path, folder: Path) -> list[str]:
+    """Check every byte of the files in the Hub's cache that the pointer in the folder `path` stands for.
+
+    folder: the experiment's, for the remedy.
+    """
+    try:
+        snapshot = pointers.resolve(path)
+    except StageError as error:
+        return [str(error)]
+    corrupted = []
+    for name, expected in pointers.read(path)["files"].items():
+        with (snapshot / name).open("rb") as handle:
+            if hashlib.file_digest(handle, "sha256").hexdigest() != expected["sha256"]:
+                corrupted.append((snapshot / name).resolve())
+    fetch = f"`python -m stages.tools hub --fetch --recipe {shlex.quote(str(folder))}`"
+    return [f"{path}: {file} is {CORRUPTED}: `rm {shlex.quote(str(file))}`, then {fetch}" for file in corrupted]
+
+
+def check_reports(folder: Path, stages: dict[str, Any], copies: Copies) -> tuple[list[str], str]:
+    """Regenerate the reports if all that they depend on is intact. Returns the faults, and what was done for the summary."""
+    if REPORT not in stages:
+        return [], "no reports among them"
+    deps = [folder / dep["path"] for dep in stages[REPORT]["deps"]]
+    inputs = {path: copy for path, copy in copies.items() if any(path.is_relative_to(dep) for dep in deps)}
+    intact = {path: copy for path, copy in inputs.items() if copy}
+    if len(intact) < len(inputs):
+        return [], "the reports not regenerated because their inputs have faults"
+    faults = regenerate_reports(folder, stages[REPORT], intact)
+    return [f"{REPORT}: {line}" for line in faults], "the reports regenerated"
+
+
+def regenerate_reports(folder: Path, entry: dict[str, Any], copies: dict[Path, Path]) -> list[str]:
+    """Run the report stage on the copies, and return a fault for each report that differs from its entry in dvc.lock."""
+    changes = list(find_changes(folder, entry, copies))
+    remedy = f"changed since: {', '.join(changes)}: `dvc repro`" if changes else recreate_command(folder, REPORT)
+    with tempfile.TemporaryDirectory() as name:
+        temporary = Path(name)
+        for path, copy in copies.items():
+            link = temporary / path.relative_to(folder)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(copy.resolve())
+        arguments = ["--data", temporary / "data", "--published", "published.yaml", "--out", temporary / "reports"]
+        command = [sys.executable, "-m", "stages", REPORT, *map(str, arguments)]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "SPPO_SCRATCH": str(temporary / "scratch")}
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            cause = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            return [f"the reports cannot be regenerated ({cause}): {remedy}"]
+        cache = Cache(temporary)
+        states = {folder / out["path"]: cache.check(temporary / out["path"], out["md5"]) for out in entry["outs"]}
+    verbs = {MISSING: "is missing", CORRUPTED: "differs"}
+    return [f"{path}: {verbs[state]} when regenerated: {remedy}" for path, state in states.items() if state != INTACT]
+
+
+def find_changes(folder: Path, entry: dict[str, Any], copies: dict[Path, Path]) -> Iterator[str]:
+    """Yield the code, other files outside data/ and parameters of a stage that are not the same as in its dvc.lock entry."""
+    cache = Cache(folder)
+    for dep in entry["deps"]:
+        path = folder / dep["path"]
+        if Path(dep["path"]).parent == repository.FINGERPRINTS:
+            yield from repository.find_changed_code(path.stem, copies.get(path, path))
+        elif dep["path"].startswith("data/") or dep.get("nfiles") == 0:  # DVC takes a folder below .dvc for an empty one
+            continue
+        elif cache.check(path, dep["md5"]) != INTACT:
+            yield dep["path"]
+    for name, values in entry.get("params", {}).items():
+        document = params.read(folder / name)
+        yield from (f"{key} in {name}" for key, value in values.items() if look_up(document, key) != value)
+
+
+def look_up(document: dict[str, Any], key: str) -> Any:
+    """Return the value under a dotted key, or None."""
+    value: Any = document
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value

@@ -1,0 +1,99 @@
+"""The data sets are laid out as the stock tasks of lm-eval read them, and real ones are checked when they are read."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from stages.artifacts import harness_sets
+from stages.artifacts.harness_sets import DATA_SETS
+from stages.runtime.errors import StageError
+from stages.runtime.params import EvaluationAsset
+from support.messages import assert_message
+
+STOCK = next((Path(sys.prefix).parent / "harness" / "lib").glob("python*/site-packages/lm_eval/tasks"))
+YAML = {
+    "arc_challenge": "arc/arc_easy.yaml",
+    "truthfulqa_mc2": "truthfulqa/truthfulqa_mc1.yaml",
+    "winogrande": "winogrande/default.yaml",
+    "gsm8k": "gsm8k/gsm8k.yaml",
+    "hellaswag": "hellaswag/hellaswag.yaml",
+    "mmlu": "mmlu/default/_default_template_yaml",
+}
+
+
+@pytest.mark.parametrize("task", DATA_SETS)
+def test_folders_configurations_and_splits_are_those_of_the_stock_tasks(task: str) -> None:
+    stock = dict(re.findall(r"(?m)^\"?(\w+)\"?: \"?([\w/]+)", (STOCK / YAML[task]).read_text()))
+    data_set = DATA_SETS[task]
+    assert stock["dataset_path"] == data_set.folder
+    assert stock.get("test_split", "null").replace("null", stock.get("validation_split", "")) == data_set.test
+    if data_set.few_shot:
+        assert stock.get("fewshot_split", stock.get("training_split")) == data_set.few_shot[0]
+    if task == "mmlu":
+        assert sorted(path.stem for path in (STOCK / "mmlu/default").glob("mmlu_*.yaml")) == [
+            f"mmlu_{subject}" for subject in data_set.configs
+        ]
+        assert len(data_set.configs) == 57
+    else:
+        name = "ARC-Challenge" if task == "arc_challenge" else stock["dataset_name"].replace("null", "default")
+        assert data_set.configs == [name]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, in which the test also has its Hugging Face caches."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_what_is_written_is_read_again(folder: Path) -> None:
+    rows = [{"question": f"né {index}\u2028?", "answer": f"#### {index}", "n": [index]} for index in range(6)]
+    configs = {"main": {"train": rows[:5], "test": rows[1:]}}
+    harness_sets.write_data_set(DATA_SETS["gsm8k"], configs, folder)
+    assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*")) == [
+        "gsm8k/README.md",
+        "gsm8k/main/test.jsonl",
+        "gsm8k/main/train.jsonl",
+    ]
+    assert [json.loads(line) for line in (folder / "gsm8k/main/train.jsonl").open(encoding="utf-8")] == rows[:5]
+    assert harness_sets.read_rows("gsm8k", EvaluationAsset(repo="./gsm8k")) == configs
+
+
+README = """---
+configs:
+- config_name: main
+  data_files:
+  - {split: train, path: train.parquet}
+  - {split: test, path: test.parquet}
+---
+"""
+
+
+@pytest.mark.parametrize(
+    ("rows", "parts"),
+    [
+        ({"question": ["a"] * 5}, ["split train", "gsm8k requires column 'answer'"]),
+        ({"other": ["a"] * 5}, ["split train", "gsm8k requires column 'answer', 'question'"]),
+        ({"question": ["a"] * 2, "answer": ["#### 1"] * 2}, ["split train", "2 rows", "gsm8k requires at least 5"]),
+    ],
+)
+def test_a_missing_column_or_too_few_rows_are_rejected(folder: Path, rows: dict[str, Any], parts: list[str]) -> None:
+    (folder / "source").mkdir()
+    (folder / "source/README.md").write_text(README)
+    for split in ("train", "test"):
+        pq.write_table(pa.table(rows), folder / "source" / f"{split}.parquet")
+    with pytest.raises(StageError) as error:
+        harness_sets.read_rows("gsm8k", EvaluationAsset(repo="./source"))
+    assert_message(str(error.value), "./source, configuration main", *parts, "assets.harness.gsm8k in params.yaml")
+
+
+def test_the_metric_is_where_the_stage_looks_for_it(folder: Path) -> None:
+    harness_sets.write_exact_match(folder)
+    assert (folder / "exact_match" / "exact_match.py").read_text() == harness_sets.EXACT_MATCH
+    compile(harness_sets.EXACT_MATCH, "exact_match.py", "exec")

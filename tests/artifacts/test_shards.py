@@ -1,0 +1,106 @@
+"""Shards of tables: any text and any number of responses pass through, corrupted shards do not, each worker has its device."""
+
+import os
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from stages.artifacts import schemas, shards, tables
+from stages.runtime import scratch
+from stages.runtime.errors import StageError
+from support import workers
+from support.messages import assert_message
+from support.tables import STRANGE
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory, whose scratch folders are released at the end."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SPPO_WORKERS", "1")
+    yield tmp_path
+    scratch.finish()
+
+
+def make_table(texts: list[str]) -> pa.Table:
+    return pa.table({"prompt_id": [schemas.prompt_id(text) for text in texts], "prompt": texts}, schema=schemas.SPLIT)
+
+
+def map_echo(samples: int, size: int, texts: list[str] = STRANGE) -> pa.Table:
+    key = {"samples": samples}
+    return shards.map_shards("generate", make_table(texts), size, workers.load_echo, (samples,), schemas.RESPONSES, key)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 8])
+@pytest.mark.parametrize("size", [1, 5, 1000])
+def test_any_text_and_identical_responses_pass_through(samples: int, size: int) -> None:
+    table = map_echo(samples, size)
+    assert table["prompt"].to_pylist() == STRANGE
+    assert table["responses"].to_pylist() == [[text] * samples for text in STRANGE]
+    tables.write(table, schemas.RESPONSES, Path("responses.parquet"))
+    assert tables.read(Path("responses.parquet"), schemas.RESPONSES).equals(table)
+
+
+def test_a_single_prompt_is_a_shard() -> None:
+    assert map_echo(5, 128, ["Why?"]).num_rows == 1
+
+
+def test_a_corrupted_shard_is_named_with_its_remedy() -> None:
+    map_echo(2, 5)
+    path = sorted(Path("scratch").glob("generate/*/*.parquet"))[1]
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(StageError) as error:
+        map_echo(2, 5)
+    assert_message(str(error.value), f"{path}: not a readable Parquet file", "remove it, then re-run the stage")
+    path.unlink()
+    assert map_echo(2, 5)["prompt"].to_pylist() == STRANGE
+
+
+def test_only_pending_shards_are_computed() -> None:
+    complete = map_echo(2, 5)
+    paths = sorted(Path("scratch").glob("generate/*/*.parquet"))
+    paths[1].unlink()
+    written = {path: path.stat().st_mtime_ns for path in paths if path.exists()}
+    assert map_echo(2, 5).equals(complete)
+    assert paths[1].exists()
+    assert all(path.stat().st_mtime_ns == time for path, time in written.items())
+
+
+@pytest.mark.parametrize("before", [None, "3,5"])
+def test_each_worker_sees_its_gpu_only(before: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if before:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before)
+    monkeypatch.setattr(shards, "list_devices", lambda **_: ["3", "5"])
+    table = make_table(["One?", "Two?", "Three?"])
+    responses = shards.map_shards("generate", table, 1, workers.load_visible_device, (), schemas.RESPONSES, {})
+    assert responses["responses"].to_pylist() == [["3"], ["5"], ["3"]]
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == before, "the stage's own environment stays as it was"
+
+
+def test_a_worker_that_fails_says_why_and_the_stage_points_to_it(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SPPO_WORKERS", "2")
+    with pytest.raises(StageError) as error:
+        shards.map_shards("generate", make_table(["One?", "Two?"]), 1, workers.load_failure, (), schemas.RESPONSES, {})
+    assert_message(str(error.value), "worker 0 of 2", "re-run")
+    assert_message(capfd.readouterr().err, "model: Permission denied", "check its permissions")
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "two", ""])
+def test_an_invalid_number_of_workers_is_rejected(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPPO_WORKERS", value)
+    with pytest.raises(StageError) as error:
+        map_echo(2, 5)
+    assert_message(str(error.value), "SPPO_WORKERS", repr(value), "correct it or unset it")
+
+
+def test_a_shard_does_not_take_the_whole_table_to_its_worker() -> None:
+    table = pa.table({"prompt": [["some text"] * 3] * 10_000})
+    shard = shards.copy_slice(table.slice(20, 4))
+    assert shard.equals(table.slice(20, 4))
+    assert len(pickle.dumps(shard)) < 10_000

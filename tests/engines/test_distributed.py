@@ -1,0 +1,98 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from stages.artifacts import files
+from stages.engines import distributed
+from stages.runtime.errors import StageError
+from stages.runtime.paths import ROOT
+from support.messages import assert_message
+
+LAUNCH = """
+import os
+from pathlib import Path
+from stages.artifacts import files
+from stages.engines import distributed
+from stages.runtime.errors import StageError
+
+def work(group):
+    rank = os.environ["RANK"]
+    if os.environ.get("FAIL") == rank:
+        raise StageError("row 3 is wrong: fix it")
+    Path(rank).write_text(f"{group.devices} {group.digests['input']}")
+
+if "LOCAL_RANK" in os.environ:
+    files.digest = None
+distributed.launch(2, {"input": Path("input")}, work)
+"""
+
+
+def launch_two(folder: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Run LAUNCH, a program that launches two processes, in the folder."""
+    (folder / "input").write_text("weights")
+    (folder / "launch.py").write_text(LAUNCH)
+    values = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
+    return subprocess.run([sys.executable, "launch.py"], cwd=folder, env=values, capture_output=True, text=True, check=False)
+
+
+def test_launched_processes_do_not_hash_the_inputs_again(tmp_path: Path) -> None:
+    done = launch_two(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [(tmp_path / rank).read_text() for rank in "01"] == [f"2 {files.digest(tmp_path / 'input')}"] * 2
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_the_error_of_a_launched_process_is_raised_last(tmp_path: Path, rank: str) -> None:
+    done = launch_two(tmp_path, FAIL=rank)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("StageError: row 3 is wrong: fix it")
+
+
+def test_more_devices_than_gpus_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    with pytest.raises(StageError) as raised:
+        distributed.launch(4, {}, lambda group: None)
+    assert_message(str(raised.value), "train.devices", "4", "3 GPUs", "lower train.devices")
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make this process look like a launcher's worker, and restore its environment variables afterwards."""
+    for name in ("LOCAL_RANK", "RANK", "DS_ACCELERATOR", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.delenv(distributed.EXCHANGE, raising=False)
+
+
+@pytest.mark.usefixtures("launched")
+def test_a_process_of_another_launcher_hashes_the_inputs_itself(tmp_path: Path) -> None:
+    (tmp_path / "input").write_text("weights")
+    groups: list[distributed.Group] = []
+    distributed.launch(2, {"input": tmp_path / "input"}, groups.append)
+    assert groups == [distributed.Group(2, {"input": files.digest(tmp_path / "input")})]
+
+
+@pytest.mark.usefixtures("launched")
+def test_too_little_gpu_memory_names_its_parameter() -> None:
+    def run_out_of_memory(group: distributed.Group) -> None:
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(StageError) as raised:
+        distributed.launch(1, {}, run_out_of_memory)
+    assert_message(str(raised.value), "out of GPU memory", "lower train.device_batch")
+
+
+@pytest.mark.usefixtures("launched")
+def test_another_number_of_processes_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import deepspeed
+
+    monkeypatch.setattr(deepspeed, "init_distributed", lambda **_: None)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(StageError) as raised:
+        distributed.start_group(distributed.Group(2, {}))
+    assert_message(str(raised.value), "launcher started 3 processes", "train.devices is 2")

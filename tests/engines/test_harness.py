@@ -1,0 +1,82 @@
+import concurrent.futures
+import contextlib
+import os
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages.artifacts import files
+from stages.engines import harness
+from stages.runtime import scratch
+from stages.runtime.errors import StageError
+from support.messages import assert_message
+
+
+def test_tasks_that_finished_earlier_are_not_evaluated_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("model", "sets"):
+        (tmp_path / name).mkdir()
+    for task in harness.TASKS:
+        files.write_json({"task": task}, tmp_path / "work" / f"{task}.json")
+    keys: list[dict[str, Any]] = []
+
+    def find_folder(stage: str, key: dict[str, Any]) -> Path:
+        assert stage == "evaluate-lm"
+        keys.append(key)
+        return tmp_path / "work"
+
+    monkeypatch.setattr(scratch, "folder", find_folder)
+    monkeypatch.setattr(harness, "start_pool", None)  # a call would fail
+    for batch_size in (4, 8):
+        results = harness.evaluate_tasks(tmp_path / "model", tmp_path / "sets", "float32", batch_size)
+        assert results == {task: {"task": task} for task in harness.TASKS}
+    (tmp_path / "model" / "config.json").write_text("{}")
+    harness.evaluate_tasks(tmp_path / "model", tmp_path / "sets", "float32", 4)
+    assert keys[0] != keys[1]
+    assert keys[0] != keys[2]
+
+
+def test_a_dead_worker_is_an_error_that_names_its_log(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(1) as pool:
+        futures: dict[Future[dict[str, Any]], str] = {pool.submit(os._exit, 9): "gsm8k"}  # type: ignore[dict-item]
+        with pytest.raises(StageError) as error:
+            harness.collect_results(futures, tmp_path)
+    assert_message(str(error.value), str(tmp_path), "out of memory", "log", "Re-run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_finished_tasks_are_written_even_if_another_fails(tmp_path: Path) -> None:
+    done: Future[dict[str, Any]] = Future()
+    done.set_result({"n": 1})
+    failed: Future[dict[str, Any]] = Future()
+    failed.set_exception(StageError("gsm8k: no"))
+    concurrent.futures.wait([done, failed])
+    with pytest.raises(StageError, match="gsm8k: no"):
+        harness.collect_results({done: "mmlu", failed: "gsm8k"}, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} <= {"mmlu.json"}
+
+
+def test_environment_variables_are_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_MODULES_CACHE", "mine")
+    monkeypatch.delenv("HF_DATASETS_CACHE", raising=False)
+    values = harness.cache_paths(Path("/somewhere"))
+    with contextlib.suppress(KeyError), harness.set_environment(values):
+        assert {name: os.environ[name] for name in values} == values
+        raise KeyError
+    assert os.environ["HF_MODULES_CACHE"] == "mine"
+    assert "HF_DATASETS_CACHE" not in os.environ
+
+
+def test_running_out_of_gpu_memory_names_the_parameter(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    class Worker:
+        @staticmethod
+        def evaluate(*_: Any) -> dict[str, Any]:
+            raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(harness, "load_worker_module", Worker)
+    with pytest.raises(StageError) as error:
+        harness.evaluate_task("mmlu", "model", "bfloat16", 64)
+    assert_message(str(error.value), "mmlu", "GPU memory", "evaluate_lm.batch_size", "64")

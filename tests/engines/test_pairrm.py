@@ -1,0 +1,227 @@
+"""PairRM's inputs, with a tokenizer of words in the place of its own, and its logits against llm-blender's own functions."""
+
+import itertools
+import json
+import logging
+import os
+import subprocess
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from stages.artifacts import schemas, tables
+from stages.engines import pairrm
+from stages.method import sppo
+from stages.runtime.errors import StageError
+from stages.runtime.paths import ROOT
+from support.messages import assert_message
+from support.ranker import OVERRIDES, PYTHON, ROWS, make_ranker, write_responses
+from support.running import run_stage, set_params
+
+CLS, SEP, UNK, SOURCE, LEFT, RIGHT, CANDIDATE = range(1, 8)
+WORDS = {"[SEP]": SEP, "<source>": SOURCE, "<left>": LEFT, "<right>": RIGHT, "<candidate>": CANDIDATE}
+
+
+class WordTokenizer:
+    """Gives every word an id of its own, and a marker its marker's; as DeBERTa's, it adds [CLS] and [SEP]."""
+
+    sep_token, sep_token_id, unk_token_id, pad_token_id = "[SEP]", SEP, UNK, 0
+    source_prefix_id, cand1_prefix_id, cand2_prefix_id, cand_prefix_id = SOURCE, LEFT, RIGHT, CANDIDATE
+
+    def __call__(self, texts: list[str], verbose: bool) -> dict[str, list[list[int]]]:
+        words = [text.replace(">", "> ").split() for text in texts]
+        return {"input_ids": [[CLS, *(WORDS.get(word, 10 + len(word)) for word in line), SEP] for line in words]}
+
+
+BLENDER = SimpleNamespace(
+    ranker_tokenizer=WordTokenizer(),
+    ranker_collator=SimpleNamespace(
+        source_prefix="<source>", candidate_prefix="<candidate>", source_maxlength=10, candidate_maxlength=5
+    ),
+)
+
+
+def words(count: int) -> str:
+    return " ".join("a" * (index + 1) for index in range(count))
+
+
+def word_ids(count: int) -> list[int]:
+    return [11 + index for index in range(count)]
+
+
+def test_identical_responses_are_encoded_once() -> None:
+    texts = pairrm.encode(BLENDER, words(2), ["a", "aa", "a"])
+    assert texts.source.tolist() == [CLS, SOURCE, 11, 12, SEP]
+    assert [candidate.tolist() for candidate in texts.candidates] == [[CLS, CANDIDATE, 11, SEP], [CLS, CANDIDATE, 12, SEP]]
+    assert texts.indices == [0, 1, 0]
+    assert (texts.prompt_truncated, texts.responses_truncated) == (False, 0)
+
+
+def test_texts_keep_their_beginning_and_the_last_token() -> None:
+    """The prompt holds 10 tokens, a response 5 and half of what the prompt leaves: here 5 + (10 - 6) // 2."""
+    texts = pairrm.encode(BLENDER, words(3), [words(4), words(9), words(9), words(5)])
+    assert [candidate.tolist() for candidate in texts.candidates] == [
+        [CLS, CANDIDATE, *word_ids(4), SEP],
+        [CLS, CANDIDATE, *word_ids(4), SEP],
+        [CLS, CANDIDATE, *word_ids(4), SEP],
+    ]
+    assert (texts.prompt_truncated, texts.responses_truncated) == (False, 3)
+    texts = pairrm.encode(BLENDER, words(30), ["a", words(3)])
+    assert texts.source.tolist() == [CLS, SOURCE, *word_ids(7), SEP]
+    assert texts.candidates[1].tolist() == [CLS, CANDIDATE, 11, 12, SEP]
+    assert (texts.prompt_truncated, texts.responses_truncated) == (True, 1)
+
+
+def test_markers_within_a_text_become_unknown_tokens() -> None:
+    texts = pairrm.encode(BLENDER, "<source> a <left>", ["<candidate> <right> a", "a [SEP] a"])
+    assert texts.source.tolist() == [CLS, SOURCE, UNK, 11, UNK, SEP]
+    assert texts.candidates[0].tolist() == [CLS, CANDIDATE, UNK, UNK, 11, SEP]
+    assert texts.candidates[1].tolist() == [CLS, CANDIDATE, 11, 11, SEP]  # [SEP] as text is dropped, as llm-blender does
+
+
+def test_of_several_separators_the_last_remains() -> None:
+    ids = torch.tensor([[CLS, SOURCE, SEP, 11, SOURCE, SEP], [CLS, SOURCE, 11, SEP, 0, 0]])
+    masked = pairrm.mask_marker_tokens(ids, SOURCE, WordTokenizer())
+    assert masked.tolist() == [[CLS, SOURCE, UNK, 11, UNK, SEP], [CLS, SOURCE, 11, SEP, 0, 0]]
+
+
+def test_a_combining_character_does_not_join_the_marker() -> None:
+    assert pairrm.separate_combining("\u0301x") == " \u0301x"
+    for text in ("", "x", "x\u0301", "é"):
+        assert pairrm.separate_combining(text) == text
+
+
+def test_padding_is_on_the_right_and_masked() -> None:
+    ids, mask = pairrm.pad([torch.tensor([1, 5, 2]), torch.tensor([1])], WordTokenizer())
+    assert ids.tolist() == [[1, 5, 2], [1, 0, 0]]
+    assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+def encoded(lengths: list[int], indices: list[int]) -> pairrm.EncodedTexts:
+    """A prompt and candidates of so many tokens, each of its own id."""
+    source, *candidates = (torch.full((length,), 10 + index) for index, length in enumerate(lengths))
+    return pairrm.EncodedTexts(source, candidates, indices, False, 0)
+
+
+PROMPTS = st.lists(
+    st.integers(1, 4).flatmap(
+        lambda distinct: st.builds(
+            encoded,
+            st.lists(st.integers(1, 30), min_size=distinct + 1, max_size=distinct + 1),
+            st.lists(st.integers(0, distinct - 1), min_size=2, max_size=5),
+        )
+    ),
+    max_size=4,
+)
+
+
+@given(PROMPTS, st.integers(1, 300))
+def test_every_ordered_pair_is_scored_once_in_batches_that_fit(
+    prompts: list[pairrm.EncodedTexts], tokens_per_batch: int
+) -> None:
+    batches: list[list[pairrm.Triple]] = []
+
+    def forward(batch: list[pairrm.Triple]) -> torch.Tensor:
+        """A logit that tells which of the candidates are on the left and on the right."""
+        batches.append(batch)
+        return torch.tensor([100.0 * float(left[0]) + float(right[0]) for _, left, right in batch])
+
+    logits = pairrm.pair_logits(forward, prompts, tokens_per_batch)
+    for matrix, texts in zip(logits, prompts, strict=True):
+        assert matrix.dtype == torch.float32
+        for (i, one), (j, other) in itertools.product(enumerate(texts.indices), repeat=2):
+            assert matrix[i, j] == (0 if one == other else 100 * (11 + one) + 11 + other)
+    count = sum(len(texts.candidates) * (len(texts.candidates) - 1) for texts in prompts)
+    assert sum(len(batch) for batch in batches) == count
+    for batch in batches:
+        longest = max(sum(len(text) for text in triple) for triple in batch)
+        assert len(batch) == 1 or len(batch) * longest <= tokens_per_batch
+
+
+def test_replaced_attributes_are_restored() -> None:
+    module = ModuleType("module")
+    module.kept = 1  # type: ignore[attr-defined]
+
+    def fail() -> None:
+        with pairrm.replace_attributes(module, kept=2, added=3):
+            assert (module.kept, module.added) == (2, 3)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert module.kept == 1
+    assert not hasattr(module, "added")
+
+
+def test_importing_llm_blender_leaves_nothing_behind(capsys: pytest.CaptureFixture[str]) -> None:
+    import transformers.utils.hub
+
+    logging.disable(logging.DEBUG)
+    try:
+        with pairrm.import_llm_blender():
+            assert transformers.utils.hub.TRANSFORMERS_CACHE
+            logging.getLogger().warning("hidden")
+            print("hidden")
+        assert logging.root.manager.disable == logging.DEBUG
+    finally:
+        logging.disable(logging.NOTSET)
+    assert not hasattr(transformers.utils.hub, "TRANSFORMERS_CACHE")
+    assert "hidden" not in "".join(capsys.readouterr())
+
+
+def make_folder(folder: Path, **config: str) -> Path:
+    """Make a ranker's folder with PairRM alone, and return the path of its weights."""
+    (folder / "PairRM").mkdir()
+    (folder / "PairRM" / "config.json").write_text(json.dumps(config))
+    weights = folder / "PairRM" / "model.safetensors"
+    save_file({"weight": torch.zeros(2)}, weights)
+    return weights
+
+
+def test_corrupted_weights_of_a_ranker_are_rejected(tmp_path: Path) -> None:
+    weights = make_folder(tmp_path, ranker_type="pairranker")
+    os.truncate(weights, weights.stat().st_size - 1)
+    with pytest.raises(StageError) as error:
+        pairrm.check_ranker(tmp_path)
+    assert_message(str(error.value), "model.safetensors", "corrupted")
+
+
+def test_a_ranker_of_another_kind_or_without_its_base_is_rejected(tmp_path: Path) -> None:
+    make_folder(tmp_path, ranker_type="another")
+    with pytest.raises(StageError) as error:
+        pairrm.check_ranker(tmp_path)
+    assert_message(str(error.value), "PairRM/config.json", "'ranker_type'", "assets.ranker")
+    (tmp_path / "PairRM" / "config.json").write_text(json.dumps({"ranker_type": "pairranker"}))
+    with pytest.raises(StageError) as error:
+        pairrm.check_ranker(tmp_path)
+    assert_message(str(error.value), str(tmp_path / "base"), "missing")
+
+
+@pytest.mark.slow
+def test_logits_and_scores_are_llm_blenders_own(tmp_path: Path) -> None:
+    """Those of `rank` with one prompt per batch, and of `compare` for every ordered pair."""
+    ranker = make_ranker(tmp_path)
+    set_params(tmp_path, OVERRIDES)
+    responses = write_responses(ROWS, tmp_path / "responses.parquet")
+    options = ("--ranker", ranker, "--responses", responses, "--out", "rankings.parquet")
+    done = run_stage(tmp_path, "rank", *options, SPPO_WORKERS="1")
+    assert done.returncode == 0, done.stderr
+    oracle = [PYTHON, ROOT / "tests/oracles/blender_scores.py", ranker, responses, tmp_path / "oracle.json"]
+    subprocess.run([*map(str, oracle)], check=True, capture_output=True)
+    expected: dict[str, Any] = json.loads((tmp_path / "oracle.json").read_text())
+    rows = tables.read(tmp_path / "rankings.parquet", schemas.RANKINGS).to_pylist()
+    for row, scores, logits in zip(rows, expected["scores"], expected["logits"], strict=True):
+        actual = torch.tensor(row["logits"])
+        torch.testing.assert_close((actual - actual.T).mean(-1), torch.tensor(scores), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(actual, torch.tensor(logits), atol=1e-5, rtol=1e-5)
+        pairwise = sppo.pairwise_scores(actual.double())
+        assert row["probabilities"] == pytest.approx(sppo.win_probabilities(pairwise).tolist())
+        assert (row["chosen"], row["rejected"]) == tuple(int(index) for index in sppo.choose_pair(pairwise))
+        assert not row["tie"]
+        assert actual.diagonal().tolist() == [0.0] * 3

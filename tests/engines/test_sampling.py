@@ -1,0 +1,198 @@
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.artifacts import schemas, tables
+from stages.engines import sampling
+from stages.runtime import params
+from stages.runtime.errors import StageError
+from stages.runtime.paths import ROOT
+from support.messages import assert_message
+from support.running import TINY, run_stage, set_params
+
+DRAW = sampling.Sampling(samples=2, temperature=1, top_p=1, max_new_tokens=9, seed=0, name="x")
+
+
+@pytest.fixture
+def engine() -> params.Engine:
+    settings: params.Engine = params.load("engine", path=ROOT / "params.yaml").engine
+    return settings
+
+
+def test_seeds_depend_on_seed_name_and_prompt() -> None:
+    seeds = {sampling.sample_seed(seed, name, prompt) for seed in (1, 2) for name in ("iter1", "iter2") for prompt in "ab"}
+    assert len(seeds) == 8
+    assert all(0 <= seed < 2**56 for seed in seeds)
+
+
+def test_a_model_is_checked_before_it_is_loaded(engine: params.Engine, tmp_path: Path) -> None:
+    prompts = pa.table({"prompt_id": ["a"], "prompt": ["b"]}, schema=schemas.SPLIT)
+    with pytest.raises(StageError) as error:
+        sampling.sample_responses("generate", prompts, tmp_path, engine, DRAW, 8, skip_too_long=True)
+    assert_message(str(error.value), str(tmp_path), "config.json")
+
+
+def test_a_stop_token_that_the_model_does_not_have_is_rejected(engine: params.Engine) -> None:
+    stops = engine.model_copy(update={"stop_token_ids": [4, 300]})
+    sampling.check_stop_tokens(stops, 301, Path("model"))
+    with pytest.raises(StageError) as error:
+        sampling.check_stop_tokens(stops, 300, Path("model"))
+    assert_message(str(error.value), "engine.stop_token_ids", "300", "model", "params.yaml")
+
+
+def tokenized(lengths: list[int]) -> pa.Table:
+    """Prompts of so many tokens."""
+    rows = [{"prompt_id": f"prompt {index}", "prompt_token_ids": [1] * length} for index, length in enumerate(lengths)]
+    return pa.Table.from_pylist(rows)
+
+
+@given(st.lists(st.integers(1, 12), min_size=1), st.integers(1, 12), st.integers(1, 12))
+def test_prompts_that_leave_room_for_a_whole_response_are_kept(lengths: list[int], limit: int, new: int) -> None:
+    expected = [length for length in lengths if length + new <= limit]
+    if expected:
+        kept = sampling.select_fitting(tokenized(lengths), limit, new, skip_too_long=True)
+        assert [len(ids) for ids in kept["prompt_token_ids"].to_pylist()] == expected
+    else:
+        with pytest.raises(StageError) as error:
+            sampling.select_fitting(tokenized(lengths), limit, new, skip_too_long=True)
+        assert_message(str(error.value), f"{new} tokens", f"engine.max_model_length {limit}", "raise it")
+
+
+def test_without_skipping_every_prompt_must_leave_room_for_one_token() -> None:
+    assert sampling.select_fitting(tokenized([3, 7]), 8, 5, skip_too_long=False).num_rows == 2
+    with pytest.raises(StageError) as error:
+        sampling.select_fitting(tokenized([3, 8]), 8, 5, skip_too_long=False)
+    assert_message(str(error.value), "prompt 1", "8 tokens", "engine.max_model_length 8", "raise it")
+
+
+@pytest.mark.parametrize(
+    ("message", "parts"),
+    [
+        ("No available memory for the cache blocks", ["raise engine.kv_cache_gib (now ", "engine.max_model_length (now "]),
+        ("User-specified max_model_len (4096) is greater", ["engine.max_model_length", "lower it"]),
+        ("Something\nelse", ["ValueError: Something else", "params.yaml"]),
+    ],
+)
+def test_a_failed_start_names_the_parameter(engine: params.Engine, message: str, parts: list[str]) -> None:
+    text = sampling.explain_failed_start(ValueError(message), engine)
+    assert_message(text, *parts)
+    assert "\n" not in text
+
+
+def out_of_memory(*_: Any, **__: Any) -> Any:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nOf the allocated memory ...")
+
+
+@pytest.mark.parametrize("starting", [True, False])
+def test_out_of_gpu_memory_names_its_parameters(engine: params.Engine, monkeypatch: pytest.MonkeyPatch, starting: bool) -> None:
+    running = SimpleNamespace(generate=out_of_memory)
+    vllm = SimpleNamespace(LLM=out_of_memory if starting else lambda **_: running, SamplingParams=lambda **_: None)
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_LEVEL", "VLLM_HOST_IP", "GLOO_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, "")
+    with pytest.raises(StageError) as error:
+        sampling.load_sampler(Path("x"), engine, DRAW)(pa.table({"a": []}))
+    assert_message(str(error.value), "out of GPU memory", "lower engine.kv_cache_gib", "engine.max_model_length")
+
+
+def test_samples_are_ordered_by_index_and_carry_their_seeds(engine: params.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM may return a request's samples in any order."""
+    samples = [
+        SimpleNamespace(index=1, text="second", token_ids=(7, 8, 2), finish_reason="stop"),
+        SimpleNamespace(index=0, text="first", token_ids=(5,), finish_reason="length"),
+    ]
+    requested: list[Any] = []
+
+    def generate(prompts: list[Any], requests: list[Any], use_tqdm: bool) -> list[Any]:
+        requested.extend(zip(prompts, requests, strict=True))
+        return [SimpleNamespace(outputs=samples)]
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=lambda **values: values))
+    row = {"prompt_id": "a", "prompt": "b", "templated_prompt": "<b>", "prompt_token_ids": [1, 4]}
+    shard = pa.Table.from_pylist([row])
+    (result,) = sampling.sample_shard(SimpleNamespace(generate=generate), engine, DRAW, shard).to_pylist()
+    seed = sampling.sample_seed(0, "x", "a")
+    assert result == row | {
+        "responses": ["first", "second"],
+        "token_ids": [[5], [7, 8, 2]],
+        "token_counts": [1, 3],
+        "finish_reasons": ["length", "stop"],
+        "seeds": [seed, seed + 1],
+    }
+    ((prompt, request),) = requested
+    assert prompt == {"prompt_token_ids": [1, 4]}
+    assert request == {
+        "n": 2,
+        "temperature": 1,
+        "top_p": 1,
+        "max_tokens": 9,
+        "stop_token_ids": engine.stop_token_ids,
+        "seed": seed,
+    }
+
+
+Generate = Callable[..., str]
+
+
+@pytest.fixture
+def generate(tiny: Path, tmp_path: Path) -> Generate:
+    """Run generate with `tiny`'s model and overrides of params, in tmp_path, which must succeed. Returns the log."""
+
+    def run(overrides: dict[str, Any], prompts: Path, **environment: str) -> str:
+        set_params(tmp_path, TINY | overrides)
+        options = ("--iteration", "iter1", "--model", tiny / "base", "--prompts", prompts, "--out", "responses.parquet")
+        done = run_stage(tmp_path, "generate", *options, **environment)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    return run
+
+
+@pytest.mark.slow
+def test_neither_workers_nor_order_nor_shards_change_a_response(tiny: Path, tmp_path: Path, generate: Generate) -> None:
+    """Two workers, the prompts in reverse and another shard size give the same responses to each prompt."""
+    prompts = tables.read(tiny / "prompts.parquet", schemas.SPLIT)
+    tables.write(prompts.take(list(range(19, -1, -1))), schemas.SPLIT, tmp_path / "reversed.parquet")
+    generate({"generate.shard_size": 7}, tmp_path / "reversed.parquet", SPPO_WORKERS="2")
+    rows = tables.read(tmp_path / "responses.parquet", schemas.RESPONSES).to_pylist()
+    assert rows[::-1] == tables.read(tiny / "responses.parquet", schemas.RESPONSES).to_pylist()
+
+
+@pytest.mark.slow
+def test_a_stop_token_ends_a_response_and_belongs_to_it(tiny: Path, tmp_path: Path, generate: Generate) -> None:
+    rows = tables.read(tiny / "responses.parquet", schemas.RESPONSES).to_pylist()
+    stop = max(token for row in rows for ids in row["token_ids"] for token in ids[:-1])
+    generate({"engine.stop_token_ids": [stop]}, tiny / "prompts.parquet")
+    stopped = tables.read(tmp_path / "responses.parquet", schemas.RESPONSES).to_pylist()
+    for row, other in zip(rows, stopped, strict=True):
+        for ids, shortened, reason in zip(row["token_ids"], other["token_ids"], other["finish_reasons"], strict=True):
+            assert shortened == (ids[: ids.index(stop) + 1] if stop in ids else ids)
+            assert reason == "stop" or stop not in ids
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("parameter", "value", "parts"),
+    [
+        ("engine.kv_cache_gib", 1e-5, ["raise engine.kv_cache_gib (now 1e-05)", "lower engine.max_model_length (now 256)"]),
+        ("engine.max_model_length", 4096, ["engine.max_model_length 4096", "lower it"]),
+    ],
+)
+def test_what_vllm_rejects_is_one_line(tiny: Path, tmp_path: Path, parameter: str, value: float, parts: list[str]) -> None:
+    set_params(tmp_path, TINY | {parameter: value})
+    (tmp_path / "responses.parquet").write_text("an earlier run's")
+    options = ("--iteration", "iter1", "--model", tiny / "base", "--prompts", tiny / "prompts.parquet")
+    done = run_stage(tmp_path, "generate", *options, "--out", "responses.parquet")
+    assert done.returncode == 1
+    start, line = done.stderr.splitlines()
+    assert start.startswith("20 prompts, 0 left out")
+    assert_message(line, "generate: error: ", *parts)
+    assert (tmp_path / "responses.parquet").read_text() == "an earlier run's"

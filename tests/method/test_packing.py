@@ -1,0 +1,229 @@
+"""Packed log-probabilities compared with the model's own, one response at a time."""
+
+import math
+import random
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import AutoModelForCausalLM, Gemma2Config, GraniteConfig, LlamaConfig, MistralConfig, PreTrainedConfig
+
+from stages.engines import training
+from stages.method import packing
+from stages.runtime import params
+from stages.runtime.errors import StageError
+from support.messages import assert_message
+
+Row = dict[str, Any]
+Lengths = list[tuple[int, int, int]]
+"""Tokens of the prompt, the chosen and the rejected response of each pair."""
+
+VOCABULARY = 40
+SIZES = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "vocab_size": VOCABULARY,
+}
+GEMMA = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "attn_implementation": "eager"}
+
+
+def make_model(config: type[PreTrainedConfig], **changes: Any) -> Any:
+    """Make a small model of an architecture, with random weights large enough that every token matters."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config(**(SIZES | changes)))
+    for weights in model.parameters():
+        weights.data.normal_(0, 0.5)
+    return model
+
+
+def make_rows(lengths: Lengths) -> list[Row]:
+    """Make pairs of random tokens with these lengths."""
+    draw = random.Random(0)
+    names = ("prompt_token_ids", "chosen_token_ids", "rejected_token_ids")
+    return [
+        {"prompt_id": str(index)}
+        | {name: [draw.randrange(VOCABULARY) for _ in range(length)] for name, length in zip(names, triple, strict=True)}
+        for index, triple in enumerate(lengths)
+    ]
+
+
+def compute_logps(model: Any, rows: list[Row]) -> Tensor:
+    """Compute the log-probability of each response in a call of its own, from all logits: (2B,)."""
+    logps = []
+    for side in ("chosen", "rejected"):
+        for row in rows:
+            prompt, response = row["prompt_token_ids"], row[f"{side}_token_ids"]
+            logits = model(input_ids=torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+            logps.append(logits.log_softmax(-1).gather(-1, torch.tensor(response)[:, None]).sum())
+    return torch.stack(logps)
+
+
+def draw_lengths(most: int) -> st.SearchStrategy[Lengths]:
+    length = st.integers(1, most)
+    return st.lists(st.tuples(length, length, length), min_size=1, max_size=12)
+
+
+@settings(deadline=None, max_examples=20)
+@given(draw_lengths(9), st.sampled_from([(LlamaConfig, {}), (Gemma2Config, GEMMA)]))
+def test_packed_log_probabilities_and_gradients_match_those_of_each_response_alone(
+    lengths: Lengths, architecture: tuple[type[PreTrainedConfig], dict[str, Any]]
+) -> None:
+    """The other response, other pairs, padding, the shared prompt and the chunks have no effect."""
+    config, changes = architecture
+    rows, model = make_rows(lengths), make_model(config, **changes)
+    expected = compute_logps(model, rows)
+    weights = torch.linspace(-1, 1, len(expected))
+    (expected * weights).sum().backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "TOKENS_AT_ONCE", 4)
+        logps = packing.batch_logps(packing.enable_scoring(model), packing.collate(rows))
+        (logps * weights).sum().backward()
+    torch.testing.assert_close(logps, expected, rtol=1e-4, atol=1e-4)
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-3)
+
+
+@given(draw_lengths(30))
+def test_a_packed_batch_contains_every_text_once(lengths: Lengths) -> None:
+    rows = make_rows(lengths)
+    batch = packing.collate(rows)
+    ids, positions, segments = (batch[name] for name in ("input_ids", "position_ids", "segments"))
+    for pair, row in enumerate(rows):
+        prompt = len(row["prompt_token_ids"])
+        for text, name in enumerate(("prompt", "chosen", "rejected")):
+            where = segments == 3 * pair + text
+            assert ids[where].tolist() == row[f"{name}_token_ids"]
+            assert positions[where].tolist() == [prompt * bool(text) + k for k in range(len(row[f"{name}_token_ids"]))]
+    sizes = [sum(triple) for triple in lengths]
+    assert (segments >= 0).sum() == sum(sizes)
+    assert ids.shape[1] == max(sizes)
+    assert len(ids) <= max(1, 2 * sum(sizes) / max(sizes))  # no two rows are half empty
+    assert batch["targets"].tolist() == [
+        token for side in ("chosen", "rejected") for row in rows for token in row[f"{side}_token_ids"]
+    ]
+    assert batch["lengths"].tolist() == [triple[text] for text in (1, 2) for triple in lengths]
+
+
+def test_a_batch_has_the_columns_that_its_rows_have() -> None:
+    rows = make_rows([(2, 3, 4), (1, 1, 1)])
+    assert not {"probabilities", "reference_logps"} & packing.collate(rows).keys()
+    for index, row in enumerate(rows):
+        row |= {"chosen_probability": 0.75 + index / 8, "rejected_probability": 0.25}
+        row |= {"chosen_reference_logps": -1.5 - index, "rejected_reference_logps": -2.5}
+    batch = packing.collate(rows)
+    torch.testing.assert_close(batch["probabilities"], torch.tensor([0.75, 0.875, 0.25, 0.25]), rtol=0, atol=0)
+    torch.testing.assert_close(batch["reference_logps"], torch.tensor([-1.5, -2.5, -2.5, -2.5]), rtol=0, atol=0)
+
+
+def test_pairs_are_assigned_to_the_first_row_with_room_longest_first() -> None:
+    assert packing.assign_rows([3, 10, 4, 7, 6]) == [[1], [3, 0], [4, 2]]
+    assert packing.assign_rows([5]) == [[0]]
+    assert packing.assign_rows([2, 2]) == [[0], [1]]
+
+
+def test_a_token_attends_to_its_own_segment_and_its_prompts() -> None:
+    """A pair of a prompt of two tokens and two responses of one, another pair of one token each, one of padding."""
+    mask = packing.attention_mask(torch.tensor([[0, 0, 1, 2, 3, 4, 5, -1]]), torch.float32)
+    assert mask.shape == (1, 1, 8, 8)
+    visible = [[key for key in range(8) if mask[0, 0, query, key] == 0] for query in range(8)]
+    assert visible == [[0], [0, 1], [0, 1, 2], [0, 1, 3], [4], [4, 5], [4, 6], [7]]
+    assert set(mask.flatten().tolist()) == {0, -math.inf}
+
+
+def test_a_model_with_adapters_and_gradient_checkpointing_has_the_same_log_probabilities() -> None:
+    rows = make_rows([(3, 4, 5), (6, 2, 1)])
+    model = make_model(LlamaConfig)
+    expected = compute_logps(model, rows).detach()
+    model = training.add_adapters(packing.enable_scoring(model), params.Lora(rank=2, alpha=4))
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    logps = packing.batch_logps(model.train(), packing.collate(rows))
+    torch.testing.assert_close(logps.detach(), expected, rtol=1e-4, atol=1e-4)
+    logps.sum().backward()
+    assert any(weights.grad is not None and weights.grad.abs().sum() > 0 for weights in model.parameters())
+
+
+def test_scoring_keeps_the_parameters_and_the_original_forward() -> None:
+    model, ids = make_model(LlamaConfig), torch.arange(9)[None]
+    names, logits = [name for name, _ in model.named_parameters()], model(ids).logits
+    packing.enable_scoring(model)
+    assert [name for name, _ in model.named_parameters()] == names
+    torch.testing.assert_close(model(ids, original_forward=True).logits, logits, rtol=0, atol=0)
+
+
+def test_a_text_longer_than_the_attention_window_is_refused() -> None:
+    mistral = packing.enable_scoring(make_model(MistralConfig, sliding_window=6))
+    with torch.no_grad():
+        packing.check_packing(mistral, make_rows([(2, 3, 4)])[0], "float32")
+        with pytest.raises(StageError) as raised:
+            packing.check_packing(mistral, make_rows([(2, 9, 4)])[0], "float32")
+    assert_message(str(raised.value), "prompt 0", "11 tokens", "mistral", "lengths.total", "at most 6")
+
+
+def test_an_architecture_that_packing_does_not_support_is_refused() -> None:
+    """Granite scales its logits."""
+    granite = packing.enable_scoring(make_model(GraniteConfig, logits_scaling=4.0))
+    with torch.no_grad(), pytest.raises(StageError) as raised:
+        packing.check_packing(granite, make_rows([(2, 3, 4)])[0], "float32")
+    assert_message(str(raised.value), "prompt 0", "packed", "granite", "use another model")
+
+
+@st.composite
+def heads(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, Tensor | None, float | None]:
+    """Draw hidden states (T, H), weights (V, H), targets (T,), a bias (V,) or None, and a soft cap or None."""
+    tokens, width, vocabulary = (draw(st.integers(1, most)) for most in (9, 4, 6))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
+    hidden, weight = (2 * torch.randn(rows, width, generator=generator) for rows in (tokens, vocabulary))
+    targets = torch.randint(0, vocabulary, (tokens,), generator=generator)
+    bias = torch.randn(vocabulary, generator=generator) if draw(st.booleans()) else None
+    return hidden, weight, targets, bias, draw(st.sampled_from([None, 3.0]))
+
+
+@settings(deadline=None)
+@given(heads(), st.integers(1, 4))
+def test_token_logps_are_log_softmax_for_any_chunk_size(
+    head: tuple[Tensor, Tensor, Tensor, Tensor | None, float | None], tokens_at_once: int
+) -> None:
+    hidden, weight, targets, bias, softcap = head
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "TOKENS_AT_ONCE", tokens_at_once)
+        logps = packing.token_logps(hidden, weight, targets, bias=bias, softcap=softcap)
+    assert logps.dtype == torch.float32
+    for value, state, target in zip(logps.tolist(), hidden.tolist(), targets.tolist(), strict=True):
+        logits = [sum(a * b for a, b in zip(state, row, strict=True)) for row in weight.tolist()]
+        logits = [logit + extra for logit, extra in zip(logits, bias.tolist(), strict=True)] if bias is not None else logits
+        logits = [softcap * math.tanh(logit / softcap) for logit in logits] if softcap else logits
+        assert value == pytest.approx(logits[target] - math.log(sum(map(math.exp, logits))), rel=1e-5, abs=1e-4)
+
+
+def test_token_logps_of_bfloat16_logits_are_computed_in_float32() -> None:
+    torch.manual_seed(0)
+    hidden, weight, targets = torch.randn(300, 16).bfloat16(), torch.randn(50, 16).bfloat16(), torch.randint(0, 50, (300,))
+    logits = torch.nn.functional.linear(hidden, weight)
+    expected = logits.double().log_softmax(-1).gather(-1, targets[:, None])[:, 0].float()
+    torch.testing.assert_close(packing.token_logps(hidden, weight, targets), expected, rtol=1e-6, atol=1e-5)
+
+
+def test_token_logps_have_the_gradient_of_log_softmax() -> None:
+    torch.manual_seed(0)
+    hidden, weight = (torch.randn(rows, 3, dtype=torch.float64, requires_grad=True) for rows in (7, 5))
+    targets, bias = torch.randint(0, 5, (7,)), torch.randn(5, dtype=torch.float64, requires_grad=True)
+
+    def gradients(logps: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad((logps * torch.arange(7)).sum(), (hidden, weight, bias))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "TOKENS_AT_ONCE", 3)
+        actual = gradients(packing.token_logps(hidden, weight, targets, bias=bias, softcap=2.0))
+    logits = 2 * torch.tanh(torch.nn.functional.linear(hidden, weight, bias) / 2)
+    expected = gradients(logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0])
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)

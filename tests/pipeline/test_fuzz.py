@@ -1,0 +1,237 @@
+"""Randomly corrupted input is either still valid or rejected in one line."""
+
+import copy
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+
+from stages.artifacts import files, schemas, tables
+from stages.reporting import inputs, published
+from stages.runtime import params
+from stages.runtime.errors import StageError
+from stages.runtime.paths import ROOT
+from stages.tools import recipe
+from support import tables as examples
+from support.messages import assert_message
+from support.running import run_stage, set_params
+
+QUICK = settings(
+    deadline=None,
+    max_examples=int(os.environ.get("SPPO_FUZZ", 150)),
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+"""SPPO_FUZZ=10000 for a long search."""
+
+
+def read_or_reject(read: Callable[[], Any]) -> Any:
+    """Return the result of `read`, or None if it raises StageError, whose message must be one line that can be printed."""
+    try:
+        return read()
+    except StageError as error:
+        message = str(error)
+        assert len(message.splitlines()) == 1
+        assert len(message) < 20_000
+        message.encode(errors="backslashreplace")
+        return None
+
+
+TEXTS = st.text(st.characters(), max_size=8) | st.sampled_from(["a\nb", "\x00", "\u2028", "\x85", "é" * 300, "${x}", "../x"])
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.just(10**400) | st.floats() | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=5,
+)
+FRAGMENTS = st.sampled_from(
+    "&a [*a]|&a {x: *a}|*a|2001-99-99|2001-01-01T99:99:99|!!bool maybe|!!int x|!!float x|!!binary z|!!set {a}|!!omap [a: 1]"
+    "|!!timestamp x|!!python/object:os.system x|? [a]|{[1]: 2}|{{a: 1}: 2}|{1.5: 1}|{~: 1}|<<: [1]|0b|0x_|1_|.inf|-.nan|1e999"
+    f'|{"9" * 5000}|{"[" * 500}|"\\ud800"|"\\x00"|"a\\nb"|%YAML 9.9|---|...|[|{{|"|!x y|>9'.encode().split(b"|")
+)
+
+
+def list_places(node: Any) -> list[tuple[Any, Any]]:
+    """List every (container, key) of a document."""
+    entries = list(node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else [])
+    return [(node, key) for key, _ in entries] + [pair for _, value in entries for pair in list_places(value)]
+
+
+PARAMETERS = [ROOT / "params.yaml", *sorted(ROOT.glob("recipes/*/p*.yaml")), *sorted(ROOT.glob("recipes/variants/*.yaml"))]
+LOADED = {path: YAML(typ="safe").load(path) for path in PARAMETERS}
+READERS: list[Callable[[Path], Any]] = [
+    params.validate,
+    published.read_published,
+    recipe.read_variant,
+    lambda path: params.validate_unpinned(params.read(path), path),
+    lambda path: params.load("seed", "iterations", "assets.prompts", "train", path=path),
+]
+
+
+@QUICK
+@given(data=st.data())
+def test_parameters_with_random_values_keys_and_types(data: st.DataObject, tmp_path: Path) -> None:
+    document = copy.deepcopy(LOADED[data.draw(st.sampled_from(PARAMETERS))])
+    for _ in range(data.draw(st.integers(1, 3))):
+        container, key = data.draw(st.sampled_from(list_places(document)))
+        if data.draw(st.booleans()):
+            container[key] = data.draw(VALUES)
+        elif isinstance(container, dict):
+            container[data.draw(TEXTS)] = container.pop(key)
+    (tmp_path / "params.yaml").write_text(json.dumps(document))  # JSON is YAML, and json writes values that YAML() refuses to
+    read_or_reject(lambda: data.draw(st.sampled_from(READERS))(tmp_path / "params.yaml"))
+
+
+@QUICK
+@given(data=st.data())
+def test_parameters_that_are_barely_yaml(data: st.DataObject, tmp_path: Path) -> None:
+    lines = data.draw(st.sampled_from(PARAMETERS)).read_bytes().split(b"\n")
+    for _ in range(data.draw(st.integers(1, 3))):
+        index = data.draw(st.integers(0, len(lines) - 1))
+        key = lines[index].partition(b":")[0] + b": "
+        lines[index] = data.draw(st.binary(max_size=9) | FRAGMENTS.map(key.__add__) | FRAGMENTS)
+    (tmp_path / "params.yaml").write_bytes(b"\n".join(lines))
+    read_or_reject(lambda: data.draw(st.sampled_from(READERS))(tmp_path / "params.yaml"))
+
+
+OTHER_TYPES = [pa.string(), pa.int64(), pa.float64(), pa.binary(), pa.list_(pa.string()), pa.large_string(), pa.null()]
+
+
+def change_cell(value: Any, data: st.DataObject) -> Any:
+    """Replace a cell, or a value within it, by another value, a longer or shorter list, or None."""
+    if isinstance(value, list) and value and data.draw(st.booleans()):
+        index = data.draw(st.integers(0, len(value) - 1))
+        return [*value[:index], change_cell(value[index], data), *value[index + 1 :]]
+    if isinstance(value, list):
+        return data.draw(st.sampled_from([[], value[1:], [*value, *value[:1]], None]))
+    kinds = {bool: st.booleans(), int: st.integers(-(2**31), 2**31 - 1), float: st.floats(), str: st.text()}
+    return data.draw(st.none() | kinds.get(type(value), st.none()))
+
+
+@QUICK
+@given(data=st.data())
+def test_tables_with_random_columns_rows_and_values(data: st.DataObject, tmp_path: Path) -> None:
+    schema, rows = examples.VALID[data.draw(st.sampled_from(sorted(examples.VALID)))]
+    table = pa.Table.from_pylist(rows, schema=pa.schema([field.with_nullable(True) for field in schema]))
+    column = data.draw(st.sampled_from(schema.names))
+    where = schema.names.index(column)
+    match data.draw(st.sampled_from(["drop", "rename", "type", "repeat", "none", "twice", "cell"])):
+        case "drop":
+            table = table.drop_columns([column])
+        case "rename":
+            table = table.rename_columns([data.draw(st.text(max_size=8)) if name == column else name for name in schema.names])
+        case "type":
+            kind = data.draw(st.sampled_from(OTHER_TYPES))
+            table = table.set_column(where, column, pa.array([None] * table.num_rows, kind))
+        case "repeat":
+            table = table.take([0, 1, data.draw(st.integers(0, 1))])
+        case "none":
+            table = table.slice(0, 0)
+        case "twice":
+            table = table.append_column(column, table[column])
+        case "cell":
+            cells = table[column].to_pylist()
+            row = data.draw(st.integers(0, 1))
+            cells[row] = change_cell(cells[row], data)
+            table = table.set_column(where, column, pa.array(cells, schema.field(column).type))
+    path = tmp_path / "x.parquet"
+    pq.write_table(table, path)
+    result = read_or_reject(lambda: tables.read(path, schema))
+    if result is not None:
+        tables.write(result, schema, path)
+
+
+@QUICK
+@given(data=st.data())
+def test_parquet_files_truncated_or_with_flipped_bits(data: st.DataObject, tmp_path: Path) -> None:
+    schema, rows = examples.VALID[data.draw(st.sampled_from(sorted(examples.VALID)))]
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
+    content = bytearray(buffer.getvalue())
+    for _ in range(data.draw(st.integers(0, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    del content[data.draw(st.just(len(content)) | st.integers(0, len(content))) :]
+    (tmp_path / "x.parquet").write_bytes(content)
+    result = read_or_reject(lambda: tables.read(tmp_path / "x.parquet", schema))
+    if result is not None:
+        assert result.to_pylist()
+
+
+JSON_READERS: list[Callable[[Path], Any]] = [
+    files.read_json,
+    lambda path: files.read_records(path, ["instruction", "output"]),
+    lambda path: inputs.read_alpaca(path.parent),
+    lambda path: inputs.read_harness(path.parent),
+    lambda path: inputs.read_comparison(path, ["base", "iter1"]),
+    lambda path: inputs.read_contamination("iter1", path),
+]
+DOCUMENTS: list[Any] = [
+    [{"instruction": "Why?", "output": "So."}, {"instruction": "Who?", "output": ""}],
+    {"win_rate": 50.5, "standard_error": 1.5, "avg_length": 52, "n_total": 805, "judge": "gold"},
+    {task: {"value": 10.5, "standard_error": 1, "metric": "acc", "shots": 5} for task in published.TASKS},
+    {"models": ["base", "iter1"], "win_rates": [[50, 40], [60, 50]], "standard_errors": [[0, 1.5], [1.5, 0]], "n": 9},
+    {"contaminated": {"iter1": 3}, "dropped": 0, "instructions": 805},
+]
+
+
+@QUICK
+@given(data=st.data())
+def test_json_of_any_kind(data: st.DataObject, tmp_path: Path) -> None:
+    document = copy.deepcopy(data.draw(st.sampled_from(DOCUMENTS)))
+    for _ in range(data.draw(st.integers(0, 2))):
+        places = list_places(document)
+        if places:
+            container, key = data.draw(st.sampled_from(places))
+            container[key] = data.draw(VALUES)
+    content = bytearray(json.dumps(document).encode())
+    if data.draw(st.booleans()):
+        place = data.draw(st.integers(0, len(content)))
+        content[place:place] = data.draw(
+            st.binary(max_size=4) | st.sampled_from([b"[" * 10**5, b"9" * 5000, b'"\\ud800"', b"NaN", b"1e999", b"\xff"])
+        )
+    for name in ("metrics.json", "summary.json"):
+        (tmp_path / name).write_bytes(content)
+    result = read_or_reject(lambda: data.draw(st.sampled_from(JSON_READERS))(tmp_path / "metrics.json"))
+    if result is not None:
+        json.dumps(result, ensure_ascii=False).encode()
+
+
+@QUICK
+@given(data=st.data())
+def test_training_logs_of_any_kind(data: st.DataObject, tmp_path: Path) -> None:
+    row = [1, 5.6, 0, 40.9, 1, 0, -2.9e-07, 2.7e-13]
+    cells = [list(schemas.LOG_COLUMNS), [str(cell) for cell in row], ["2", *[str(cell) for cell in row[1:]]]]
+    for _ in range(data.draw(st.integers(0, 2))):
+        line = data.draw(st.sampled_from(cells))
+        line[data.draw(st.integers(0, 7))] = data.draw(TEXTS | st.sampled_from(["nan", "", "-inf", "1e999", "9" * 5000, "2"]))
+    content = "\n".join(",".join(line) for line in cells).encode(errors="surrogatepass") + data.draw(
+        st.binary(max_size=4) | st.just(b"\n")
+    )
+    (tmp_path / "iter1.csv").write_bytes(content)
+    result = read_or_reject(lambda: inputs.read_training_log(tmp_path / "iter1.csv"))
+    if result is not None:
+        assert result.dtypes.map(lambda kind: kind.kind in "iuf").all()
+
+
+def test_a_stage_prints_that_line_and_nothing_else(tmp_path: Path) -> None:
+    set_params(tmp_path, {"iterations": {"iter1": "base"}, "split.prompts_per_iteration": 1, "split.hold_out": 2})
+    texts = ["One?", "Two?", "Three?"]
+    rows = [{"prompt_id": schemas.prompt_id(text), "prompt": text, "iteration": None} for text in texts]
+    tables.write(rows, schemas.PROMPTS, tmp_path / "prompts.parquet")
+    files.write_json([{"instruction": "Why?"}], tmp_path / "instructions.json")
+    arguments = "split", "--prompts", "prompts.parquet", "--instructions", "instructions.json", "--out", "out"
+    assert run_stage(tmp_path, *arguments).returncode == 0
+    files.remove(tmp_path / "out")
+    corrupted = {"instructions.json": b"[" * 10**5, "prompts.parquet": b"PAR1" * 9, "params.yaml": b"seed: 2001-99-99\n"}
+    for name, content in corrupted.items():
+        (tmp_path / name).write_bytes(content)
+        done = run_stage(tmp_path, *arguments)
+        assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+        assert_message(done.stderr, "split: error: ", name)
+        assert not (tmp_path / "out").exists()

@@ -1,0 +1,208 @@
+"""dvc.yaml declares everything that its stages read: DVC follows neither imports nor reads of params.yaml."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dvc.repo import Repo
+from ruamel.yaml import YAML
+
+from stages.artifacts.schemas import model_names
+from stages.reporting.published import read_published
+from stages.runtime import catalog, params
+from stages.runtime.paths import ROOT
+from support.messages import assert_message
+from support.running import run_stage
+
+RECIPES = sorted(path.parent for path in ROOT.glob("recipes/*/dvc.yaml"))
+STAGES = {stage.addressing: stage for stage in Repo(str(ROOT)).index.stages if getattr(stage, "cmd", None)}
+PER_ITERATION = ["generate", "rank", "reference", "train", "answer", "evaluate-alpaca", "evaluate-lm"]
+UNNAMED = {"report": "--data data", "code": "--out data/code"}
+"""Stages whose options name a folder instead of each file in it."""
+
+
+def command_of(stage: Any) -> str:
+    """Return NAME of the stage's `python -m stages NAME`."""
+    match = re.search(r"python -m stages (\S+)", stage.cmd)
+    assert match
+    return match[1]
+
+
+def data_deps(stage: Any) -> set[str]:
+    return {dep.def_path for dep in stage.deps if not hasattr(dep, "params")}
+
+
+def loaded_keys(name: str) -> set[str]:
+    """Return the keys that the stage's calls of params.load name."""
+    path = ROOT.joinpath(*catalog.stage_modules()[name].split(".")).with_suffix(".py")
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    loads = [call for call in calls if ast.unparse(call.func) == "params.load"]
+    return {argument.value for call in loads for argument in call.args if isinstance(argument, ast.Constant)}
+
+
+def test_every_module_in_stages_and_assets_is_a_stage_of_dvc_yaml() -> None:
+    """The rule of the layout: place says role."""
+    own = [stage for address, stage in STAGES.items() if not address.startswith("recipes/")]
+    assert {command_of(stage) for stage in own} == set(catalog.stage_modules())
+
+
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
+def test_a_stage_depends_on_the_fingerprint_of_its_code(stage: Any) -> None:
+    name = command_of(stage)
+    fingerprints = {path for path in data_deps(stage) if path.startswith("data/code/")}
+    assert fingerprints == (set() if name == "code" else {f"data/code/{name}.json"})
+
+
+def test_the_stage_code_sees_all_code_and_writes_a_fingerprint_for_every_other_stage() -> None:
+    code = STAGES["code"]
+    assert data_deps(code) == {"stages", *(f"requirements/{name}.in" for name in ("main", "rank", "harness"))}
+    assert {out.def_path for out in code.outs} == {f"data/code/{name}.json" for name in set(catalog.stage_modules()) - {"code"}}
+
+
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
+def test_a_stage_declares_exactly_the_parameters_it_reads(stage: Any) -> None:
+    declared = {key for dep in stage.deps if hasattr(dep, "params") for key in dep.params}
+    assert declared == loaded_keys(command_of(stage))
+
+
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
+def test_no_shell_stands_between_dvc_and_a_stage(stage: Any) -> None:
+    """It would outlive DVC if that is killed, and hide DVC's end from the stage."""
+    assert stage.cmd.startswith("exec env ")
+
+
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
+def test_every_stage_says_what_it_does(stage: Any) -> None:
+    assert len((stage.desc or "").split()) >= 4
+
+
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
+def test_a_command_names_every_dependency_and_output(stage: Any) -> None:
+    """A path that the command does not name is one that the stage cannot know, except for its record and its code."""
+    name = stage.addressing.rpartition(":")[2]
+    words = stage.cmd.split()
+    assert all(word.startswith("--") for word in words[words.index("stages") + 2 :: 2]), "options are named"
+    if command_of(stage) in UNNAMED:
+        assert UNNAMED[command_of(stage)] in stage.cmd
+        return
+    outs = {out.def_path for out in stage.outs} - {f"data/records/{name}.json"}
+    deps = {path for path in data_deps(stage) if path.startswith("data/") and not path.startswith("data/code/")}
+    named = {word for word in words if word.startswith("data/")}
+    assert all(path in named or any(path.startswith(word + "/") for word in named) for path in outs | deps)
+    assert all(any(path == word or path.startswith(word + "/") for path in outs | deps) for word in named)
+
+
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
+def test_a_stage_has_a_record_where_the_report_looks_for_it(stage: Any) -> None:
+    name = stage.addressing.rpartition(":")[2]
+    assert (f"data/records/{name}.json" in {out.def_path for out in stage.outs}) == (name not in ("report", "code"))
+
+
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
+def test_only_the_reports_are_uncached(stage: Any) -> None:
+    """index.html is cached, or Git would keep a copy from every run."""
+    uncached = {out.def_path for out in stage.outs if not out.use_cache}
+    reports = {out.def_path for out in stage.outs if out.def_path.startswith("reports/")} - {"reports/index.html"}
+    assert uncached == reports
+    assert not any(out.persist for out in stage.outs)
+
+
+@pytest.mark.parametrize("folder", [ROOT, *RECIPES], ids=lambda path: path.name)
+def test_every_iteration_has_its_stages(folder: Path) -> None:
+    prefix = "" if folder == ROOT else f"{folder.relative_to(ROOT).as_posix()}/dvc.yaml:"
+    for name in params.read(folder / "params.yaml")["iterations"]:
+        for stage in PER_ITERATION:
+            assert f"{prefix}{stage}@{name}" in STAGES
+
+
+def test_split_needs_no_model() -> None:
+    """Neither directly nor through what it depends on."""
+    graph = Repo(str(ROOT)).index.graph
+    pending, needed = [STAGES["split"]], set()
+    while pending:
+        needed.add(pending[-1].addressing)
+        pending += list(graph.successors(pending.pop()))
+    assert needed == {"split", "assets-prompts", "assets-alpaca-eval", "code"}
+
+
+def test_the_pipeline_is_short_enough_to_read() -> None:
+    assert len((ROOT / "dvc.yaml").read_text().splitlines()) <= 400
+
+
+def test_no_dependency_is_an_empty_folder() -> None:
+    """DVC does not look into folders below .dvc: as a dependency, one would never change."""
+    stages = YAML(typ="safe").load(ROOT / "dvc.lock")["stages"]
+    assert not [(name, dep["path"]) for name, stage in stages.items() for dep in stage["deps"] if dep.get("nfiles") == 0]
+
+
+def test_there_is_a_recipe() -> None:
+    assert RECIPES
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_a_recipe_has_the_same_pipeline_except_for_the_root(recipe: Path) -> None:
+    load = YAML(typ="safe").load
+    ours, theirs = load(ROOT / "dvc.yaml"), load(recipe / "dvc.yaml")
+    assert theirs.pop("vars") == [{"root": "../../"}]
+    assert ours.pop("vars") == [{"root": ""}]
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_a_recipes_published_metrics_are_those_of_its_models(recipe: Path) -> None:
+    published = read_published(recipe / "published.yaml")
+    assert published is not None
+    names = model_names(params.read(recipe / "params.yaml")["iterations"])
+    tables = [published.alpaca_eval, *filter(None, [published.open_llm_leaderboard])]
+    assert [list(published.models), *[list(table.models) for table in tables]] == [names] * (1 + len(tables))
+
+
+def test_analytics_are_off() -> None:
+    assert "analytics = false" in (ROOT / ".dvc/config").read_text()
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_a_dry_run_lists_the_recipes_stages(recipe: Path, tmp_path: Path) -> None:
+    """With a placeholder for every input: DVC requires them even when it only prints what it would run."""
+    for name in ("stages", "requirements", ".dvc/config", ".dvc/plots", "params.yaml", "dvc.yaml"):
+        (shutil.copytree if (ROOT / name).is_dir() else copy_file)(ROOT / name, tmp_path / name)
+    copy = tmp_path / recipe.relative_to(ROOT)
+    shutil.copytree(recipe, copy)
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    prefix = f"{recipe.relative_to(ROOT).as_posix()}/dvc.yaml:"
+    ours = {name.removeprefix(prefix): stage for name, stage in STAGES.items() if name.startswith(prefix)}
+    for stage in ours.values():
+        for out in stage.outs:
+            (copy / out.def_path).parent.mkdir(parents=True, exist_ok=True)
+            (copy / out.def_path).touch()
+    parts = [f"{name}.parquet" for name in ("hold-out", *params.read(recipe / "params.yaml")["iterations"])]
+    for folder, names in (("split", [*parts, "contamination.json"]), ("alpaca_eval_set", ["instructions.json"])):
+        (copy / "data" / folder).unlink()
+        (copy / "data" / folder).mkdir()
+        for name in names:
+            (copy / "data" / folder / name).touch()
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "repro", "--dry"], cwd=copy, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(re.findall(r"Running stage '(\S+)'", done.stdout)) == set(ours)
+    assert "exec env PYTHONPATH=../../ python -m stages train --model data/models/base" in done.stdout
+
+
+def copy_file(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_a_recipe_that_is_not_pinned_is_refused(recipe: Path) -> None:
+    done = run_stage(recipe, "assets-ranker", "--out", "data/ranker")
+    assert done.returncode == 1
+    name = recipe.relative_to(ROOT).as_posix()
+    assert_message(done.stderr, "params.yaml", "revision", f"python -m stages.tools hub --pin --recipe {name}")
+    assert not (recipe / "data/ranker").exists()

@@ -1,0 +1,195 @@
+"""The workflows that check a pull request's dvc.lock and post what it changes, run step by step as GitHub runs them."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from stages.runtime.paths import ROOT
+from support.revisions import commit, commit_history, git
+from support.running import run_tool
+
+WORKFLOWS = ROOT / ".github/workflows"
+ENVIRONMENT = os.environ | {
+    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    "PYTHONPATH": str(ROOT),
+    "DVC_NO_ANALYTICS": "1",
+}
+
+
+def read_steps(workflow: str) -> list[dict[str, Any]]:
+    jobs = YAML(typ="safe").load(WORKFLOWS / workflow)["jobs"].values()
+    return [step for job in jobs for step in job["steps"]]
+
+
+def find_script(part: str) -> str:
+    """Return the only shell script of report.yml that contains `part`."""
+    (script,) = [step["run"] for step in read_steps("report.yml") if part in step.get("run", "")]
+    return str(script)
+
+
+def run_script(folder: Path, script: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    command = ["bash", "-e", "-c", script]
+    return subprocess.run(command, cwd=folder, env=ENVIRONMENT | environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with two stages that ran, its lock in Git and its outputs in DVC's cache."""
+    folder = tmp_path_factory.mktemp("pipeline") / "origin"
+    folder.mkdir()
+    (folder / "params.yaml").write_text("eta: 10\n")
+    (folder / "dvc.yaml").write_text(
+        "stages:\n"
+        "  train: {cmd: cp params.yaml model, params: [eta], outs: [model]}\n"
+        "  report: {cmd: cp model reports.txt, deps: [code, model], outs: [reports.txt: {cache: false}]}\n"
+    )
+    (folder / "code").write_text("1")
+    (folder / ".gitignore").write_text("/model\n")
+    git(folder, "init", "-q")
+    for command in (["init", "-q"], ["repro", "-q"]):
+        subprocess.run(["dvc", *command], cwd=folder, env=ENVIRONMENT, check=True)
+    commit(folder, "run")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "stale"),
+    [
+        ("code", "1", []),
+        ("params.yaml", "eta: 20\n", ["train"]),  # and report, which depends on it
+        ("code", "2", ["report"]),
+        ("reports.txt", "by hand", ["report"]),
+        ("dvc.lock", None, ["train", "report"]),
+    ],
+)
+def test_a_lock_of_other_code_or_parameters_is_refused(
+    pipeline: Path, tmp_path: Path, name: str, text: str | None, stale: list[str]
+) -> None:
+    """In a clone, hence without DVC's cache."""
+    git(tmp_path, "clone", "-q", str(pipeline), "clone")
+    (tmp_path / "clone" / name).unlink()
+    if text:
+        (tmp_path / "clone" / name).write_text(text)
+    done = run_script(tmp_path / "clone", find_script("--allow-missing"))
+    assert done.returncode == bool(stale), done.stdout + done.stderr
+    if stale:
+        error, _, *listed = done.stdout.splitlines()
+        assert error.startswith("::error::")
+        assert "dvc repro dvc.yaml" in error
+        assert listed == stale
+    else:
+        assert done.stdout == ""
+
+
+def test_the_page_is_made_for_the_root_and_for_recipes_that_changed(tmp_path: Path) -> None:
+    (tmp_path / "origin").mkdir()
+    commit_history(tmp_path / "origin")
+    git(tmp_path, "clone", "-q", str(tmp_path / "origin"), "clone")
+    done = run_script(
+        tmp_path / "clone", find_script("stages.tools diff"), NUMBER="7", GITHUB_STEP_SUMMARY=str(tmp_path / "summary")
+    )
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "clone/page/page.md").read_text()
+    assert page.startswith(run_tool(tmp_path / "origin", "diff", "HEAD~1", "HEAD").stdout.replace("HEAD\\~1", "HEAD^1"))
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| eta ")]
+    assert rows == [["eta", "10", "20"], ["eta", "1000", "500"]]
+    assert (tmp_path / "clone/page/number").read_text() == "7\n"
+    assert (tmp_path / "summary").read_text() == page
+
+
+POST = """
+const fs = require('fs')
+const given = JSON.parse(fs.readFileSync(0, 'utf8'))
+const run = {head_sha: 'aaa', head_repository: {id: 5}, html_url: 'https://run'}
+const calls = []
+const call = (name) => async (options) => { calls.push([name, options]); return {data: given.pull} }
+const github = {
+  rest: {
+    pulls: {get: call('get')},
+    issues: {listComments: 'comments', createComment: call('create'), updateComment: call('update')},
+  },
+  paginate: async () => given.comments,
+}
+const core = {notice: () => {}}
+const context = {repo: {owner: 'o', repo: 'r'}, payload: {workflow_run: run}}
+const body = new (async () => {}).constructor('github', 'core', 'context', 'require', 'process', process.argv[1])
+body(github, core, context, require, process).then(
+  () => console.log(JSON.stringify(calls)), (error) => { console.error(error.message); process.exit(1) })
+"""
+"""Runs the script of actions/github-script and prints the calls to GitHub that it makes."""
+
+
+def find_post_script() -> str:
+    (script,) = [step["with"]["script"] for step in read_steps("report-comment.yml") if "script" in step.get("with", {})]
+    return str(script)
+
+
+def find_marker() -> str:
+    """Return the HTML comment by which the script finds its own comment again."""
+    match = re.search(r"'(<!-- .* -->)'", find_post_script())
+    assert match
+    return match[1]
+
+
+def post(folder: Path, number: str, page: str, comments: list[dict[str, Any]]) -> "subprocess.CompletedProcess[str]":
+    """Run the posting script on an artifact. Pull request 7 is at the run's commit, every other one is not."""
+    (folder / "page").mkdir()
+    (folder / "page/number").write_text(number)
+    (folder / "page/page.md").write_text(page)
+    head = {"sha": "aaa" if number == "7\n" else "bbb", "repo": {"id": 5}}
+    given = json.dumps({"pull": {"number": 7, "head": head}, "comments": comments})
+    environment = os.environ | {"RUNNER_TEMP": str(folder)}
+    command = ["node", "-e", POST, find_post_script()]
+    return subprocess.run(command, env=environment, input=given, capture_output=True, text=True, check=False)
+
+
+needs_node = pytest.mark.skipif(not shutil.which("node"), reason="Node is not installed; GitHub's runners have it")
+
+
+def make_comment(login: str) -> dict[str, Any]:
+    """Return an earlier comment with the page, by a user."""
+    return {"id": 3, "user": {"login": login}, "body": f"{find_marker()}\nold"}
+
+
+@needs_node
+def test_one_comment_is_created_and_then_edited(tmp_path: Path) -> None:
+    for folder, comments, call in (
+        ("first", [make_comment("somebody")], "create"),
+        ("then", [make_comment("somebody"), make_comment("github-actions[bot]")], "update"),
+    ):
+        (tmp_path / folder).mkdir()
+        done = post(tmp_path / folder, "7\n", "the page", comments)
+        assert done.returncode == 0, done.stderr
+        name, options = json.loads(done.stdout)[-1]
+        assert name == call
+        assert options["body"].startswith(f"{find_marker()}\nthe page\n")
+        assert options.get("comment_id", options.get("issue_number")) == {"create": 7, "update": 3}[call]
+
+
+@needs_node
+def test_a_long_page_is_cut_to_what_github_accepts(tmp_path: Path) -> None:
+    _, options = json.loads(post(tmp_path, "7\n", "x" * 100_000, []).stdout)[-1]
+    assert 60_000 < len(options["body"]) < 65_536
+
+
+@needs_node
+def test_nothing_is_posted_if_the_pull_request_is_at_another_commit(tmp_path: Path) -> None:
+    done = post(tmp_path, "8\n", "the page", [])
+    assert [name for name, _ in json.loads(done.stdout)] == ["get"]
+
+
+@needs_node
+@pytest.mark.parametrize("number", ["", "7; x", "../7", "0", "7\n8"])
+def test_an_invalid_number_is_refused(tmp_path: Path, number: str) -> None:
+    done = post(tmp_path, number, "the page", [])
+    assert done.returncode == 1
+    assert "pull request" in done.stderr
+    assert done.stdout == ""

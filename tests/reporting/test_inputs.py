@@ -1,0 +1,131 @@
+import json
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages.artifacts import files
+from stages.reporting import inputs
+from stages.runtime.errors import StageError
+from support.messages import assert_message
+from support.reports import ALPACA, COMPARISON, HARNESS, LOG, write_evaluations
+
+CONTAMINATION = {"contaminated": {"iter1": 7}}
+RESULTS = {"metrics.json": ALPACA, "summary.json": HARNESS, "comparison.json": COMPARISON, "contamination.json": CONTAMINATION}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "parts"),
+    [
+        ("metrics.json", ALPACA | {"win_rate": math.nan}, ["'win_rate'", "nan", "from 0 to 100:"]),
+        ("metrics.json", ALPACA | {"win_rate": 100.5}, ["'win_rate'", "100.5", "from 0 to 100:"]),
+        ("metrics.json", ALPACA | {"win_rate": True}, ["'win_rate'", "True", "from 0 to 100:"]),
+        ("metrics.json", ALPACA | {"lc_standard_error": -1}, ["'lc_standard_error'", "-1", "from 0 to 100:"]),
+        ("metrics.json", ALPACA | {"standard_error": None}, ["'standard_error'", "None", "from 0 to 100:"]),
+        ("metrics.json", ALPACA | {"avg_length": math.inf}, ["'avg_length'", "inf", "from 0 to 1e+09:"]),
+        ("metrics.json", ALPACA | {"n_total": "805"}, ["'n_total'", "'805'", "from 0 to 1e+09:"]),
+        ("metrics.json", {"win_rate": 1}, ["'standard_error'", "missing"]),
+        ("metrics.json", [], ["'win_rate'", "missing"]),
+        ("summary.json", {**HARNESS, "gsm8k": {}}, ["'gsm8k.value'", "missing"]),
+        ("summary.json", dict(list(HARNESS.items())[:5]), ["'mmlu.value'", "missing"]),
+        ("summary.json", {**HARNESS, "mmlu": HARNESS["mmlu"] | {"value": 0.5e3}}, ["'mmlu.value'", "500.0", "from 0 to 100:"]),
+        ("comparison.json", COMPARISON | {"models": ["base"]}, ["'models'", "['base']", "base, iter1"]),
+        ("comparison.json", COMPARISON | {"more": 1}, ["models, n, standard_errors, win_rates"]),
+        ("comparison.json", [], ["models, n, standard_errors, win_rates"]),
+        ("comparison.json", COMPARISON | {"win_rates": [[50, 40], [60]]}, ["'win_rates'", "2 x 2"]),
+        ("comparison.json", COMPARISON | {"win_rates": None}, ["'win_rates'", "2 x 2"]),
+        (
+            "comparison.json",
+            COMPARISON | {"standard_errors": [[0, math.nan], [1, 0]]},
+            ["'standard_errors'", "base", "iter1", "nan", "from 0 to 100:"],
+        ),
+        ("comparison.json", COMPARISON | {"n": "9"}, ["'n'", "'9'", "from 0 to 1e+09:"]),
+        ("contamination.json", {"contaminated": {"iter2": 0}}, ["'contaminated.iter1'"]),
+        ("contamination.json", {"contaminated": {"iter1": 1.5}}, ["'contaminated.iter1'"]),
+        ("contamination.json", [], ["'contaminated.iter1'"]),
+    ],
+)
+def test_impossible_results_are_rejected(name: str, value: Any, parts: list[str], tmp_path: Path) -> None:
+    path = tmp_path / name
+    readers: dict[str, Callable[[], Any]] = {
+        "metrics.json": lambda: inputs.read_alpaca(tmp_path),
+        "summary.json": lambda: inputs.read_harness(tmp_path),
+        "comparison.json": lambda: inputs.read_comparison(path, ["base", "iter1"]),
+        "contamination.json": lambda: inputs.read_contamination("iter1", path),
+    }
+    path.write_text(json.dumps(RESULTS[name]))
+    assert readers[name]() == (7 if name == "contamination.json" else RESULTS[name])
+    path.write_text(json.dumps(value))
+    with pytest.raises(StageError) as error:
+        readers[name]()
+    assert_message(str(error.value), str(path), *parts, "`dvc repro`")
+
+
+def test_answers_to_different_instructions_are_rejected(tmp_path: Path) -> None:
+    answers = [{"instruction": text, "output": "So."} for text in ("Why?", "Who?")]
+    files.write_json(answers, tmp_path / "base.json")
+    files.write_json(answers, tmp_path / "iter1.json")
+    assert inputs.read_answers(tmp_path, ["base", "iter1"]) == {"base": answers, "iter1": answers}
+    for changed in (answers[:1], answers[::-1]):
+        files.write_json(changed, tmp_path / "iter1.json")
+        with pytest.raises(StageError) as error:
+            inputs.read_answers(tmp_path, ["base", "iter1"])
+        assert_message(str(error.value), str(tmp_path / "iter1.json"), "base.json", "`dvc repro`")
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("", ["CSV", "No columns to parse from file"]),
+        (LOG + "3,1,2,3,4,5,6,7,8\n", ["CSV", "Error tokenizing data."]),
+        (
+            LOG.replace("kl", "k"),
+            ["step, loss, learning_rate, gradient_norm, clipped, chosen_log_ratio, rejected_log_ratio, kl"],
+        ),
+        (LOG.partition("\n")[0], ["step, loss, "]),
+        (LOG + "3,nan,0,41,1,0,0,0\n", ["row 2", "'loss'", "nan"]),
+        (LOG + "3,1,0,inf,1,0,0,0\n", ["row 2", "'gradient_norm'", "inf"]),
+        (LOG + "3,1,0,41,1,0,0,x\n", ["row 2", "'kl'", "'x'"]),
+        (LOG.replace("41,1,", "41,True,"), ["row 0", "'clipped'", "True"]),
+        (LOG + "4,1,0,41,1,0,0,0\n", ["row 2", "'step'", "is 4", "expected 3"]),
+    ],
+)
+def test_an_invalid_training_log_is_rejected(text: str, parts: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "iter1.csv"
+    path.write_text(LOG)
+    assert len(inputs.read_training_log(path)) == 2
+    path.write_text(text)
+    with pytest.raises(StageError) as error:
+        inputs.read_training_log(path)
+    assert_message(str(error.value), str(path), *parts, "`dvc repro`")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A data folder with the evaluations of base and iter1."""
+    write_evaluations(tmp_path)
+    return tmp_path
+
+
+def test_evaluations_are_those_of_the_models_in_order(data: Path) -> None:
+    evaluations = inputs.read_evaluations(data, ["base", "iter1"])
+    assert evaluations.alpaca == {"base": ALPACA, "iter1": ALPACA}
+    assert evaluations.harness == {"base": HARNESS, "iter1": HARNESS}
+    assert [rows[0]["output"] for rows in evaluations.answers.values()] == ["base says so.", "iter1 says so."]
+    assert evaluations.comparison == COMPARISON
+
+
+def test_results_of_an_unknown_model_are_named_and_ignored(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (data / "harness" / "iter9").mkdir()
+    with caplog.at_level(logging.WARNING):
+        assert set(inputs.read_evaluations(data, ["base", "iter1"]).harness) == {"base", "iter1"}
+    assert_message(caplog.text, str(data / "harness" / "iter9"), "params.yaml", "remove it")
+
+
+def test_missing_results_are_named(data: Path) -> None:
+    with pytest.raises(StageError) as error:
+        inputs.read_evaluations(data / "nowhere", ["base", "iter1"])
+    assert_message(str(error.value), str(data / "nowhere" / "alpaca_eval"), "missing")

@@ -1,0 +1,52 @@
+from pathlib import Path
+
+import pytest
+
+from stages.reporting.published import TASKS, read_published
+from stages.runtime.errors import StageError
+from stages.runtime.paths import ROOT
+from support.messages import assert_message
+
+ROW = "{arc_challenge: 1, truthfulqa_mc2: 2, winogrande: 3, gsm8k: 4, hellaswag: 5, mmlu: 6, average: 3.5}"
+TEXT = (
+    "published:\n"
+    "  models: {base: Theirs}\n"
+    "  alpaca_eval: {source: a paper, judge: a judge, models: {base: {length_controlled_winrate: 1, win_rate: 2}}}\n"
+    f"  open_llm_leaderboard: {{source: a paper, models: {{base: {ROW}}}}}\n"
+)
+
+
+@pytest.mark.parametrize("recipe", ["llama-3-8b", "mistral-7b"])
+def test_the_published_averages_are_those_of_their_tasks(recipe: str) -> None:
+    published = read_published(ROOT / "recipes" / recipe / "published.yaml")
+    assert published
+    assert published.open_llm_leaderboard
+    for results in published.open_llm_leaderboard.models.values():
+        assert results["average"] == pytest.approx(sum(results[task] for task in TASKS) / 6, abs=0.0051)
+
+
+def test_nothing_is_published_about_the_miniature() -> None:
+    assert read_published(ROOT / "published.yaml") is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ("published:\n", "publisht:\n", "publisht"),
+        ("win_rate: 2", "win_rate: high", "published.alpaca_eval.models.base.win_rate"),
+        ("judge: a judge, ", "", "published.alpaca_eval.judge"),
+        ("mmlu: 6, ", "", "published.open_llm_leaderboard"),
+        ("arc_challenge: 1, truthfulqa_mc2: 2", "truthfulqa_mc2: 2, arc_challenge: 1", "published.open_llm_leaderboard"),
+    ],
+)
+def test_an_invalid_file_is_rejected_by_key(old: str, new: str, key: str, tmp_path: Path) -> None:
+    path = tmp_path / "published.yaml"
+    path.write_text(TEXT)
+    published = read_published(path)
+    assert published
+    assert published.models == {"base": "Theirs"}
+    assert old in TEXT
+    path.write_text(TEXT.replace(old, new))
+    with pytest.raises(StageError) as error:
+        read_published(path)
+    assert_message(str(error.value), str(path), key)

@@ -1,0 +1,207 @@
+"""params.yaml: what is valid, how faults are reported, and that no value is changed."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from stages.runtime import params
+from stages.runtime.errors import StageError
+from stages.runtime.paths import ROOT
+from support.messages import assert_message
+
+RECIPES = sorted(ROOT.glob("recipes/*/params.yaml"))
+
+
+def change_params(path: Path, change: Callable[[dict[str, Any]], object], source: Path = ROOT / "params.yaml") -> Path:
+    document = YAML(typ="safe").load(source)
+    change(document)
+    YAML().dump(document, path)
+    return path
+
+
+def test_the_miniature_is_valid() -> None:
+    assert params.validate(ROOT / "params.yaml").iterations == {"iter1": "base", "iter2": "iter1", "iter3": "iter2"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(etta=1), "etta: is not a parameter"),
+        (lambda d: d.pop("eta"), "eta: is missing"),
+        (lambda d: d["train"].pop("epochs"), "train.epochs: is missing"),
+        (lambda d: d["train"].update(momentum=0), "train.momentum: is not a parameter"),
+        (lambda d: d.update(seed="42"), "seed: Input should be a valid integer (got '42')"),
+        (lambda d: d.update(seed=True), "seed: Input should be a valid integer (got True)"),
+        (lambda d: d.update(eta="1e3"), "eta: Input should be a valid number (got '1e3')"),
+        (lambda d: d.update(eta=0), "eta: Input should be greater than 0 (got 0)"),
+        (lambda d: d.update(eta=float("inf")), "eta: Input should be a finite number (got inf)"),
+        (lambda d: d["generate"].update(samples=1), "generate.samples: Input should be greater than or equal to 2 (got 1)"),
+        (lambda d: d["generate"].update(top_p=1.5), "generate.top_p: Input should be less than or equal to 1 (got 1.5)"),
+        (lambda d: d["split"].update(hold_out=0), "split.hold_out: Input should be greater than or equal to 2 (got 0)"),
+        (
+            lambda d: d["engine"].update(dtype="float16"),
+            "engine.dtype: Input should be 'float32' or 'bfloat16' (got 'float16')",
+        ),
+        (lambda d: d["lengths"].update(prompt=256), "lengths: prompt (256) must be below total (256)"),
+        (lambda d: d["train"].update(devices=3), "train: global_batch 16 is not a multiple of device_batch 16 x devices 3"),
+        (lambda d: d["train"].update(loss="dpo"), "train: beta is missing: loss is dpo"),
+        (lambda d: d["train"].update(beta=0.1), "train: beta applies to dpo and ipo, not sppo"),
+        (
+            lambda d: d["train"].update(loss="orpo"),
+            "train.loss: Input should be 'sppo', 'sppo_hard', 'dpo' or 'ipo' (got 'orpo')",
+        ),
+        (
+            lambda d: d["train"]["lora"].update(rank=-1),
+            "train.lora.rank: Input should be greater than or equal to 0 (got -1)",
+        ),
+        (lambda d: d["train"].update(stop_epoch=7), "train: stop_epoch 7.0 is beyond the schedule's 6.0 epochs"),
+        (lambda d: d.update(iterations={}), "iterations: "),
+        (lambda d: d.update(iterations={"iter1": "iter2"}), "iterations: iter1 starts from 'iter2', which is not one of base"),
+        (lambda d: d.update(iterations={"hold-out": "base"}), "iterations: 'hold-out' is not a valid name for an iteration"),
+        (lambda d: d["assets"]["policy"].update(revision="0" * 40), "assets.policy: miniature is not on the Hub"),
+        (
+            lambda d: d["assets"]["prompts"].update(repo="a/b"),
+            "assets.prompts: revision None of a/b is not a full 40-digit commit",
+        ),
+        (
+            lambda d: d["assets"]["prompts"].update(repo="a/b", revision="main"),
+            "assets.prompts: revision 'main' of a/b is not a full 40-digit commit",
+        ),
+    ],
+)
+def test_a_wrong_value_is_named_in_one_line(tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:
+    path = change_params(tmp_path / "params.yaml", change)
+    with pytest.raises(StageError) as error:
+        params.validate(path)
+    assert str(error.value).startswith(f"{path}: {message}")
+    assert "\n" not in str(error.value)
+
+
+def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
+    path = change_params(tmp_path / "params.yaml", lambda d: d.update(eta=-1, seed=-1))
+    with pytest.raises(StageError, match=r"seed: .*; eta: "):
+        params.validate(path)
+
+
+@pytest.mark.parametrize("text", ["5e-7", "5.0e-7", "5E-07", "0.0000005"])
+def test_numbers_are_read_as_yaml_1_2_reads_them(tmp_path: Path, text: str) -> None:
+    root = (ROOT / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(root.replace("  learning_rate: 5.0e-5\n", f"  learning_rate: {text}\n"))
+    assert params.validate(tmp_path / "params.yaml").train.learning_rate == 5e-7
+
+
+def test_a_stage_gets_the_keys_it_names_and_no_other() -> None:
+    loaded = params.load("seed", "train", "assets.prompts", path=ROOT / "params.yaml")
+    assert (loaded.seed, loaded.train.devices, loaded.prompts.repo) == (42, 1, "miniature")
+    assert not hasattr(loaded, "eta")
+
+
+def test_a_stage_is_stopped_by_its_own_sections_only(tmp_path: Path) -> None:
+    path = change_params(tmp_path / "params.yaml", lambda d: (d.update(eta=-1), d["assets"]["prompts"].pop("repo")))
+    assert params.load("seed", path=path).seed == 42
+    for key, message in (("eta", "eta: "), ("assets.prompts", "assets.prompts.repo: is missing"), ("nothing", None)):
+        with pytest.raises(KeyError if message is None else StageError) as error:
+            params.load(key, path=path)
+        assert message is None or str(error.value).startswith(f"{path}: {message}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, " is missing: run stages in the folder"),
+        ("a: [1", ": not valid YAML: "),
+        ("a: &a [*a]", ": not valid YAML: "),
+        ("a: &a [1]\nb: &b [*a, *a]\nc: [*b, *b]", ": not valid YAML: "),
+        (f"a: 0x{'f' * 5000}", ": not valid YAML: "),
+        ("a: 2001-99-99", ": not valid YAML: "),
+        ("- 1", ": expected a YAML mapping, got list"),
+    ],
+)
+def test_a_file_without_parameters_is_refused(tmp_path: Path, text: str | None, message: str) -> None:
+    path = tmp_path / "params.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(StageError) as error:
+        params.validate(path)
+    assert str(error.value).startswith(f"{path}{message}")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.parent.name)
+def test_a_recipe_is_valid_except_for_revisions_to_look_up(path: Path, tmp_path: Path) -> None:
+    text = path.read_text()
+    if "revision: null" in text:
+        with pytest.raises(StageError) as error:
+            params.validate(path)
+        *problems, remedy = str(error.value).removeprefix(f"{path}: ").split("; ")
+        assert len(problems) == len(re.findall(r"revision: null", text))
+        assert all(problem.endswith("is not a full 40-digit commit") for problem in problems)
+        assert remedy.endswith(f"`python -m stages.tools hub --pin --recipe recipes/{path.parent.name}`")
+    pinned = tmp_path / "params.yaml"
+    pinned.write_text(text.replace("revision: null", f"revision: {'a' * 40}"))
+    recipe = params.validate(pinned)
+    assert (recipe.eta, recipe.generate.samples, recipe.train.learning_rate, recipe.train.global_batch) == (1000, 5, 5e-7, 64)
+    assert recipe.assets.prompts.assignment is not None
+    assert list(recipe.assets.prompts.assignment.splits) == list(recipe.iterations)
+
+
+def test_unpinned_validation_overlooks_revisions_only() -> None:
+    document = params.read(ROOT / "params.yaml")
+    document["assets"]["prompts"] = {"repo": "a/b", "split": "train", "column": "x"}
+    assert params.validate_unpinned(document, Path("params.yaml")).assets.prompts.repo == "a/b"
+    document["assets"]["prompts"] = {"repo": "./a", "revision": None, "count": 1}
+    with pytest.raises(StageError, match="count applies to repo: miniature only"):
+        params.validate_unpinned(document, Path("params.yaml"))
+
+
+def test_validation_changes_no_value() -> None:
+    """What a stage computes with is what the file says: no default, no conversion, nothing computed."""
+    document = params.read(ROOT / "params.yaml")
+    loaded = params.load(*document, path=ROOT / "params.yaml")
+    assert loaded.model_dump(exclude_unset=True) == document
+    for path in RECIPES:
+        pinned = params._pretend_pinned(params.read(path))
+        assert params.Params.model_validate(pinned).model_dump(exclude_unset=True) == pinned
+
+
+def test_a_changed_value_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """load compares the validated values with the file's, so that a mistake in the declarations cannot change a result."""
+    validate_model = params.validate_model
+
+    def change(*arguments: Any) -> Any:
+        return validate_model(*arguments).model_copy(update={"eta": 11.0})
+
+    monkeypatch.setattr(params, "validate_model", change)
+    with pytest.raises(AssertionError):
+        params.load("eta", path=ROOT / "params.yaml")
+
+
+def list_sections() -> list[type[params.Section]]:
+    return [model for model in vars(params).values() if isinstance(model, type) and issubclass(model, params.Section)]
+
+
+@pytest.mark.parametrize("section", list_sections(), ids=lambda section: section.__name__)
+def test_nothing_has_a_default_but_none(section: type[params.Section]) -> None:
+    assert [name for name, field in section.model_fields.items() if not field.is_required() and field.default is not None] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (lambda d: d["assets"]["prompts"].update(repo="./a", count=None), ("assets.prompts", "split is missing")),
+        (lambda d: d["assets"]["prompts"].update(split="train"), ("assets.prompts", "split does not apply")),
+        (lambda d: d["evaluate_alpaca"].update(judge="gpt-4o"), ("evaluate_alpaca", "workers is missing", "8")),
+        (lambda d: d["evaluate_alpaca"].update(workers=8), ("evaluate_alpaca", "remove workers")),
+    ],
+)
+def test_keys_that_depend_on_another_are_required_or_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], parts: tuple[str, ...]
+) -> None:
+    path = change_params(tmp_path / "params.yaml", change)
+    with pytest.raises(StageError) as error:
+        params.validate(path)
+    assert_message(str(error.value), str(path), *parts)

@@ -1,0 +1,138 @@
+"""Run stages, tools and DVC as users do, with the smallest parameters."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from stages.runtime.paths import ROOT
+
+TINY: dict[str, Any] = {
+    "assets.policy.miniature": {
+        "hidden_size": 32,
+        "layers": 2,
+        "vocabulary": 500,
+        "right_answers": 640,
+        "mixed_answers": 640,
+        "learning_rate": 3.0e-3,
+    },
+    "generate.samples": 3,
+    "generate.shard_size": 8,
+    "generate.max_new_tokens": 24,
+    "answer.max_new_tokens": 24,
+    "engine.max_model_length": 256,
+    "train.global_batch": 8,
+    "train.device_batch": 4,
+}
+"""Overrides of the root's params.yaml."""
+
+
+SMALLEST = TINY | {
+    "iterations": {"iter1": "base"},
+    "assets.ranker.miniature.prompts": 60,
+    "assets.prompts.count": 120,
+    "assets.alpaca_eval.count": 40,
+    "split.prompts_per_iteration": 32,
+    "split.hold_out": 8,
+    "assets.harness": {
+        **{
+            task: {"repo": "miniature", "count": 4}
+            for task in ("arc_challenge", "truthfulqa_mc2", "winogrande", "gsm8k", "hellaswag")
+        },
+        "mmlu": {"repo": "miniature", "count": 2},
+    },
+}
+"""One iteration of the whole pipeline at the smallest sizes."""
+
+
+def set_params(folder: Path, overrides: dict[str, Any], source: Path = ROOT / "params.yaml") -> None:
+    """Write `source` with overrides (dotted keys) to the folder's params.yaml."""
+    document = YAML(typ="safe").load(source)
+    for key, value in overrides.items():
+        *parents, last = key.split(".")
+        section = document
+        for parent in parents:
+            section = section[parent]
+        section[last] = value
+    with (folder / "params.yaml").open("w") as file:
+        YAML().dump(document, file)
+
+
+def run_stage(folder: Path, name: str, *arguments: object, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Run `python -m stages NAME ARGUMENTS` in `folder`, which holds params.yaml."""
+    return run_module(folder, "stages", name, *arguments, **environment)
+
+
+def run_tool(folder: Path, name: str, *arguments: object, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Run `python -m stages.tools NAME ARGUMENTS` in `folder`."""
+    return run_module(folder, "stages.tools", name, *arguments, **environment)
+
+
+def run_module(folder: Path, module: str, *arguments: object, **environment: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    values = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
+    return subprocess.run(command, cwd=folder, env=values, capture_output=True, text=True, check=False)
+
+
+def copy_repository(folder: Path, overrides: dict[str, Any]) -> None:
+    """Make a Git repository of the working tree with these parameters, as if it had never run: no dvc.lock, no reports."""
+    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in names.splitlines():
+        if (ROOT / name).is_file() and name != "dvc.lock" and not name.startswith("reports/"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
+    set_params(folder, overrides)
+    for command in (
+        ["init", "-q"],
+        ["config", "user.name", "t"],
+        ["config", "user.email", "t@t"],
+        ["add", "-A"],
+        ["commit", "-qm", "smallest"],
+    ):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+
+
+def dvc(folder: Path, *arguments: str) -> str:
+    """Run DVC, which must succeed, and return its output."""
+    paths = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": paths, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        ["dvc", *arguments],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def list_processes(mark: str) -> dict[int, str]:
+    """Return the processes with `mark` in their environment, which child processes inherit: PID -> command line."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (path / "environ").read_bytes():  # empty for a process that has ended
+                found[int(path.name)] = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+    return found
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
+    """Return whether the condition becomes true within so many seconds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True

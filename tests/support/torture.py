@@ -1,0 +1,332 @@
+"""Kill every stage repeatedly at random moments, and compare its final outputs with those of an uninterrupted run.
+
+`make torture` writes docs/torture.md. Most runs are the stage's command as DVC runs it, one in four is `dvc repro`.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dvc.repo import Repo
+
+from stages.runtime.paths import ROOT
+from support.checkout import run_and_commit
+from support.endpoint import chosen, serve
+from support.running import SMALLEST, list_processes, set_params, wait_for
+
+DOCUMENT = ROOT / "docs/torture.md"
+PATIENCE = 20
+"""Seconds within which all processes of a killed stage must be gone."""
+SHARDS = {"generate.shard_size": 4, "answer.shard_size": 8, "rank.shard_size": 2, "train.checkpoint_steps": 1}
+"""Overrides that leave something to resume from."""
+JUDGE = {"judge": "judge", "workers": 2}
+HOW = ["SIGKILL", "SIGTERM", "SIGINT group", "SIGKILL group"]
+"""Sent to the one process or to its group, as a terminal does."""
+
+
+@dataclass
+class Row:
+    """A stage, its settings, and the results."""
+
+    stage: str
+    note: str = ""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    workers: int = 2
+    kills: Counter[str] = field(default_factory=Counter)
+    restarts: int = 0
+    resumed: int = 0
+    """Restarts that found finished work in scratch."""
+    ends: int = 0
+    """Runs that ended by themselves, compared with the uninterrupted one."""
+    slowest: float = 0
+    """Seconds from a kill to the end of the last process."""
+    faults: list[str] = field(default_factory=list)
+
+
+def list_rows(url: str) -> list[Row]:
+    """Return a row for every kind of stage. url: the endpoint of a judge."""
+    judge = {"evaluate_alpaca": JUDGE | {"base_url": url}}
+    return [
+        Row("assets-prompts"),
+        Row("split"),
+        Row("generate@iter1", "two workers"),
+        Row("rank@iter1", "two workers"),
+        Row("reference@iter1", overrides={"train.device_batch": 1}),
+        Row("train@iter1"),
+        Row("train@iter1", "two processes under torchrun", {"train.devices": 2}),
+        Row("answer@iter1", "one worker", workers=1),
+        Row("evaluate-alpaca@iter1", "gold judge"),
+        Row("evaluate-alpaca@iter1", "model at an endpoint", judge),
+        Row("evaluate-lm@iter1", "two workers"),
+        Row("compare", "two workers"),
+        Row("report"),
+    ]
+
+
+@contextlib.contextmanager
+def serve_judge() -> Iterator[Any]:
+    """Serve a judge that takes a tenth of a second per answer, which depends on the question only."""
+
+    def reply(number: int, prompt: str) -> tuple[int, Any]:
+        time.sleep(0.1)
+        return chosen((hashlib.sha256(prompt.encode()).digest()[0] + 1) / 257)
+
+    with serve(reply) as served:
+        yield served
+
+
+@dataclass
+class Run:
+    """A running stage."""
+
+    process: "subprocess.Popen[bytes]"
+    mark: str
+    log: Path
+
+    def kill(self, how: str) -> float:
+        """Send a signal to the process or its group, and wait until no process is left. Returns the seconds, or -1."""
+        name, _, group = how.partition(" ")
+        started = time.monotonic()
+        (os.killpg if group else os.kill)(self.process.pid, signal.Signals[name])
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(PATIENCE)
+        return time.monotonic() - started if wait_for(lambda: not list_processes(self.mark), PATIENCE) else -1
+
+    def clear(self) -> None:
+        for pid in list_processes(self.mark):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def start(folder: Path, row: Row, command: str, by_dvc: bool) -> Run:
+    mark, log = uuid.uuid4().hex, folder / "log"
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+        "OPENAI_API_KEY": "none",
+        "SPPO_WORKERS": str(row.workers),
+        "MARK": mark,
+    }
+    if by_dvc:
+        command = f"exec dvc repro --force --single-item {row.stage}"
+    else:
+        environment["DVC_STAGE"] = row.stage
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", command], cwd=folder, env=environment, stdout=file, stderr=file, start_new_session=True
+        )
+    return Run(process, mark, log)
+
+
+def count_finished_work(folder: Path) -> int:
+    """Return the number of files in scratch that a restart can use."""
+    kept = re.compile(
+        r"/(lock|finished|finishing|timings.jsonl)$|\.(log|lock|partial)$|/cache/|/trainer/|\.discarded/|\.partial/"
+    )
+    with contextlib.suppress(FileNotFoundError):  # a file may be removed meanwhile
+        return sum(path.is_file() and not kept.search(f"/{path}") for path in (folder / "scratch").rglob("*"))
+    return 0
+
+
+def hash_outs(folder: Path, outs: list[str]) -> dict[str, str]:
+    """Return the hashes of the files in a stage's outs."""
+    found = {}
+    for out in outs:
+        for path in [folder / out, *(folder / out).rglob("*")]:
+            if path.is_file():
+                found[path.relative_to(folder).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def remove(folder: Path, names: list[str]) -> None:
+    for name in names:
+        shutil.rmtree(folder / name, ignore_errors=True)
+        (folder / name).unlink(missing_ok=True)
+
+
+def complete(folder: Path, row: Row, command: str, by_dvc: bool = False) -> float:
+    """Run the command to its end. Returns the seconds."""
+    started = time.monotonic()
+    run = start(folder, row, command, by_dvc)
+    if run.process.wait():
+        row.faults.append(f"a run failed: {run.log.read_text().splitlines()[-1:]}")
+    return time.monotonic() - started
+
+
+@dataclass
+class Bench:
+    """A copy of the checkout in which one stage is killed repeatedly."""
+
+    folder: Path
+    command: str
+    outs: list[str]
+    row: Row
+    chance: random.Random
+    duration: float = 0
+    """Seconds of an uninterrupted run."""
+    most_work: int = 0
+    """Files of finished work that an uninterrupted run leaves."""
+    expected: dict[str, str] = field(default_factory=dict)
+    """Hashes of the outs of an uninterrupted run."""
+
+    def start_over(self) -> None:
+        remove(self.folder, [*self.outs, "scratch", "dvc.lock"])
+
+    def run_uninterrupted(self) -> None:
+        self.start_over()
+        self.duration = complete(self.folder, self.row, self.command)
+        self.expected, self.most_work = hash_outs(self.folder, self.outs), count_finished_work(self.folder)
+        assert self.expected, self.row.faults
+        self.start_over()
+
+    def wait_for_moment(self, run: Run, before: int, by_dvc: bool) -> None:
+        """Wait until a random moment of the stage's work, or the end of the run."""
+        if self.most_work > before and self.chance.random() < 0.75:
+            target = self.chance.randint(before, self.most_work - 1)
+            wait_for(lambda: count_finished_work(self.folder) > target or run.process.poll() is not None, 600)
+            pause = self.chance.uniform(0, 0.3)
+        else:
+            pause = self.duration * self.chance.uniform(0.2 if self.most_work else 0.6, 1) + 2 * by_dvc
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            run.process.wait(pause)
+
+    def kill_once(self, how: str) -> None:
+        """Restart the stage and kill it; if it completes first, check its outs."""
+        by_dvc = self.chance.random() < 0.25
+        before = count_finished_work(self.folder)
+        self.row.restarts += 1
+        self.row.resumed += before > 0
+        started = time.monotonic()
+        run = start(self.folder, self.row, self.command, by_dvc)
+        self.wait_for_moment(run, before, by_dvc)
+        if run.process.poll() is None:
+            self.row.kills[how.split()[0]] += 1
+            seconds = run.kill(how)
+            self.row.slowest = max(self.row.slowest, seconds)
+            if seconds < 0:
+                self.row.faults.append(f"left after {how}: {list(list_processes(run.mark).values())}")
+            run.clear()
+        else:
+            self.duration = min(self.duration, time.monotonic() - started)
+            check(self.folder, self.row, run, self.outs, self.expected)
+            self.start_over()
+
+    def complete_and_check(self) -> None:
+        """Let the stage complete after the last kill, and check its outs."""
+        self.row.resumed += count_finished_work(self.folder) > 0
+        self.row.restarts += 1
+        run = start(self.folder, self.row, self.command, by_dvc=False)
+        run.process.wait()
+        check(self.folder, self.row, run, self.outs, self.expected)
+
+
+def torture(checkout: Path, row: Row, kills: int, seed: int) -> Row:
+    """Kill a stage `kills` times in a copy of the checkout, restart it after each, and record the results."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "sppo"
+        shutil.copytree(checkout, folder, symlinks=True)
+        set_params(folder, SHARDS | row.overrides, folder / "params.yaml")
+        with Repo(str(folder)) as repo:
+            stage = repo.stage.load_one(str(folder / "dvc.yaml"), row.stage)
+            outs = [out.def_path for out in stage.outs]
+        bench = Bench(folder, stage.cmd, outs, row, random.Random(f"{seed}/{row.stage}/{row.note}"))
+        others = {path for path in folder.rglob("*") if not path.is_relative_to(folder / ".dvc")}
+        bench.run_uninterrupted()
+        order = HOW * (kills // len(HOW) + 1)
+        bench.chance.shuffle(order)
+        while row.kills.total() < kills:
+            bench.kill_once(order[row.kills.total()])
+        bench.complete_and_check()
+        remove(folder, ["scratch", "log"])
+        new = {path for path in folder.rglob("*") if not path.is_relative_to(folder / ".dvc")} - others
+        row.faults += [f"left: {path.relative_to(folder)}" for path in sorted(new)]
+    return row
+
+
+def check(folder: Path, row: Row, run: Run, outs: list[str], expected: dict[str, str]) -> None:
+    """Record what is wrong with a run that has ended by itself."""
+    row.ends += 1
+    if run.process.returncode:
+        row.faults.append(f"a run failed: {' '.join(run.log.read_text().splitlines()[-3:])}")
+    elif hash_outs(folder, outs) != expected:
+        row.faults.append("different bytes")
+    if not wait_for(lambda: not list_processes(run.mark), PATIENCE):
+        row.faults.append(f"left: {list(list_processes(run.mark).values())}")
+
+
+def format_document(done: list[Row], kills: int, seed: int) -> str:
+    """Format docs/torture.md."""
+    lines = [
+        "# Kill-and-resume stress test",
+        "",
+        f"Every stage of the smallest pipeline was killed at least {kills} times at random moments of its work (after "
+        "start-up) and restarted: by SIGKILL to the process or its group, SIGTERM, and Ctrl-C; one time in four under "
+        f"`dvc repro`, with the signal sent to DVC. Made by `make torture` (tests/support/torture.py, seed {seed}).",
+        "",
+        "| stage | SIGKILL | SIGTERM | SIGINT | resumed | byte-identical | time to stop | left behind |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in done:
+        name = row.stage.partition("@")[0] + (f", {row.note}" if row.note else "")
+        bad = sum(fault.startswith(("different", "a run")) for fault in row.faults)
+        left = sum(fault.startswith("left") for fault in row.faults)
+        killed = " | ".join(str(row.kills[number]) for number in ("SIGKILL", "SIGTERM", "SIGINT"))
+        resumed, same = f"{row.resumed} of {row.restarts}", f"{row.ends - bad} of {row.ends}"
+        lines.append(f"| {name} | {killed} | {resumed} | {same} | {row.slowest:.1f} s | {left} |")
+    lines += [
+        "",
+        "Resumed: restarts that found finished work in scratch/; stages without any take a few seconds, or start over. "
+        "Byte-identical: completed runs whose outputs equal those of an uninterrupted run. Time to stop: the longest time from "
+        "the signal to the end of the last process. Left behind: processes or half-written files that remained.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=20, help="kills per stage (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="part of the names of the stages to kill; leaves docs/torture.md unchanged")
+    parser.add_argument("--checkout", type=Path, help="a checkout with the smallest parameters that has been run")
+    arguments = parser.parse_args()
+    done = []
+    with tempfile.TemporaryDirectory() as name, serve_judge() as judge:
+        checkout = arguments.checkout or Path(name) / "sppo"
+        if not arguments.checkout:
+            run_and_commit(checkout)
+        for row in list_rows(judge.url):
+            if arguments.only in row.stage:
+                started = time.monotonic()
+                done.append(torture(checkout, row, arguments.kills, arguments.seed))
+                if row.overrides.get("evaluate_alpaca"):
+                    again = len(judge.requests) - SMALLEST["assets.alpaca_eval.count"] * (row.ends + 1)
+                    row.note += f", in-flight requests repeated after a kill: {again}"
+                    if again > JUDGE["workers"] * arguments.kills:
+                        row.faults.append("answers that had arrived were requested again")
+                print(f"{row.stage} {row.note}: {time.monotonic() - started:.0f} s, {row.faults or 'no fault'}", flush=True)
+    text = format_document(done, arguments.kills, arguments.seed)
+    if arguments.only:
+        print(text)
+    else:
+        DOCUMENT.write_text(text)
+    sys.exit(any(row.faults for row in done))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Generated parts are replaced without touching the rest. That they are up to date is tested in tests/pipeline."""
+
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from stages.runtime.errors import StageError
+from stages.runtime.paths import ROOT
+from stages.tools import sync
+from support.messages import assert_message
+
+TEXT = "Head.\n<!-- t -->\nold\n<!-- /t -->\nTail.\n"
+
+
+def test_readme_docs_and_every_pipeline_are_generated() -> None:
+    names = {path.relative_to(ROOT).as_posix() for path in sync.documents(ROOT)}
+    recipes = {f"recipes/{path.parent.name}/dvc.yaml" for path in ROOT.glob("recipes/*/params.yaml")}
+    assert recipes
+    assert names == {"README.md", "docs/artifacts.md", "dvc.yaml"} | recipes
+
+
+def test_a_block_is_replaced_between_its_comments() -> None:
+    assert sync.replace_block(TEXT, "t", "\nnew\n\n", Path("x.md")) == TEXT.replace("old", "new")
+
+
+@pytest.mark.parametrize("missing", ["<!-- t -->", "<!-- /t -->"])
+def test_a_document_without_a_place_for_a_block_is_refused(missing: str) -> None:
+    with pytest.raises(StageError) as error:
+        sync.replace_block(TEXT.replace(missing, ""), "t", "new", Path("docs/x.md"))
+    assert_message(str(error.value), "docs/x.md", "<!-- t -->", "add them")
+
+
+def test_the_plots_are_the_end_of_the_pipeline() -> None:
+    plots = "# A comment.\n- a:\n    x: step\n- b:\n    x: model\n"
+    text = sync.replace_plots(f"stages: {{}}\n\n{sync.PLOTS}- old:\n    x: y\n", plots, Path("dvc.yaml"))
+    assert text.startswith(f"stages: {{}}\n\n{sync.PLOTS}- a:\n")
+    assert YAML(typ="safe").load(text) == {"stages": {}, "plots": [{"a": {"x": "step"}}, {"b": {"x": "model"}}]}
+    assert sync.replace_plots(text, plots, Path("dvc.yaml")) == text
+    with pytest.raises(StageError) as error:
+        sync.replace_plots("stages: {}\n", plots, Path("dvc.yaml"))
+    assert_message(str(error.value), "dvc.yaml", "plots:", "add it")
+
+
+def test_the_schemas_are_listed_with_their_columns() -> None:
+    table = sync.format_schemas()
+    assert "data/rankings/\\*.parquet" in table
+    assert "chosen: int32; rejected: int32; tie: bool" in table
