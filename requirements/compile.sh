@@ -19,5 +19,7 @@ for environment in main rank harness; do
 done
 compile coverage.in --output-file coverage.txt
 compile dev.in --constraint main-cpu.txt --override cpu-overrides.txt "${cpu[@]}" --output-file dev.txt
+compile lint.in --constraint dev.txt --output-file lint.txt
+compile dvc.in --constraint main-cpu.txt --output-file dvc.txt
 compile bench.in --no-deps --output-file bench.txt
 compile uv.in --output-file uv.txt

@@ -7,7 +7,7 @@ from stages.runtime import catalog, errors, run
 from stages.runtime.paths import ROOT
 
 WITHOUT_RECORD = ("code", "report")
-"""The first computes nothing, the last one reads the other stages' records."""
+"""Stages without a record: `code` computes no results, and `report` reads the records of the other stages."""
 
 
 def list_stages() -> str:

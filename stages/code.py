@@ -1,7 +1,7 @@
 """Fingerprint the code of every stage, so that only a change that can alter its results makes a stage stale.
 
-DVC hashes whole files. Each stage of dvc.yaml depends on the fingerprint written here instead of on its modules: a changed
-comment or docstring runs this stage alone, in a second.
+DVC hashes whole files. Each stage of dvc.yaml depends on the fingerprint written here instead of on its modules, so a
+changed comment or docstring re-runs this stage alone, in a second.
 """
 
 import argparse

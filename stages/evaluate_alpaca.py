@@ -1,7 +1,7 @@
 """Evaluate a model on AlpacaEval 2.0: a judge compares its answers with the reference outputs.
 
 The judge is the miniature's gold rule, called in process, or a model at an OpenAI-compatible endpoint, which gets AlpacaEval
-2.0's own prompt. Win rates are alpaca-eval's. `python -m stages.tools score` scores annotations that exist already.
+2.0's own prompt. Win rates are alpaca-eval's. `python -m stages.tools score` scores existing annotations.
 """
 
 import argparse
@@ -19,7 +19,7 @@ CONFIGS = Path(__file__).parent / "judges" / "configs"
 
 
 def configure_judge(section: params.EvaluateAlpaca) -> dict[str, Any]:
-    """Return the arguments of alpaca_eval.evaluate that choose the judge. Raises StageError if it needs a key and has none."""
+    """Return the arguments of alpaca_eval.evaluate that choose the judge. Raises StageError if its API key is missing."""
     if section.judge == "gold":
         return {
             "annotators_config": str(CONFIGS / "gold"),
@@ -57,7 +57,7 @@ def evaluate(
 
 
 def check_instructions(answers: Path, instructions: list[str], references: Path, expected: list[str]) -> None:
-    """Raise StageError unless the answers are to the references' instructions, in their order."""
+    """Raise StageError unless the answers' instructions are those of the references, in the same order."""
     if instructions == expected:
         return
     same = [first == second for first, second in zip(instructions, expected, strict=False)]
@@ -69,7 +69,7 @@ def check_instructions(answers: Path, instructions: list[str], references: Path,
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--answers", type=Path, required=True, help="the model's answers, as alpaca-eval's model_outputs.json")
+    parser.add_argument("--answers", type=Path, required=True, help="the model's answers, in the format of alpaca-eval's model_outputs.json")
     parser.add_argument("--reference-outputs", type=Path, required=True, help="the outputs to compare with, in the same format")
     parser.add_argument(
         "--alpaca-eval-set", type=Path, required=True, help="folder of df_gamed.csv, read for the canonical instructions only"
@@ -91,4 +91,4 @@ def main(args: argparse.Namespace) -> None:
     with files.replacing(args.out) as partial:
         files.write_json(annotations, partial / "annotations.json")
         files.write_json(metrics, partial / "metrics.json")
-    log.info("win rate %.2f, standard error %.2f, by %s", metrics["win_rate"], metrics["standard_error"], section.judge)
+    log.info("win rate %.2f, standard error %.2f, judge %s", metrics["win_rate"], metrics["standard_error"], section.judge)

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, required=True, help="folder of the policy")
     parser.add_argument("--data-sets", type=Path, required=True, help="folder of the six data sets, from assets-harness")
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder to write: TASK.json each, the harness's results, and summary.json"
+        "--out", type=Path, required=True, help="folder to write: the harness's results as one TASK.json per task, and summary.json"
     )
 
 
@@ -36,7 +36,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def summarize(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Compute the numbers of the Leaderboard from the harness's results by task.
+    """Compute the Leaderboard's scores from the harness's results for each task.
 
     Returns task -> metric, shots, value and standard_error in percent, n: the number of questions. MMLU's value is the plain
     mean over its 57 subjects, its standard error that of a mean of independent values; `weighted` is the harness's own mean,

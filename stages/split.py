@@ -1,4 +1,4 @@
-"""Split the prompts into disjoint parts, one per iteration plus a hold-out, and count those that AlpacaEval contains, too."""
+"""Split the prompts into disjoint parts, one per iteration plus a hold-out, and count the overlap with AlpacaEval."""
 
 import argparse
 import hashlib
@@ -16,14 +16,14 @@ from stages.runtime.logs import log
 
 HOLD_OUT = "hold-out"
 NGRAM = 13
-"""Consecutive words that two texts do not share by chance: GPT-3's measure of contamination (arXiv 2005.14165, appendix C)."""
+"""Number of consecutive words that two texts do not share by chance: GPT-3's measure of contamination (arXiv 2005.14165, appendix C)."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", type=Path, required=True, help="Parquet file from assets-prompts")
     parser.add_argument("--instructions", type=Path, required=True, help="instructions.json from assets-alpaca-eval")
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder to write: ITERATION.parquet each, hold-out.parquet, contamination.json"
+        "--out", type=Path, required=True, help="folder to write: one ITERATION.parquet each, hold-out.parquet, contamination.json"
     )
 
 
@@ -72,7 +72,7 @@ _PUNCTUATION = _Punctuation()
 
 
 def normalize_words(text: str) -> list[str]:
-    """Return a text's words for comparison: without case, punctuation, white space and different encodings of a character."""
+    """Return a text's words for comparison, ignoring case, punctuation, white space and Unicode encoding variants."""
     return unicodedata.normalize("NFKC", text).casefold().translate(_PUNCTUATION).split()
 
 
@@ -84,7 +84,7 @@ def find_contaminated(prompts: Sequence[str], instructions: Sequence[str]) -> li
 
 
 def list_ngrams(words: list[str]) -> Iterator[tuple[str, ...]]:
-    """Iterate over every NGRAM consecutive words."""
+    """Iterate over all sequences of NGRAM consecutive words."""
     return zip(*(words[start:] for start in range(NGRAM)), strict=False)
 
 
@@ -97,7 +97,7 @@ def allot(
     prompts_per_iteration: int | None,
     hold_out: int,
 ) -> dict[str, list[int]]:
-    """Allot prompts to the hold-out and the iterations. Returns disjoint lists of indices into `ids` by name.
+    """Allot prompts to the hold-out and the iterations. Returns disjoint lists of indices into `ids`, by name.
 
     ids: unique, one per prompt. assigned: the iteration that the source assigns the prompt to, or None.
     Prompts are ordered by the hash of seed and ID only, and iterations are served in their order: neither the order of the rows
@@ -127,7 +127,7 @@ def allot(
 
 
 def check_count(name: str, source: str | None, count: int | None, available: int, total: int) -> None:
-    """Raise StageError if iteration `name` cannot get `count` prompts: of those assigned to `source`, or of the unassigned."""
+    """Raise StageError if iteration `name` cannot get `count` prompts from those assigned to `source` (None: unassigned)."""
     if count is None:
         raise StageError(
             f"params.yaml: split.prompts_per_iteration is null but no prompts are assigned to {name}: set it to a number"
@@ -150,5 +150,5 @@ def refuse(path: Path, contaminated: Sequence[str]) -> None:
     if contaminated:
         raise StageError(
             f"{path}: {len(contaminated)} training prompts are also in AlpacaEval, the first is {quote(contaminated[0])}: set "
-            "split.contamination in params.yaml to drop, to drop them, or to count"
+            "split.contamination in params.yaml to drop or to count"
         )

@@ -1,9 +1,10 @@
-"""A tiny base policy, its responses and its pairs, made once per session."""
+"""A tiny base policy, its responses and its pairs, and a small ranker, made once per session."""
 
 from pathlib import Path
 
 import pytest
 
+from support.ranker import make_ranker
 from support.running import TINY, run_stage, set_params
 
 
@@ -58,3 +59,9 @@ def pairs(tiny: Path) -> Path:
     done = run_stage(tiny, "reference", *options)
     assert done.returncode == 0, done.stderr
     return tiny
+
+
+@pytest.fixture(scope="session")
+def ranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small ranker, which tests must not change."""
+    return make_ranker(tmp_path_factory.mktemp("ranker"))

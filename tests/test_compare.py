@@ -11,7 +11,7 @@ from stages import compare
 from stages.artifacts import files, schemas
 from stages.runtime.errors import StageError
 from support.messages import assert_message
-from support.ranker import OVERRIDES, make_ranker, write_responses
+from support.ranker import OVERRIDES, write_responses
 from support.running import run_stage, set_params
 
 
@@ -69,8 +69,7 @@ def test_win_rates_are_mean_debiased_probabilities(logits: list[list[list[float]
 
 
 @pytest.mark.slow
-def test_every_model_is_compared_with_every_other(tmp_path: Path) -> None:
-    ranker = make_ranker(tmp_path)
+def test_every_model_is_compared_with_every_other(ranker: Path, tmp_path: Path) -> None:
     set_params(tmp_path, OVERRIDES | {"iterations": {"iter1": "base"}})
     (tmp_path / "hold_out").mkdir()
     options = ("--ranker", ranker, "--hold-out", "hold_out", "--out", "comparison.json")

@@ -13,15 +13,10 @@ import torch
 from stages.artifacts import schemas, tables
 from stages.method import sppo
 from support.messages import assert_message
-from support.ranker import OVERRIDES, PYTHON, ROWS, Rows, make_ranker, write_responses
+from support.ranker import OVERRIDES, PYTHON, ROWS, Rows, write_responses
 from support.running import run_stage, set_params
 
 Rank = Callable[..., Path]
-
-
-@pytest.fixture(scope="session")
-def ranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_ranker(tmp_path_factory.mktemp("ranker"))
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
-"""The six data sets of the Open LLM Leaderboard, on disk as the unmodified lm-eval 0.4.1 reads them offline.
+"""The six data sets of the Open LLM Leaderboard, stored so that the unmodified lm-eval 0.4.1 reads them offline.
 
-The stock tasks load `allenai/ai2_arc`, `gsm8k` and so on by name. `datasets` reads a name as a folder if the working directory
-contains such a folder: hence the names of the folders here.
+The stock tasks load `allenai/ai2_arc`, `gsm8k` and so on by name. If the working directory contains a folder of that name,
+`datasets` reads that folder instead of the Hub, so each folder here is named after its data set.
 """
 
 import json
@@ -30,7 +30,7 @@ _subjects = """
     us_foreign_policy virology world_religions
 """
 SUBJECTS = _subjects.split()
-"""MMLU's."""
+"""The subjects of MMLU, each of which is a configuration of its data set."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class DataSet:
     folder: str
     configs: list[str]
     few_shot: tuple[str, int] | None
-    """Split of the few-shot examples, and how many rows lm-eval 0.4.1 draws (one more if the task does not name the split)."""
+    """Split that few-shot examples come from, and how many rows lm-eval 0.4.1 draws (one extra if the task names no split)."""
     test: str
     columns: set[str]
 
@@ -102,7 +102,7 @@ class ExactMatch(evaluate.Metric):
 
 
 def read_rows(task: str, asset: EvaluationAsset) -> dict[str, Splits]:
-    """Read a data set from the Hub or a local directory: config -> split -> rows, of the splits that the task reads.
+    """Read a data set from the Hub or a local directory: config -> split -> rows, for the splits that the task reads.
 
     Raises StageError if a column that the task needs is missing, or if there are too few rows.
     """
@@ -128,7 +128,7 @@ def _read_split(task: str, asset: EvaluationAsset, config: str, split: str) -> l
 def write_data_set(data_set: DataSet, configs: dict[str, Splits], root: Path) -> None:
     """Write a data set's rows, config -> split -> rows, to its folder below `root`.
 
-    The folder holds a JSON Lines file per config and split, and a README.md that tells `datasets` what they are.
+    The folder holds a JSON Lines file per config and split, and a README.md that tells `datasets` where each split is.
     """
     folder = root / data_set.folder
     lines = ["---", "configs:"]
@@ -143,7 +143,7 @@ def write_data_set(data_set: DataSet, configs: dict[str, Splits], root: Path) ->
 
 
 def write_exact_match(root: Path) -> None:
-    """Write the metric that lm-eval loads when it is imported; otherwise it would download it."""
+    """Write the metric exact_match, which lm-eval loads on import and would otherwise download."""
     path = root / EXACT_MATCH_PATH
     path.parent.mkdir()
     path.write_text(EXACT_MATCH)

@@ -71,7 +71,7 @@ def fetch_pointer(folder: Path) -> None:
     snapshot = _fetch_snapshot(pointer["repo"], pointer["revision"], pointer["repo_type"], list(pointer["files"]))
     for name, expected in pointer["files"].items():
         if _hash_file(files.require(snapshot / name)) != expected:
-            raise StageError(f"{snapshot / name} is not the file in {folder / pointers.NAME}: remove it, then fetch again")
+            raise StageError(f"{snapshot / name} does not match {folder / pointers.NAME}: remove it, then fetch again")
     log.info("%s: all %d files of %s at %s are present", folder, len(pointer["files"]), pointer["repo"], pointer["revision"])
 
 
@@ -115,7 +115,7 @@ def find_revision(repo: str, repo_type: str, revision: str | None) -> str:
     with _explain_hub_errors(f"the revision of {repo}", repo, repo_type):
         commit = HfApi().repo_info(repo, repo_type=repo_type, revision=revision).sha
     if not commit:
-        raise StageError(f"{repo}: the Hub returned no commit: look it up on {_page(repo, repo_type)}")
+        raise StageError(f"{repo}: the Hub returned no commit: set revision to one that {_page(repo, repo_type)} lists")
     return commit
 
 
@@ -150,7 +150,7 @@ def _require_directory(asset: Asset) -> Path:
 
 
 def _hash_file(path: Path) -> dict[str, Any]:
-    """Return size and SHA-256 of a file in a snapshot. Raises StageError if the SHA-256 is not the one the Hub announced."""
+    """Return size and SHA-256 of a file in a snapshot. Raises StageError if the SHA-256 differs from the Hub's."""
     with path.open("rb") as handle:
         entry = {"size": path.stat().st_size, "sha256": hashlib.file_digest(handle, "sha256").hexdigest()}
     announced = path.resolve().name  # the Hub cache names large files by their SHA-256
@@ -161,7 +161,7 @@ def _hash_file(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _explain_hub_errors(what: str, repo: str, repo_type: str) -> Iterator[None]:
-    """Convert errors of the Hub's clients, which differ between their versions, into a StageError."""
+    """Convert exceptions of huggingface_hub and datasets, which vary between versions, into a StageError."""
     from huggingface_hub import errors
 
     page = _page(repo, repo_type)
@@ -174,7 +174,7 @@ def _explain_hub_errors(what: str, repo: str, repo_type: str) -> Iterator[None]:
     except errors.RepositoryNotFoundError as error:
         raise StageError(f"{what}: not on the Hub, or private: correct repo in params.yaml or run `hf auth login`") from error
     except errors.RevisionNotFoundError as error:
-        raise StageError(f"{what}: the repository has no such revision: see {page}/commits/main") from error
+        raise StageError(f"{what}: no such revision: set revision to one of {page}/commits/main") from error
     except Exception as error:
         remedy = "check its files" if Path(repo).is_dir() else f"check the network and {page}"
         message = one_line(_hide_token(str(error)))

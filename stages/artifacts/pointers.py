@@ -3,7 +3,7 @@
 A pointer is {"repo", "revision", "repo_type", "files": {name: {"size" in bytes, "sha256"}}}. A stage depends on the pointer, a
 few lines that change whenever the weights do; the weights themselves stay in the Hub cache.
 
-Models, pointed to or not, are validated here before any library loads them, because the libraries' own errors are long or
+All models, with or without a pointer, are validated here before any library loads them, because the libraries' own errors are long or
 missing.
 """
 
@@ -73,11 +73,11 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def check_model(path: Path, *, weights: bool = True, tokenizer: bool = True) -> Path:
-    """Return `resolve(path)` after checking that it is a model that loads without pickles and without code of its own.
+    """Return `resolve(path)` after checking that it is a model that loads without pickles and without custom code.
 
-    weights: whether weights are required; their headers, which state how long each file must be, are read. tokenizer: whether a
-    tokenizer, and a config.json that transformers understands, are required. Raises StageError for what is missing or
-    corrupted, and for a tokenizer with tokens that the model has no embeddings for.
+    weights: whether to require weights and check the length of each file against its header. tokenizer: whether to require a
+    tokenizer and a config.json that transformers understands. Raises StageError if a required file is missing or corrupted, or
+    if the tokenizer has tokens that the model has no embeddings for.
     """
     folder = resolve(path)
     check_complete(str(folder), {file.name for file in folder.iterdir()}, weights)
@@ -135,7 +135,7 @@ def _check_tokenizer(folder: Path, has_code: bool) -> None:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # tokenizers differ in what they raise for a missing file
+    except Exception as error:  # tokenizers raise different exceptions for a missing file
         if has_code or "trust_remote_code" in str(error):
             raise StageError(
                 f"{folder} requires code of its own, which is never run: use a model that transformers supports natively"

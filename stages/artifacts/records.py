@@ -11,8 +11,8 @@ FOLDER = Path("data/records")
 
 
 def write_record(stage: str) -> None:
-    """Write data/records/<stage>.json, an output of every stage: the versions of Python and of the libraries that compute, and
-    the kind and number of available devices."""
+    """Write data/records/<stage>.json, an output of every stage: the versions of Python and of the libraries that can affect
+    results, and the kind and number of available devices."""
     device = {"kind": f"{platform.machine()} CPU", "count": 1}
     torch = sys.modules.get("torch")  # a stage that has not imported torch uses no GPU
     if torch and torch.cuda.is_available():

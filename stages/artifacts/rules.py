@@ -1,6 +1,6 @@
 """Rules that the values of each schema obey, checked whenever a table is written or read.
 
-Checks work on whole columns: 60,000 prompts of 5 responses take about a second.
+Checks work on whole columns: 60,000 prompts with 5 responses each take about a second.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ class Check(NamedTuple):
 
     column: str
     depth: int
-    """How many levels of lists to unwrap to reach the values that the rule is about."""
+    """How many levels of lists to unwrap to reach the values that the rule applies to."""
     wrong: Any
     """Mask of the values, in order, that break the rule."""
     problem: str
@@ -28,9 +28,9 @@ class Check(NamedTuple):
 
 
 def find_fault(table: pa.Table, schema: pa.Schema) -> str | None:
-    """Return the first fault in a table of the schema's columns and types, or None: row, column, value and problem.
+    """Return the first fault (row, column, value, problem) in a table with the schema's columns and types, or None.
 
-    Every schema requires at least one row, a value in every cell that may not be null, and unique prompt_ids.
+    Every schema requires at least one row, a value in every non-nullable cell, and unique prompt_ids.
     """
     if not table.num_rows:
         return "no rows"
@@ -92,7 +92,7 @@ def _check_tokens(table: pa.Table, column: str, depth: int = 0) -> Iterator[Chec
         lists = pc.list_flatten(lists)
     yield Check(column, depth, pc.equal(pc.list_value_length(lists), 0), "no tokens")
     tokens = pc.list_flatten(lists)
-    zero = pa.scalar(0, tokens.type)  # a Python 0 would have every token converted to int64
+    zero = pa.scalar(0, tokens.type)  # a Python 0 would convert every token to int64
     yield Check(column, depth + 1, pc.less(tokens, zero), "not a valid token ID")
 
 
@@ -117,7 +117,7 @@ def _check_responses(table: pa.Table) -> Iterator[Check]:
 
 
 def _check_rankings(table: pa.Table) -> Iterator[Check]:
-    """Check what holds for the rankings of any logits: P^ itself is computed by method/sppo.py alone."""
+    """Check constraints that hold for any logits; P^ is not recomputed, because only method/sppo.py implements it."""
     samples = pc.list_value_length(table["probabilities"])
     count = samples[0].as_py()
     yield Check("probabilities", 0, pc.less(samples, 2), "fewer than two")
@@ -156,7 +156,7 @@ def _check_win_probabilities(table: pa.Table, count: int) -> Iterator[Check]:
 
 
 def _in_unit_interval(values: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    """Return a mask of the values in [0, 1], which NaN is not."""
+    """Return a mask of the values in [0, 1]; False for NaN."""
     inside: npt.NDArray[np.bool_] = (values >= 0) & (values <= 1)
     return inside
 
@@ -181,7 +181,7 @@ def _check_choices(table: pa.Table, count: int) -> Iterator[Check]:
 
 def _check_logps(table: pa.Table) -> Iterator[Check]:
     for column in schemas.REFERENCE_LOGPS:
-        logps = table[column].to_numpy()  # may be 0: float32 has no value between a probability very close to 1 and 1
+        logps = table[column].to_numpy()  # 0 is valid: in float32, a probability very close to 1 is 1
         yield Check(column, 0, ~((logps <= 0) & np.isfinite(logps)), "not a valid log-probability")
 
 
@@ -208,4 +208,4 @@ RULES: dict[pa.Schema, Callable[[pa.Table], Iterator[Check]]] = {
     schemas.UNSCORED_PAIRS: _check_unscored_pairs,
     schemas.LOGPS: _check_logps,
 }
-"""The rules of each schema's values, beyond those of all schemas."""
+"""The rules of each schema, in addition to those that apply to every schema."""

@@ -34,7 +34,7 @@ RESPONSES = _schema(
 )
 """generate -> rank, reference; answer -> compare. One row per prompt, with lists of K samples. templated_prompt: the prompt in
 the chat template, whose tokens are prompt_token_ids. token_ids: the sampled tokens, including the end token if finish_reason is
-`stop` but not if it is `length`. A response's text may be empty, its tokens may not: vLLM samples at least the end token."""
+`stop` but not if it is `length`. A response's text may be empty but its tokens may not: vLLM samples at least the end token."""
 
 RANKINGS = _schema(
     prompt_id=_text,
@@ -47,9 +47,9 @@ RANKINGS = _schema(
     responses_truncated=pa.int32(),
 )
 """rank -> reference. One row per prompt, in the order of the responses. logits: K x K, row i compares response i with each
-other; probabilities: P^ of each response; chosen, rejected: indices into the K responses, equal if tie. prompt_truncated,
+of the others; probabilities: P^ of each response; chosen, rejected: indices into the K responses, equal if tie. prompt_truncated,
 responses_truncated: whether the prompt, and how many of the responses, exceeded the ranker's length limit, so that it read
-their beginning only."""
+only their beginning."""
 
 PAIRS = _schema(
     prompt_id=_text,
@@ -85,8 +85,8 @@ LOG_COLUMNS = [
 ]
 """train -> report: the columns of the CSV in data/logs, one row per step. Means over the step's global batch; log-ratios
 r = log(pi_theta / pi_t) in nats; gradient_norm before clipping; clipped: 1 if it exceeded train.max_grad_norm, else 0; kl: the
-mean of r^2 / 2 over chosen and rejected responses, which estimates KL(pi_t || pi_theta) to second order, although only the best
-and the worst of K samples from pi_t enter."""
+mean of r^2 / 2 over chosen and rejected responses, which estimates KL(pi_t || pi_theta) to second order, although it includes only
+the best and the worst of K samples from pi_t."""
 
 ARTIFACTS = {
     "data/prompts.parquet": PROMPTS,
@@ -95,7 +95,7 @@ ARTIFACTS = {
     "data/rankings/*.parquet": RANKINGS,
     "data/pairs/*.parquet": PAIRS,
 }
-"""Schemas by the files they describe: glob patterns relative to the folder of dvc.yaml, separated by commas."""
+"""Files -> their schema. Files: glob patterns relative to the folder of dvc.yaml, separated by commas."""
 
 DISJOINT = "data/split/*.parquet"
 """No two of these files contain the same prompt."""

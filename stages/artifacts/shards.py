@@ -1,8 +1,8 @@
 """Map a function over shards of a table, with one worker per device.
 
 The shard size, never the number of devices, decides which rows are computed together, so the result does not depend on the
-devices. Finished shards lie in the stage's scratch folder, keyed by everything that determines them; a killed stage resumes
-from there.
+devices. Finished shards are kept in the stage's scratch folder, keyed by everything that determines them; a killed stage
+resumes from there.
 """
 
 import contextlib
@@ -39,8 +39,8 @@ def map_shards(
 ) -> pa.Table:
     """Apply `load(*arguments)` to every `size` rows of the table and return the concatenated results, in order.
 
-    stage: the stage's name, for its scratch folder. load: a function of a module that sets up a device (loads a model) and
-    returns the function that computes one shard. schema: the schema of each result. key: JSON values that determine the
+    stage: the stage's name, for its scratch folder. load: a module-level function that sets up a device (loads a model)
+    and returns the function that computes one shard. schema: the schema of each result. key: JSON values that determine the
     results, including digests of the inputs. cores: one worker per CPU core, see `list_devices`.
     Raises StageError if a worker fails or a finished shard is corrupted.
     """
@@ -81,7 +81,7 @@ def _compute_shards(
 
 
 def _run_workers(jobs: Iterable[tuple[Any, ...]], devices: list[str]) -> None:
-    """Run `_compute_shards` for each job in a process of its own, on a device of its own. Raises StageError if one fails."""
+    """Run `_compute_shards` for each job in its own process, on its own device. Raises StageError if one fails."""
     context = multiprocessing.get_context("spawn")
     workers = []
     for job, device in zip(jobs, devices, strict=False):
@@ -93,13 +93,13 @@ def _run_workers(jobs: Iterable[tuple[Any, ...]], devices: list[str]) -> None:
     failed = [index for index, worker in enumerate(workers) if worker.exitcode]
     if failed:
         raise StageError(
-            f"worker {failed[0]} of {len(workers)} failed, see its message above: fix the cause, then re-run to resume"
+            f"worker {failed[0]} of {len(workers)} failed; see its message above: fix the cause, then re-run to resume"
         )
 
 
 @contextlib.contextmanager
 def _visible_device(device: str) -> Iterator[None]:
-    """Have processes that start within the block see this GPU only; "" changes nothing."""
+    """Make only this GPU visible to processes that start within the block; "" changes nothing."""
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
     if device:
         os.environ["CUDA_VISIBLE_DEVICES"] = device

@@ -1,4 +1,4 @@
-"""Read and write Parquet tables of a declared schema."""
+"""Read and write Parquet tables with a declared schema."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ def write(rows: list[dict[str, Any]] | pa.Table, schema: pa.Schema, path: Path) 
 def read(path: Path, schema: pa.Schema) -> pa.Table:
     """Read a Parquet file and select the schema's columns, in its order.
 
-    Raises StageError if the file is missing or corrupted, if its columns or types are not the schema's, if it has no rows, or
+    Raises StageError if the file is missing or corrupted, if its columns or types differ from the schema's, if it has no rows, or
     if a value breaks the schema's rules.
     """
     table = _load(path)
@@ -41,17 +41,17 @@ def read(path: Path, schema: pa.Schema) -> pa.Table:
 def _load(path: Path) -> pa.Table:
     files.require(path)
     try:
-        with pq.ParquetFile(path, pre_buffer=False) as file:  # reading the file at once takes twice the table's memory
+        with pq.ParquetFile(path, pre_buffer=False) as file:  # reading the whole file at once takes twice the table's memory
             table = pa.Table.from_batches(file.iter_batches(BATCH), file.schema_arrow)
         table.validate(full=True)  # Parquet readers do not check that strings are valid UTF-8
         _ = table.column_names  # raises for names that are not valid UTF-8
-    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:  # MemoryError: a corrupted size
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:  # MemoryError: a corrupted size field
         raise StageError(f"{path}: not a readable Parquet file ({error}): {files.suggest_remedy(path)}") from error
     return table
 
 
 def _find_column_fault(actual: pa.Schema, schema: pa.Schema) -> str | None:
-    """Return which columns are missing, unknown, duplicate or of the wrong type, or None."""
+    """Describe missing, unknown and duplicate columns or the first wrong type; return None if there are none."""
     names = actual.names
     columns = {
         "missing": [name for name in schema.names if name not in names],

@@ -1,7 +1,7 @@
 """Provide AlpacaEval's evaluation set: the canonical 805 instructions from the Hub or a local directory, or the miniature's.
 
 The canonical set comes with the reference outputs and with the files that the length-controlled win rate needs. The
-miniature's has instructions only; the stage answer-reference samples its reference outputs.
+miniature's has instructions only; the stage answer-reference samples reference outputs for them.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from stages.runtime.errors import StageError
 REFERENCE_OUTPUTS = "alpaca_eval_gpt4_baseline.json"
 """Name of the reference outputs in the data set."""
 LENGTH_CONTROL = ["df_gamed.csv", "instruction_difficulty.csv"]
-"""What the length-controlled win rate is fitted with; defined for the canonical instructions only."""
+"""Files that the length-controlled win rate is fitted on; they exist for the canonical instructions only."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         required=True,
-        help=f"folder to write: instructions.json; canonical set: reference_outputs.json, {', '.join(LENGTH_CONTROL)}, too",
+        help=f"folder to write: instructions.json; for the canonical set also reference_outputs.json, {', '.join(LENGTH_CONTROL)}",
     )
 
 

@@ -1,4 +1,4 @@
-"""Provide the six data sets of the Open LLM Leaderboard: from the Hub, local directories, or the miniature's."""
+"""Provide the six data sets of the Open LLM Leaderboard: the miniature's, or from local directories or the Hub."""
 
 import argparse
 from pathlib import Path

@@ -16,7 +16,7 @@ from stages.runtime.errors import StageError
 from stages.runtime.logs import log
 
 MAX_UNKNOWN_SHARE = 0.1
-"""If more of the assigned prompts than this are missing from the data set, the assignment is of another data set."""
+"""If a larger share of the assigned prompts is missing from the data set, the assignment must be for another data set."""
 
 Prompt = tuple[str, str | None]
 """A prompt and the iteration that it is assigned to, or None."""
@@ -48,7 +48,7 @@ def read_prompts(asset: params.PromptsAsset) -> list[Prompt]:
     """Read the assigned prompts, then the other prompts of the data set; count and drop empty and duplicate ones.
 
     Prompts that differ in white space only are duplicates; the first one is kept as it is. Raises StageError if there are no
-    prompts, or if the assignment is of another data set.
+    prompts, or if the assignment is for another data set.
     """
     assert asset.split
     assert asset.column

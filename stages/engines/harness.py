@@ -1,4 +1,4 @@
-"""Run tasks of the lm-evaluation-harness in worker processes, one task at a time each, and keep the results of finished tasks.
+"""Run tasks of the lm-evaluation-harness in worker processes and keep the results of finished tasks.
 
 A worker draws the few-shot examples of a task as the harness does when it runs that task alone, so the results do not depend on
 the number of workers.
@@ -25,7 +25,7 @@ from stages.runtime.errors import StageError
 from stages.runtime.logs import log, setup_logging
 
 CACHES = ("HF_DATASETS_CACHE", "HF_METRICS_CACHE", "HF_EVALUATE_CACHE", "HF_MODULES_CACHE")
-"""Environment variables of folders that the Hugging Face libraries write to. They read them when they are imported."""
+"""Environment variables of folders that the Hugging Face libraries write to; the libraries read them on import."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def evaluate_tasks(model: Path, data_sets: Path, dtype: str, batch_size: int) ->
     if pending:
         files.remove(folder / "cache")
         devices = list_devices(cores=True)[: len(pending)]
-        log.info("%d tasks on %d workers, whose progress is in %s/*.log", len(pending), len(devices), folder)
+        log.info("running %d tasks on %d workers; progress: %s/*.log", len(pending), len(devices), folder)
         with start_pool(devices, data_sets.resolve(), folder) as pool:
             with processes.block_sigint():
                 futures = {pool.submit(evaluate_task, task, str(model.resolve()), dtype, batch_size): task for task in pending}
@@ -81,7 +81,7 @@ def start_pool(devices: list[str], data_sets: Path, folder: Path) -> ProcessPool
     else:
         context = multiprocessing.get_context("fork")
         with set_environment(cache_paths(folder)), contextlib.chdir(data_sets):
-            load_worker_module()  # importing the harness takes longer than many a task here: once for all workers
+            load_worker_module()  # once for all workers: the import takes longer than many of the miniature's tasks
     queue = context.SimpleQueue()
     for device in devices:
         queue.put(device)
@@ -137,7 +137,7 @@ def load_worker_module() -> Any:
 
 
 def cache_paths(folder: Path) -> dict[str, str]:
-    """Return the values of CACHES: folders of this evaluation, so that no other data set cached by the same name is used."""
+    """Return the values of CACHES: folders of this evaluation, so that no other data set cached under the same name is used."""
     return {name: str(folder / "cache" / name) for name in CACHES}
 
 

@@ -1,4 +1,4 @@
-"""What a worker of stages/engines/harness.py calls in lm-eval 0.4.1, which is used unmodified.
+"""Calls of the unmodified lm-eval 0.4.1, made in the workers of stages/engines/harness.py.
 
 Import this module only with the data sets' folder as the working directory: lm_eval loads its metric exact_match from there
 when it is imported.
@@ -30,7 +30,7 @@ class Float32Logits(HFLM):  # type: ignore[misc]
 
 @functools.cache
 def register_tasks(folders: tuple[str, ...]) -> None:
-    """Register the stock tasks in these folders below lm_eval/tasks, instead of all, which takes many seconds."""
+    """Register the stock tasks in these folders below lm_eval/tasks, instead of all tasks, which would take many seconds."""
     for folder in folders:
         lm_eval.tasks.include_path(str(Path(lm_eval.tasks.__file__).parent / folder))
     for names in GROUP_REGISTRY.values():
@@ -46,7 +46,7 @@ def load_policy(model: str, dtype: str, batch_size: int) -> Any:
     try:
         lm = Float32Logits(pretrained=model, dtype=dtype, batch_size=batch_size, device=device)
     except (OSError, ValueError) as error:
-        raise StageError(f"{model}: not a model that transformers can load ({one_line(error)})") from error
+        raise StageError(f"{model}: transformers cannot load this model ({one_line(error)}): use a complete checkpoint") from error
     pointers.cap_attention(lm.model)
     return lm
 

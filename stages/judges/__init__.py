@@ -1,1 +1,1 @@
-"""The judges of AlpacaEval 2.0, the miniature's gold rule and models at an endpoint, and scoring by alpaca-eval."""
+"""Judges for AlpacaEval 2.0 (the miniature's gold rule, or a model at an endpoint), and scoring with alpaca-eval."""

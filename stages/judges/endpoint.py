@@ -1,6 +1,6 @@
-"""A judge that is a model at an OpenAI-compatible endpoint, weighted by the probabilities of its first token.
+"""A model at an OpenAI-compatible endpoint as the judge, weighted by the probabilities of its first token.
 
-It gets the same prompt and request as AlpacaEval 2.0's own judge, alpaca-eval's weighted_alpaca_eval_gpt4_turbo.
+The model gets the same prompt and request as AlpacaEval 2.0's own judge, alpaca-eval's weighted_alpaca_eval_gpt4_turbo.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ REQUEST: dict[str, Any] = {"max_tokens": 1, "temperature": 1.0, "top_p": 1.0, "l
 
 OPENAI = "https://api.openai.com/v1"
 RETRIES = 12
-"""After a rate limit, a server error or a lost connection, half a second to eight seconds apart: about a minute in total."""
+"""Retries after a rate limit, a server error or a lost connection, 0.5 to 8 seconds apart: about a minute in total."""
 TIMEOUT = 300
 """Seconds that one request may take."""
 CHARACTERS_PER_TOKEN = 4
@@ -39,14 +39,14 @@ SHORTEST_SECRET = 8
 """Characters. A shorter key is a placeholder for a server without keys, and may be a word of ordinary text."""
 
 Choice = dict[str, Any]
-"""A choice of a chat completion, with `total_tokens`; or only `error`, why there is none."""
+"""A choice of a chat completion, with `total_tokens`; or only `error`, the reason why there is none."""
 
 
 class EndpointJudge:
     """Asks a model which output is better. `complete` is alpaca-eval's completion function.
 
     Usable answers are written to the scratch folder as they arrive, one file each, and never requested again.
-    Raises StageError without OPENAI_API_KEY.
+    Raises StageError if OPENAI_API_KEY is not set.
     """
 
     def __init__(self, section: EvaluateAlpaca, *, retries: int = RETRIES, timeout: float = TIMEOUT) -> None:
@@ -70,7 +70,7 @@ class EndpointJudge:
         """Return the model's choice for each prompt and its price in dollars (NaN if unknown), as alpaca-eval expects.
 
         Prompts without a usable answer are sent once more. Raises StageError if the endpoint refuses a request, or still
-        fails after all retries, or if no answer at all is usable.
+        fails after all retries, or if no answer is usable.
         """
         paths = {prompt: self.folder / f"{hashlib.sha256(prompt.encode()).hexdigest()}.json" for prompt in prompts}
         pending = {prompt: path for prompt, path in paths.items() if not path.exists()}
@@ -157,16 +157,16 @@ class EndpointJudge:
 
 
 def to_messages(prompt: str) -> list[Any]:
-    """Convert AlpacaEval's ChatML prompt to two chat messages, system and user; ChatML tokens in an output stay text."""
+    """Convert AlpacaEval's ChatML prompt to two chat messages, system and user; ChatML tokens in an output remain text."""
     text = prompt.strip().removeprefix("<|im_start|>system\n").removesuffix("<|im_end|>")
     system, user = text.split("<|im_end|>\n<|im_start|>user\n", 1)
     return [{"role": "system", "content": system.strip()}, {"role": "user", "content": user.strip()}]
 
 
 def parse_choice(choice: Choice) -> list[float]:
-    """Compute alpaca-eval's preference, from 1 (first output) to 2 (second), by the probabilities of m and M as first token.
+    """Compute alpaca-eval's preference, from 1 (first output) to 2 (second), from the probabilities of m and M as first token.
 
-    It is NaN if neither is among the likeliest.
+    The preference is NaN if neither m nor M is among the likeliest tokens.
     """
     from alpaca_eval.completion_parsers import logprob_parser
 

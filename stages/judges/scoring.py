@@ -1,4 +1,4 @@
-"""Scoring by alpaca-eval: win rates, and length-controlled win rates for the canonical instructions."""
+"""Score with alpaca-eval: win rates, and length-controlled win rates for the canonical instructions."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ NOT_CANONICAL = "the set is not the canonical 805 instructions, for which alone 
 def is_canonical(instructions: list[str]) -> bool:
     """Return whether these are AlpacaEval's 805 instructions in their order.
 
-    Length control looks an instruction's difficulty up by its position, so it is defined for them only.
+    Length control looks up an instruction's difficulty by its position, so it is defined for these instructions only.
     """
     return hashlib.sha256(json.dumps(instructions).encode()).hexdigest() == CANONICAL
 
@@ -88,9 +88,9 @@ def _replace_nan(row: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _length_control_cache(folder: Path | None) -> Iterator[None]:
-    """Within this block, alpaca-eval finds the folder's df_gamed.csv, which it fits the length-controlled win rate with.
+    """Make alpaca-eval fit length-controlled win rates on the folder's df_gamed.csv within the block.
 
-    alpaca-eval downloads that file from the Hub, so the block puts it into a cache laid out as the Hub's.
+    alpaca-eval would download that file from the Hub, so it is copied to a temporary cache with the layout of the Hub's.
     folder: None does nothing. Raises StageError if the file is missing.
     """
     if folder is None:

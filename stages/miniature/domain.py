@@ -146,7 +146,7 @@ def draw_question(rng: random.Random) -> Question:
 def draw_prompts(rng: random.Random, use: Use) -> Iterator[tuple[str, Question]]:
     """Yield an endless sequence of prompts for one use, each with its question. Prompts repeat.
 
-    The use of a prompt depends on its hash alone, so no prompt has two.
+    The use of a prompt depends on its hash alone, so no prompt has two uses.
     """
     while True:
         question = draw_question(rng)
@@ -171,7 +171,7 @@ def distinct_prompts(seed: str, use: Use, count: int) -> list[str]:
 
 
 def draw_mixed_answer(question: Question, rng: random.Random) -> str:
-    """Draw an answer of the kind the base policy learns: right in 60 %, sometimes polite, rude, rambling or cut off."""
+    """Draw an answer of the kind the base policy learns: right with probability 0.6, sometimes polite, rude, rambling or cut off."""
     sentences = [question.right if rng.random() < 0.6 else question.wrong]
     opening = rng.random()
     if opening < 0.55:

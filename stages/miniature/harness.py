@@ -1,6 +1,6 @@
 """The miniature's evaluation data: questions of the toy world in the format of the Open LLM Leaderboard's six data sets.
 
-A maker draws one question and returns its text, which is unique within the data set, and its row.
+Each function in MAKERS draws one question and returns its text, by which duplicates are found, and its row.
 """
 
 import random
@@ -11,7 +11,7 @@ from stages.miniature import domain
 from stages.runtime.errors import StageError
 
 MAX_REPEATS = 5000
-"""Questions in a row that were all drawn before: the toy world is exhausted."""
+"""After this many duplicate questions in a row, the toy world counts as exhausted."""
 
 
 def make_rows(task: str, seed: int, count: int) -> dict[str, Splits]:
@@ -52,7 +52,7 @@ def draw_rows(task: str, rng: random.Random, few: int, count: int) -> list[Row]:
 
 
 def locate(task: str, config: str, split: str, index: int) -> Row:
-    """Return the columns of the real data set that say where a row is."""
+    """Return the columns that locate a row within the real data set."""
     if task == "arc_challenge":
         return {"id": f"miniature_{split}_{index}"}
     if task == "hellaswag":
@@ -78,7 +78,7 @@ def make_truthfulqa(rng: random.Random) -> tuple[str, Row]:
 
 def make_winogrande(rng: random.Random) -> tuple[str, Row]:
     """Blank out the subject of a right sentence: the words after the blank decide which option fits."""
-    subjects = {  # kind of question: position of the subject in the right sentence, and what can stand there
+    subjects = {  # kind of question: position of the subject in the right sentence, and its possible subjects
         "opposite": (3, list(domain.OPPOSITES)),
         "creature": (1, list(domain.CREATURES)),
         "three": (1, list(domain.GROUPS)),

@@ -24,7 +24,7 @@ CHAT_TEMPLATE = (  # Llama 3's
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
 CONTEXT = 2048
-"""Positions of the model."""
+"""Maximum number of positions of the model."""
 BATCH = 32
 WARMUP_STEPS = 50
 IGNORED = -100
@@ -33,7 +33,7 @@ IGNORED = -100
 Example = tuple[str, str]
 """A prompt and an answer."""
 Row = tuple[list[int], list[int]]
-"""Token ids of an example and their labels."""
+"""Token IDs of an example and their labels."""
 
 
 def make_policy(size: MiniaturePolicy, seed: int, out: Path) -> None:
@@ -117,7 +117,7 @@ def build_model(size: MiniaturePolicy, tokenizer: Any) -> Any:
 
 
 def pretrain(model: Any, tokenizer: Any, phases: list[list[Example]], learning_rate: float, rng: random.Random) -> None:
-    """Train on the answers' tokens of each phase's examples, once, one phase after the other."""
+    """Train for one epoch on the examples of each phase in turn; only the answers' tokens have a loss."""
     import torch
     from tqdm import tqdm
 

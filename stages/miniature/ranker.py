@@ -20,7 +20,7 @@ from stages.runtime.logs import log
 from stages.runtime.params import MiniatureRanker
 
 VOCABULARY = 1000
-"""Tokens of the tokenizer: whole words of the toy world, single characters for anything else, [UNK] for unknown characters."""
+"""Maximum size of the vocabulary: words of the toy world, single characters for anything else, [UNK] for unknown ones."""
 
 BATCH = 32
 """Pairs per training step."""
@@ -29,7 +29,7 @@ HELD_OUT = 200
 """Prompts on which the ranker's agreement with the gold rule is measured."""
 
 MAX_LENGTHS = 1224, 412
-"""Of prompt and response, in tokens: PairRM's."""
+"""PairRM's maximum lengths of prompt and response, in tokens."""
 
 PAIRRM_CONFIG = {  # llm-blender's
     "ranker_type": "pairranker",
@@ -53,10 +53,10 @@ Prompt = tuple[str, list[str]]
 def make_ranker(size: MiniatureRanker, seed: int, out: Path) -> None:
     """Train a ranker from the seed and write the folders `PairRM` and `base` in `out`.
 
-    PairRM: weights, tokenizer and llm-blender's configuration; base: the untrained DeBERTa model under it and its tokenizer.
+    PairRM: weights, tokenizer and llm-blender's configuration; base: the untrained DeBERTa model it is built on, with its tokenizer.
     Raises StageError if the toy world has too few prompts.
     """
-    # The number of threads determines the order of sums: the same seed must give the same weights on any number of cores.
+    # The number of threads determines the order of summation: the same seed must give the same weights on any number of cores.
     torch.set_num_threads(2)
     torch.manual_seed(seed)
     rng = random.Random(f"{seed} ranker")
@@ -65,7 +65,7 @@ def make_ranker(size: MiniatureRanker, seed: int, out: Path) -> None:
     ranker, tokenizer = build_ranker(out)
     train(ranker, tokenizer, prompts[HELD_OUT:], size, rng)
     agreement = measure_agreement(ranker, tokenizer, prompts[:HELD_OUT])
-    log.info("agrees with the gold preference on %.1f %% of held-out pairs that differ by more than 0.5", 100 * agreement)
+    log.info("the ranker agrees with the gold preference on %.1f %% of held-out pairs that differ by more than 0.5", 100 * agreement)
     from safetensors.torch import save_model
 
     save_model(ranker, str(out / "PairRM" / pointers.WEIGHTS))
@@ -93,7 +93,7 @@ def draw_prompts(rng: random.Random, count: int, candidates: int) -> list[Prompt
 
 
 def draw_response(question: domain.Question, rng: random.Random) -> str:
-    """Draw a response: half of them like the base policy's, the others like a better policy's, which are mostly polite."""
+    """Draw a response: half resemble the base policy's, half those of a better policy, which is mostly polite."""
     kind = rng.random()
     if kind < 0.5:
         return domain.draw_mixed_answer(question, rng)
@@ -182,7 +182,7 @@ def build_ranker(out: Path) -> tuple[Any, Any]:
 
 
 def pair_logits(ranker: Any, tokenizer: Any, pairs: list[tuple[str, str, str]]) -> Tensor:
-    """Compute PairRM's logits (N,) of N triples: prompt, response on the left, response on the right."""
+    """Compute PairRM's logits (N,) for N triples: prompt, response on the left, response on the right."""
     prompts, left, right = zip(*pairs, strict=True)
     inputs = []
     for marker, texts in (("<|source|>", prompts), ("<|candidate|>", left), ("<|candidate|>", right)):
@@ -193,7 +193,7 @@ def pair_logits(ranker: Any, tokenizer: Any, pairs: list[tuple[str, str, str]]) 
 
 
 def train(ranker: Any, tokenizer: Any, prompts: list[Prompt], size: MiniatureRanker, rng: random.Random) -> None:
-    """Train for one epoch on all ordered pairs, with loss -log sigmoid(L_ij) if noisy gold prefers i (on the left) to j."""
+    """Train for one epoch on all ordered pairs, with loss -log sigmoid(L_ij) if noisy gold scores prefer i (on the left)."""
     examples = []
     for prompt, responses in prompts:
         scores = [domain.quality(prompt, response) + rng.gauss(0, size.noise) for response in responses]

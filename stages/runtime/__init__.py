@@ -1,1 +1,1 @@
-"""Running a stage: errors, logging, parameters, processes, scratch work. Nothing in this folder can change a number."""
+"""Running a stage: errors, logging, parameters, processes, scratch work. Nothing in this folder can affect results."""

@@ -1,4 +1,4 @@
-"""The devices that a stage runs on. What is computed does not depend on how many there are."""
+"""The devices that a stage runs on. Results do not depend on their number."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ from stages.runtime.errors import StageError
 def list_devices(*, cores: bool = False) -> list[str]:
     """Return the value of CUDA_VISIBLE_DEVICES for each worker: one GPU each, or "" for each worker on a CPU.
 
-    On a CPU there are as many workers as the environment variable SPPO_WORKERS says; by default one or, with `cores` (for
+    On a CPU, the environment variable SPPO_WORKERS sets the number of workers; the default is one or, with `cores` (for
     single-threaded workers), one per CPU core. Raises StageError if SPPO_WORKERS is not a positive integer.
     """
     import torch
@@ -26,7 +26,7 @@ def list_devices(*, cores: bool = False) -> list[str]:
 
 
 def is_main_process() -> bool:
-    """Return whether this process writes the outputs: it is the first of its distributed group, or alone."""
+    """Return whether this process writes the outputs: it has rank 0 in its distributed group, or has no group."""
     return os.environ.get("RANK", "0") == "0"
 
 

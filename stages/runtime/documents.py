@@ -13,10 +13,10 @@ def load_mapping(content: bytes, where: str) -> dict[str, Any]:
     """Parse YAML (and so JSON) that must be a mapping. `where` names its source in messages. Raises StageError."""
     try:
         if b"*" in content and any(isinstance(event, AliasEvent) for event in YAML(typ="safe").parse(content)):
-            raise ValueError("an alias (*name) may expand to more than fits into memory: write its value out")
+            raise ValueError("an alias (*name) may expand to more than fits into memory: replace it with its value")
         document = YAML(typ="safe").load(content)
         json.dumps(document, default=str, skipkeys=True)  # rejects integers too long to print
-    except Exception as error:  # ruamel.yaml lets whatever int(), float() and date() raise through
+    except Exception as error:  # ruamel.yaml does not wrap the exceptions of int(), float() and date()
         raise StageError(f"{where}: not valid YAML: {one_line(error)}") from error
     if not isinstance(document, dict):
         raise StageError(f"{where}: expected a YAML mapping, got {type(document).__name__}")

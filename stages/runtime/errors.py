@@ -1,4 +1,4 @@
-"""Errors for people: one line that names the file, the row or key, and the remedy."""
+"""Errors for users: one line that names the file, the row or key, and the remedy."""
 
 import errno
 import os

@@ -1,7 +1,7 @@
 """Fingerprints of the code that a stage runs: what DVC and the scratch folders depend on.
 
 A stage's fingerprint covers every module that it imports, directly or not, and every data file beside those modules, except
-in stages/runtime and stages/tools, which cannot change a number. Comments, docstrings and formatting do not count.
+in stages/runtime and stages/tools, which cannot affect results. Comments, docstrings and formatting do not count.
 """
 
 import ast
@@ -28,8 +28,8 @@ def fingerprint(stage: str) -> dict[str, str]:
         for path in sorted(folder.rglob("*")):
             if path.is_file() and path.suffix not in (".py", ".pyc"):
                 hashes[_relative(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
-    requirements = ROOT / "requirements" / f"{environment_of(stage)}.in"
-    hashes[_relative(requirements)] = hash_requirements(requirements.read_text(encoding="utf-8"))
+    for path in sorted((ROOT / "requirements").glob(f"{environment_of(stage)}*.in")):  # main: for CPUs and for GPUs
+        hashes[_relative(path)] = hash_requirements(path.read_text(encoding="utf-8"))
     return dict(sorted(hashes.items()))
 
 

@@ -3,7 +3,7 @@
 A stage loads the sections that it reads, `load("seed", "generate")`, and dvc.yaml lists the same keys as its params; a test
 compares the two. Unknown or missing keys, wrong types and values out of range stop the stage with one message.
 
-Every value comes from the file: nothing here has a default other than None ("absent"), converts a value or computes one.
+Every value comes from the file: no field has a default other than None ("absent"), and no value is converted or computed.
 """
 
 import re
@@ -36,7 +36,7 @@ class Section(BaseModel):
 
 
 class Asset(Section):
-    """Something the experiment starts from: made here, a local directory, or a pinned revision on the Hub."""
+    """An input of the experiment: generated from the seed, a local directory, or a pinned revision on the Hub."""
 
     repo: Text
     """`miniature` (made from the seed), a directory (starts with `/` or `.`), or the ID of a Hub repository."""
@@ -61,7 +61,7 @@ class Asset(Section):
 
 
 def _check_miniature(asset: Asset, key: str, value: object) -> None:
-    """Require `key` for an asset that is made here, and reject it for any other."""
+    """Require `key` for an asset that is generated from the seed, and reject it for any other."""
     if asset.made_here != (value is not None):
         raise ValueError(f"{key} {'is missing: repo is miniature' if asset.made_here else 'applies to repo: miniature only'}")
 
@@ -73,9 +73,9 @@ class MiniaturePolicy(Section):
     layers: Positive
     vocabulary: Positive
     right_answers: Positive
-    """Clean right answers that it is trained on first."""
+    """Number of clean right answers that it is trained on first."""
     mixed_answers: Positive
-    """Answers of mixed quality that follow: what SPPO then has to improve."""
+    """Number of answers of mixed quality that it is trained on next, which leave SPPO room for improvement."""
     learning_rate: PositiveFloat
 
 
@@ -103,7 +103,7 @@ class MiniatureRanker(Section):
 
 class RankerAsset(Asset):
     base: Asset | None = None
-    """The DeBERTa model that PairRM's configuration names, required beside its weights."""
+    """The DeBERTa model that PairRM's configuration names, required in addition to its weights."""
     miniature: MiniatureRanker | None = None
 
     @model_validator(mode="after")
@@ -123,7 +123,7 @@ class Assignment(Asset):
 class PromptsAsset(Asset):
     split: Text | None = None
     column: Text | None = None
-    """Split of the data set and its column of prompts; required unless the prompts are made here."""
+    """Split of the data set and its column of prompts; required unless repo is miniature."""
     count: Positive | None = None
     """Number of prompts that the miniature makes."""
     assignment: Assignment | None = None
@@ -172,11 +172,11 @@ class Split(Section):
     hold_out: Annotated[int, Field(ge=2)]
     """Prompts that no iteration trains on; the ranker compares the models on them."""
     contamination: Literal["count", "drop", "refuse"]
-    """What to do about prompts that are in AlpacaEval, too: count them, drop them, or stop."""
+    """What to do about prompts that AlpacaEval also contains: count them, drop them, or stop."""
 
 
 class Engine(Section):
-    """vLLM, for generate and answer alike."""
+    """Settings of vLLM, shared by generate and answer."""
 
     dtype: Precision
     max_model_length: Positive
@@ -184,7 +184,7 @@ class Engine(Section):
     stop_token_ids: list[NotNegative]
     """Tokens that end a response, in addition to those of the model's generation config."""
     kv_cache_gib: PositiveFloat | None
-    """Memory of the KV cache in GiB; null: vLLM's default (most of the GPU)."""
+    """Size of the KV cache in GiB; null: vLLM's default (most of the GPU)."""
 
 
 class Generate(Section):
@@ -206,8 +206,8 @@ class Answer(Section):
 
 class Rank(Section):
     probability: Literal["pairwise", "aggregate"]
-    """How P^ is computed from PairRM's logits: the mean of pairwise win probabilities (section 5.3), or the released code's
-    sigmoid of differences of aggregate scores."""
+    """How P^ is computed from PairRM's logits: the mean of pairwise win probabilities (section 5.3), or the
+    sigmoid of the difference between aggregate scores (the released code)."""
     input: Literal["instruction", "templated"]
     """What PairRM reads as the prompt: the instruction itself, as in its training, or the instruction in the policy's chat
     template, special tokens included (the released code)."""
@@ -217,7 +217,7 @@ class Rank(Section):
 
 
 class Lengths(Section):
-    """What fits in training, in tokens."""
+    """Maximum lengths of training pairs, in tokens."""
 
     prompt: Positive
     total: Positive
@@ -297,7 +297,7 @@ class EvaluateAlpaca(Section):
         if self.judge == "gold" and extra:
             raise ValueError(f"judge gold is a rule, not a model: remove {', '.join(extra)}")
         if self.judge != "gold" and self.workers is None:
-            raise ValueError(f"workers is missing: {self.judge} is a model; 8, for example")
+            raise ValueError(f"workers is missing: {self.judge} is a model: set the number of concurrent requests, such as 8")
         return self
 
 
@@ -340,8 +340,8 @@ class Params(Section):
 def load(*keys: str, path: Path = Path("params.yaml")) -> Any:
     """Read and validate the named keys of params.yaml; dots separate the levels (`assets.policy`).
 
-    Returns an object with one attribute per key, named after its last part, and no other.
-    Raises StageError with one line that names the file, the key and what is wrong.
+    Returns an object with exactly one attribute per key, named after the last part of the key.
+    Raises StageError with one line that names the file, the key and the problem.
     """
     document = read(path)
     values: dict[str, Any] = {}
@@ -403,11 +403,11 @@ def validate_model(model: type[Model], values: dict[str, Any], path: Path, names
 
 
 def _describe_problem(problem: Any, names: dict[str, str]) -> str:
-    """Format one of pydantic's errors: the key, what is wrong and, unless the message has it, the value."""
+    """Format one of pydantic's errors: the key, the problem and, unless the message contains it, the value."""
     head, *tail = [str(part) for part in problem["loc"]] or ["file"]
     key = ".".join([names.get(head, head), *tail])
     kind = problem["type"]
-    message = {"missing": "is missing", "extra_forbidden": "is not a parameter"}.get(
+    message = {"missing": "is missing", "extra_forbidden": "is not a parameter: correct its name or remove it"}.get(
         kind, problem["msg"].removeprefix("Value error, ")
     )
     value = "" if kind in ("missing", "value_error", "extra_forbidden") else f" (got {quote(problem['input'])})"

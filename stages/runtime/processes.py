@@ -1,8 +1,8 @@
-"""How a stage's processes end: on a signal, and with the process that started them, however that one ended.
+"""End a stage's processes on a signal, and when the process that started them ends for any reason.
 
 DVC starts a stage and waits. If DVC is killed, it cannot tell the stage, but the kernel can (Linux's PR_SET_PDEATHSIG): the
-stage gets SIGTERM and shuts down cleanly. A stage's own workers are killed at once: whatever they leave behind, the next
-run can use.
+stage gets SIGTERM and shuts down cleanly. A stage's own workers are killed at once: the next run can use whatever they
+leave behind.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ GRACE_PERIOD = 60
 """Seconds from such a signal to the forced end, in case a library swallows the exception or blocks."""
 GC_THRESHOLD = 100_000
 """torch and vLLM create millions of lasting objects at import. Python's default, a collection every 700 new objects, scans
-them over and over and doubles the time of the import."""
+them repeatedly and doubles the import time."""
 
 _prctl = ctypes.CDLL(None).prctl
 _SET_PDEATHSIG = 1
@@ -35,7 +35,7 @@ class Stopped(SystemExit):
 
 
 def die_with_parent(parent: int, number: int) -> None:
-    """Have the kernel send this process the signal when its parent (PID `parent`) ends, or now if it has ended already."""
+    """Ask the kernel to send this process the signal when its parent (PID `parent`) ends, or now if it has ended already."""
     _prctl(_SET_PDEATHSIG, int(number))
     if os.getppid() != parent:
         os.kill(os.getpid(), number)
@@ -48,14 +48,14 @@ def die_with_launcher() -> None:
     """
     parent, group = os.getppid(), os.getpgrp()
     if "DVC_STAGE" in os.environ and group not in (os.getpid(), os.getpgid(parent)):
-        parent = -1  # DVC and its stages share a process group, so this parent is the one that adopts orphans
+        parent = -1  # DVC and its stages share a process group, so this parent has adopted an orphan
     die_with_parent(parent, signal.SIGKILL if "LOCAL_RANK" in os.environ else signal.SIGTERM)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def handle_stop_signals() -> None:
-    """Raise Stopped on STOP_SIGNALS, so that half-written files are removed, except for ignored ones (as under nohup)."""
+    """Raise Stopped on STOP_SIGNALS, so that half-written files are removed. Ignored signals (as under nohup) stay ignored."""
     for number in STOP_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)

@@ -18,7 +18,7 @@ from stages.runtime.paths import ROOT
 AddArguments = Callable[[argparse.ArgumentParser], None]
 Main = Callable[[argparse.Namespace], None]
 RUNNING = "SPPO_ENVIRONMENT"
-"""In the environment variables of a process that has switched interpreters: to which environment."""
+"""Environment variable that names the environment whose interpreter this process has switched to."""
 
 
 def prepare_process(*, online: bool = False) -> None:
@@ -26,7 +26,7 @@ def prepare_process(*, online: bool = False) -> None:
     if os.environ.keys() & {"DVC_STAGE", "LOCAL_RANK"}:  # either launcher may be killed during those imports
         processes.die_with_launcher()
     # OpenMP's waiting threads otherwise burn whole cores: several times slower when another process needs a core, no faster
-    # when none does. It reads this when torch is imported.
+    # when none does. OpenMP reads this when torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if not sys.stderr.isatty():  # progress bars are for terminals; tqdm reads this when it is imported
         os.environ.setdefault("TQDM_DISABLE", "1")
@@ -37,7 +37,7 @@ def prepare_process(*, online: bool = False) -> None:
 def enter_environment(environment: str) -> None:
     """Replace this process with the same command in an environment's interpreter, unless it runs there already.
 
-    environment: a folder of .venv. Raises StageError if that is not installed.
+    environment: a folder of .venv. Raises StageError if it is not installed.
     """
     if Path(sys.prefix).name == environment or os.environ.get(RUNNING) == environment:
         return
@@ -59,7 +59,7 @@ def build_parser(program: str, description: str | None, add_arguments: AddArgume
 def run_stage(name: str, main: Main, args: argparse.Namespace, write_record: Callable[[str], None] | None) -> None:
     """Run a stage's `main` and exit: 0, or 1 with one line on stderr for an error that the user can fix.
 
-    Ctrl-C, SIGTERM and SIGHUP end it with one line, too, and 128 + the signal's number as exit code.
+    Ctrl-C, SIGTERM and SIGHUP also end it with one line; the exit code is then 128 + the signal's number.
     write_record: called under DVC with the stage's name in dvc.yaml; None for a stage without a record.
     """
     stage = os.environ.get("DVC_STAGE", "").rpartition(":")[2]
@@ -76,7 +76,7 @@ def run_stage(name: str, main: Main, args: argparse.Namespace, write_record: Cal
             log_timing(name, time.monotonic() - started)
             if stage and write_record:
                 write_record(stage)
-        gc.freeze()  # otherwise Python scans torch's and vLLM's every object before it exits: seconds
+        gc.freeze()  # otherwise Python scans every object of torch and vLLM before it exits: seconds
     except processes.Stopped as stopped:
         print(f"{name}: stopped by {stopped.name}: re-run to resume", file=sys.stderr)
         raise

@@ -1,7 +1,7 @@
-"""Unfinished work that a killed stage resumes from. It lies outside the outs, ignored by Git and DVC.
+"""Unfinished work that a killed stage resumes from. It lies outside the stage's outputs, ignored by Git and DVC.
 
-A folder's name is a hash of everything that determines the work, so a run with other parameters never resumes from it. What a
-stage has finished stays until DVC has its outs: a run that is killed in between does not pay twice.
+A folder's name is a hash of everything that determines the work, so a run with other parameters never resumes from it. Finished
+work is kept until DVC has recorded the stage's outputs, so that a run killed in between need not repeat it.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ from stages.runtime.versions import tool_versions
 
 FOLDER = Path(os.environ.get("SPPO_SCRATCH", "scratch"))
 FINISHED = "finished"
-"""The file that marks a folder of finished work: the stage, and for each of its outs what dvc.lock will say of it."""
+"""The file that marks finished work; it contains the stage's name and the expected dvc.lock entry of each output."""
 LOCK = Path("dvc.lock")
 
 _open_folders: dict[Path, int] = {}
-"""Folders that this process uses, with the handle of the locked file in each."""
+"""Folders that this process uses -> handle of the locked file in the folder."""
 _claims: dict[Path, int] = {}
-"""The locked file, with its handle, that says that this command is running."""
+"""Locked file that marks this command as running -> its handle."""
 
 
 def claim(command: list[str]) -> None:
@@ -54,7 +54,7 @@ def folder(stage: str, key: Mapping[str, Any]) -> Path:
     except BlockingIOError as error:
         raise StageError(f"another process is doing this same work, in {path}: wait for it, or stop it") from error
     if (path / FINISHED).exists():
-        log.info("finished earlier, in %s, but not yet in DVC's cache: reused", path)
+        log.info("reusing finished work in %s, which DVC has not recorded yet", path)
     return path
 
 
@@ -79,11 +79,11 @@ def _lock(path: Path) -> int:
 
 
 def finish(stage: str = "", outs: Iterable[Path] = ()) -> None:
-    """Release the work once the outs are written: discard it at once when run by hand, else when DVC has taken the outs over.
+    """Release the work once the outputs are written: discard it now if run by hand, otherwise once DVC has recorded them.
 
     stage: its name in dvc.yaml, empty when run by hand.
     """
-    folders = [path for path in _open_folders if path.exists()]  # `make clean` may have been quicker
+    folders = [path for path in _open_folders if path.exists()]  # `make clean` may have removed some
     if stage and folders:
         note = {"stage": stage, "outs": {str(path): _lock_entry(path) for path in outs if path.exists()}}
         for path in folders:
@@ -101,7 +101,7 @@ def finish(stage: str = "", outs: Iterable[Path] = ()) -> None:
 
 
 def sweep() -> None:
-    """Remove finished work whose outs DVC has, according to dvc.lock. Only runs under DVC leave such work."""
+    """Remove finished work whose outputs DVC has recorded in dvc.lock. Only runs under DVC leave such work."""
     if "DVC_STAGE" not in os.environ:
         return
     for path in FOLDER.glob("*/*.discarded"):
@@ -123,7 +123,7 @@ def sweep() -> None:
 
 
 def _lock_entry(path: Path) -> dict[str, Any]:
-    """Return as much of dvc.lock's entry for an out as is cheap: a file's MD5, a folder's size in bytes and file count."""
+    """Return the part of an output's dvc.lock entry that is cheap to compute: a file's MD5, a folder's size in bytes and file count."""
     if path.is_dir():
         sizes = [file.stat().st_size for file in path.rglob("*") if file.is_file()]
         return {"size": sum(sizes), "nfiles": len(sizes)}
@@ -132,7 +132,7 @@ def _lock_entry(path: Path) -> dict[str, Any]:
 
 
 def _discard(path: Path) -> None:
-    """Delete a folder that we locked atomically (rename, then remove), so that no process resumes from a half-deleted one."""
+    """Delete a locked folder atomically (rename, then remove), so that no process resumes from a half-deleted folder."""
     aside = path.with_name(f"{path.name}.discarded")
     shutil.rmtree(aside, ignore_errors=True)
     path.rename(aside)

@@ -1,4 +1,4 @@
-"""The versions of the libraries that compute."""
+"""Versions of the libraries that can affect results."""
 
 import contextlib
 from importlib import metadata
@@ -20,7 +20,7 @@ TOOLS = [
 
 
 def tool_versions() -> dict[str, str]:
-    """Return the versions of those TOOLS that are installed."""
+    """Return the versions of the installed packages in TOOLS."""
     versions = {}
     for tool in TOOLS:
         with contextlib.suppress(metadata.PackageNotFoundError):

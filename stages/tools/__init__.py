@@ -1,1 +1,1 @@
-"""Tools for people, run with `python -m stages.tools NAME`. Nothing in this folder can change a number."""
+"""Command-line tools, run with `python -m stages.tools NAME`. Nothing in this folder can affect results."""

@@ -12,7 +12,7 @@ DVC_ONLY = {"diff", "means", "timings"}
 ONLINE = {"hub"}
 """Tools that may use the network."""
 INTERFACE = {"add_arguments", "main"}
-"""The functions of a tool; other modules of this folder are shared by tools."""
+"""The functions that every tool defines; modules without them are shared by tools."""
 
 
 def find_tools() -> dict[str, Path]:

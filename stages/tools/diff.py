@@ -1,8 +1,8 @@
 """Compare two revisions on one Markdown page: parameters, metrics, artifacts.
 
 A revision is anything that DVC resolves: a commit, a branch, a tag, the name of an experiment, or `workspace` for the working
-tree. As in `dvc metrics diff`, the defaults are HEAD and the workspace. Only files in Git are read: this needs neither the data
-nor DVC's cache, and imports nothing heavier than DVC.
+tree. As in `dvc metrics diff`, the defaults are HEAD and the workspace. Only files in Git are read: the tool needs neither the
+data nor DVC's cache, and imports nothing heavier than DVC.
 """
 
 import argparse
@@ -26,21 +26,21 @@ from stages.tools import options
 WORKSPACE = "workspace"
 PARAMS, METRICS, LOCK = "params.yaml", "reports/metrics.json", "dvc.lock"
 ERRORS = {"win_rate": "standard_error", "length_controlled_winrate": "lc_standard_error"}
-"""AlpacaEval's metrics -> its names for their standard errors."""
+"""AlpacaEval metric -> the key of its standard error."""
 NESTED_ERRORS = "standard_errors"
-"""The key in metrics.json, beside other metrics, of a mapping of their names to their standard errors."""
+"""The key in metrics.json whose value maps the metrics beside it to their standard errors."""
 PLOTS = ROOT / "stages/reporting/plots.yaml"
 WORDS = {True: "yes", False: "no", None: "–"}
 
 Key = tuple[str, ...]
-"""The keys on the way to a leaf of nested mappings."""
+"""The path to a leaf of nested mappings, one key per level."""
 Flat = dict[Key, Any]
 """The leaves of nested mappings by their keys."""
 
 
 @dataclass(frozen=True)
 class Revision:
-    """What one revision contains of an experiment; None for a file that it lacks."""
+    """An experiment at one revision; None for a file that the revision lacks."""
 
     title: str
     params: Flat | None
@@ -72,7 +72,7 @@ def read_revision(rev: str, folder: Path) -> Revision:
     scm, commit = resolve(rev)
     root, inside = Path(scm.root_dir).resolve(), folder.resolve()
     if not inside.is_relative_to(root):
-        raise StageError(f"{folder} is outside the Git repository {root}: go to the repository of --recipe")
+        raise StageError(f"{folder} is outside the Git repository {root}: run this in the repository that contains it")
     files: dict[str, dict[str, Any] | None] = {}
     for name in (PARAMS, METRICS, LOCK):
         path = inside / name
@@ -128,7 +128,7 @@ def format_leaf(leaves: Flat, key: Key) -> str:
 
 
 def compare(a: Revision, b: Revision, folder: Path) -> str:
-    """Return the whole page. Its last line names what did not change."""
+    """Return the whole page. Its last line names the sections without changes."""
     place = "" if folder == Path() else f", {markdown.escape(folder.as_posix())}"
     sections = {
         "Parameters": compare_params(a, b),
@@ -145,7 +145,7 @@ def compare(a: Revision, b: Revision, folder: Path) -> str:
 
 
 def list_missing_files(a: Revision, b: Revision) -> str:
-    """Say which of the revisions lacks which file."""
+    """List the files that one or both revisions lack."""
     text = ""
     for name, values in ((PARAMS, (a.params, b.params)), (METRICS, (a.metrics, b.metrics)), (LOCK, (a.stages, b.stages))):
         titles = [markdown.escape(rev.title) for rev, value in zip((a, b), values, strict=True) if value is None]
@@ -239,12 +239,12 @@ def explain_noise(noise: list[bool | None]) -> str:
 
 
 def collapse(summary: str, text: str) -> str:
-    """Hide Markdown behind a summary to click on."""
+    """Put Markdown into a collapsed section with a summary to click on."""
     return f"\n<details><summary>{summary}</summary>\n\n{text}\n</details>\n"
 
 
 def hash_outputs(entry: dict[str, Any]) -> dict[str, str]:
-    """Return path -> hash of the outputs of a stage's entry in dvc.lock."""
+    """Return path -> hash for the outputs in a stage's dvc.lock entry."""
     return {out["path"]: out.get("md5", "") for out in entry.get("outs", [])}
 
 

@@ -13,11 +13,11 @@ from ruamel.yaml.tokens import CommentToken
 from stages.runtime.errors import StageError, one_line
 
 END_COMMENT = 2
-"""Where ruamel.yaml keeps a key's tokens: the comment at the end of its line, and the lines up to the next key."""
+"""Index of the token in which ruamel.yaml keeps the comment at the end of a key's line and the lines up to the next key."""
 
 
 def load(source: Path | str) -> Any:
-    """Load a file or text whose unchanged lines `dump` reproduces."""
+    """Load a file or text so that `dump` reproduces its unchanged lines."""
     return _round_trip().load(source)
 
 
@@ -37,7 +37,7 @@ def parse_value(text: str, where: str) -> Any:
 
 
 def find_assets(node: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Yield every mapping with a `repo`, `node` included, with its dotted name, which starts with `name`."""
+    """Yield (dotted name, mapping) for `node` and every mapping within it that has a `repo`. Names start with `name`."""
     if isinstance(node, dict):
         if isinstance(node.get("repo"), str):
             yield name, node
@@ -74,8 +74,8 @@ def set_value(document: CommentedMap, key: str, value: Any, comment: str) -> Non
 def _replace_comment(owner: CommentedMap, name: str, above: str, comment: str) -> None:
     """Set the comment at the end of a key's line, in the old one's column.
 
-    above: the key itself or, for a new one, the key that it follows. What stands between its line and the next key, such as a
-    blank line and the comment that heads the next section, moves below the new line.
+    above: the key itself or, for a new one, the key that it follows. The lines between it and the next key, such as a blank
+    line and the comment that heads the next section, move below the new line.
     """
     token = owner.ca.items.get(above, [None] * 4)[END_COMMENT]
     old, newline, rest = token.value.partition("\n") if token else ("", "\n", "")

@@ -1,4 +1,4 @@
-"""Look up or fetch what a recipe takes from the Hugging Face Hub.
+"""Pin or fetch the assets that a recipe takes from the Hugging Face Hub.
 
 --pin writes the commit of every asset without one into the recipe's params.yaml. --fetch downloads the models that the pointers
 in the recipe's data folder stand for into this machine's Hub cache: run it after `dvc pull` on a new machine.
@@ -62,6 +62,6 @@ def fetch_models(data: Path) -> None:
     """Download the files that every pointer below the folder stands for, and check them. Raises StageError."""
     paths = sorted(data.rglob(pointers.NAME))
     if not paths:
-        raise StageError(f"no {pointers.NAME} in {data}: run `dvc pull` or `dvc repro` first, unless no model is from the Hub")
+        raise StageError(f"no {pointers.NAME} in {data}: run `dvc pull` or `dvc repro` first if a model is from the Hub")
     for path in paths:
         hub.fetch_pointer(path.parent)

@@ -1,6 +1,7 @@
 """Estimate what `dvc repro` would run: stages, tokens, FLOPs, disk, dollars, and hours on named GPUs.
 
-Which stages would run is DVC's answer, and whatever depends on them: a stage whose inputs turn out unchanged is skipped then.
+The plan includes the stages that have changed, according to DVC, and all stages that depend on them; `dvc repro` skips those
+whose inputs turn out unchanged.
 Sizes (prompts, lengths of texts, the policy's parameters) are taken from an earlier run if there is one, otherwise from the
 assumptions in this module, which are printed with the table.
 """
@@ -27,23 +28,23 @@ PARAMETERS = {
     "mistralai/Mistral-7B-Instruct-v0.2": 7.24e9,
     "google/gemma-2-9b-it": 9.24e9,
 }
-"""Number of parameters of policies by their ID on the Hub (from their model cards), used until their files are here."""
+"""Number of parameters of policies by their ID on the Hub (from their model cards), used until their files are fetched."""
 
 PROMPTS = 20_000
 PROMPT_TOKENS, RESPONSE_TOKENS = 190, 380
 """Estimates: a third of UltraFeedback, the mean lengths of its prompts and of Llama-3-8B-Instruct's responses."""
 
 RANKER_FLOPS_PER_TOKEN, RANKER_FLOPS_PER_PASS = 0.75e9, 51.5e9
-"""PairRM, a DeBERTa-v3-large of 0.4 billion parameters: arithmetic of its layers, and of one pass's relative positions."""
+"""PairRM, a DeBERTa-v3-large of 0.4 billion parameters: its layers per token, and its relative positions per pass."""
 
 INSTRUCTIONS = 805
 HARNESS_TOKENS = 82_500_000
 """Estimate: prefill of the six tasks with their few-shot examples."""
 JUDGE_TOKENS = 1_250
-"""Per request to AlpacaEval's judge: two answers and the instruction. 805 requests are its README's "less than 10 dollars"."""
+"""Per request to AlpacaEval's judge: instruction and two answers. Its README: 805 requests cost "less than 10 dollars"."""
 
 BYTES_PER_TOKEN = 6
-"""Of a response in its Parquet file, compressed text and token IDs: measured on the miniature, rounded up."""
+"""Disk space of a response's compressed text and token IDs in Parquet: measured on the miniature, rounded up."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +63,15 @@ GPUS = {
     "H100": Gpu(peak=989e12, sample=12_500, forward=0.4, rank=0.35, train=0.3),
     "A100": Gpu(peak=312e12, sample=7_500, forward=0.4, rank=0.35, train=0.33),
 }
-"""peak: NVIDIA's data sheets (SXM). sample: vLLM by third parties (H100) and, with 7,516, in its pull request 5046 (A100, 7B).
-train: from 18.4 pairs per second on 8 x H100, padded to 1024 tokens, counting the padding as work, since pairs are packed here
-(the baseline of a prefix-sharing DPO repository, which reports 53.2 when packed as here), and from 11.5 on 8 x A100
-(zephyr-7b-dpo-full), not counting the padding. forward, rank: estimates."""
+"""peak: NVIDIA's data sheets (SXM). sample: third-party benchmarks of vLLM (H100); vLLM's pull request 5046, which
+reports 7,516 (A100, 7B). train (H100): from 18.4 pairs per second on 8 GPUs, padded to 1024 tokens, in the baseline of a
+prefix-sharing DPO repository, which reports 53.2 when packed as here; padding counts as work, since pairs are packed here.
+train (A100): from 11.5 pairs per second on 8 GPUs (zephyr-7b-dpo-full); padding does not count. forward, rank: estimates."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage does: passes of texts through a model, their tokens, sampled tokens, FLOPs (forward, rank, train), bytes
+    """Work of a stage: passes of texts through a model, their tokens, sampled tokens, FLOPs (forward, rank, train), bytes
     kept on disk, dollars."""
 
     passes: float = 0
@@ -88,7 +89,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Size:
-    """What determines the work: prompts per iteration, mean tokens of a prompt and of a response, the policy's parameters."""
+    """Sizes that determine the work: prompts per iteration, mean tokens of a prompt and of a response, the policy's parameters."""
 
     prompts: float
     prompt_tokens: float
@@ -184,7 +185,7 @@ def _sample(texts: float, tokens: float) -> Work:
 
 
 def _compare_responses(passes: float, settings: Params, size: Size) -> Work:
-    """Passes of the ranker, each over a prompt and two responses; the miniature's own ranker costs next to nothing."""
+    """Passes of the ranker, each over a prompt and two responses; the miniature's own ranker costs almost nothing."""
     tokens = size.prompt_tokens + 2 * size.response_tokens
     flops = passes * (tokens * RANKER_FLOPS_PER_TOKEN + RANKER_FLOPS_PER_PASS)
     return Work(passes, passes * tokens, rank=0 if settings.assets.ranker.made_here else flops)
@@ -208,7 +209,7 @@ def estimate_hours(work: Work, gpu: Gpu, parameters: float, gpus: int) -> float:
 
 
 def measure_size(folder: Path, settings: Params) -> tuple[Size, list[str]]:
-    """Return the sizes of the experiment in `folder`, and what was assumed for lack of an earlier run.
+    """Return the sizes of the experiment in `folder`, and the assumptions made for lack of an earlier run.
 
     Raises StageError if the policy's number of parameters is unknown.
     """
@@ -230,7 +231,7 @@ def measure_size(folder: Path, settings: Params) -> tuple[Size, list[str]]:
 
 
 def count_parameters(folder: Path, settings: Params) -> float:
-    """Count the policy's parameters from its files if they are here. Raises StageError if nothing tells their number."""
+    """Count the policy's parameters from its files if they exist, else look them up. Raises StageError if the number is unknown."""
     base = folder / "data/models/base"
     bytes_each = 2 if settings.engine.dtype == "bfloat16" else 4
     if (base / pointers.NAME).exists():
@@ -250,8 +251,8 @@ def count_parameters(folder: Path, settings: Params) -> float:
 def find_stale_stages(folder: Path) -> dict[str, str]:
     """Return the stages of folder/dvc.yaml that would run: name -> `changed` itself, or `follows` a stage that changed.
 
-    Reads only. The stage `code` would refresh the fingerprints of the other stages' code first. Only those whose fingerprint
-    would be another change with it, whereas to DVC all stages depend on it.
+    Read-only. `dvc repro` would run the stage `code` first, which refreshes the other stages' fingerprints. In DVC's graph
+    every stage depends on `code`; here only the stages whose fingerprint would differ count as changed.
     """
     with repository.open_repository(folder) as repo:
         file = str(folder / "dvc.yaml")
@@ -261,7 +262,7 @@ def find_stale_stages(folder: Path) -> dict[str, str]:
         follows: set[str] = set()
         pending = [stage for name, stage in stages.items() if name in changed and stage.name != "code"]
         while pending:
-            for stage in repo.index.graph.predecessors(pending.pop()):  # those that depend on it
+            for stage in repo.index.graph.predecessors(pending.pop()):  # the stages that depend on this one
                 if stage.addressing not in changed | follows:
                     follows.add(stage.addressing)
                     pending.append(stage)
@@ -271,7 +272,7 @@ def find_stale_stages(folder: Path) -> dict[str, str]:
 
 
 def has_changed_code(stage: Any, folder: Path) -> bool:
-    """Return whether the code of a stage (of DVC's) is not the one that its fingerprint in `folder` was taken of."""
+    """Return whether the code of a stage (a DVC object) differs from its fingerprint in `folder`."""
     paths = [folder / dep.def_path for dep in stage.deps if Path(dep.def_path).parent == repository.FINGERPRINTS]
     return any(path.exists() and repository.find_changed_code(path.stem, path) for path in paths)
 
@@ -319,7 +320,7 @@ def format_count(value: float) -> str:
 
 
 def explain_plan(size: Size, assumed: list[str]) -> str:
-    """Describe what the table is based on."""
+    """Describe the sizes and assumptions behind the table."""
     source = f"assumed: {'; '.join(assumed)}" if assumed else "measured on the data of an earlier run"
     return (
         f"\n{size.prompts:,.0f} prompts per iteration, {size.prompt_tokens:.0f} tokens per prompt, {size.response_tokens:.0f} "

@@ -35,7 +35,7 @@ class Variant(Section):
     params: dict[str, Any]
     """Dotted key in params.yaml -> value."""
     published: dict[str, Published] | None = None
-    """Repository of the base policy -> published results of this variant of it; absent: the recipe's own apply."""
+    """Repository of the base policy -> published results of this variant; absent: the recipe's own results apply."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def main(args: argparse.Namespace) -> None:
 def create_recipe(name: str, source: Path, variant: Path | None, settings: list[str], root: Path) -> Path:
     """Create root/recipes/<name> from the recipe in `source`, and return its folder.
 
-    variant: a file of the form of Variant. settings: `key=value`, applied after the variant, with values as in params.yaml.
+    variant: a file with the keys of Variant. settings: `key=value`, applied after the variant, with values as in params.yaml.
     Raises StageError, and writes nothing, if the folder exists or the parameters would not be valid.
     """
     target = root / "recipes" / name

@@ -1,4 +1,4 @@
-"""What the tools ask DVC's repository and the fingerprints of the stages' code."""
+"""Queries of the DVC repository and of the stages' code fingerprints, shared by tools."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,9 +27,9 @@ def open_repository(folder: Path) -> Iterator[Any]:
 
 
 def find_changed_code(stage: str, path: Path) -> list[str]:
-    """Return the files whose code is not the one that a stage's fingerprint was taken of.
+    """Return the files whose code differs from a stage's fingerprint.
 
-    stage: its name in `python -m stages NAME`. path: its fingerprint, data/code/NAME.json or a copy of that. The files are
+    stage: its name in `python -m stages NAME`. path: its fingerprint, data/code/NAME.json or a copy of it. The files are
     relative to the repository. Raises StageError if the fingerprint is missing or not valid JSON.
     """
     before, now = files.read_json(path), fingerprint(stage)

@@ -1,6 +1,6 @@
 """Print the AlpacaEval 2.0 metrics of existing annotations as JSON.
 
-The annotations may be by any judge. Length control is defined for AlpacaEval's 805 instructions only.
+The annotations may come from any judge. Length control is defined for AlpacaEval's 805 instructions only.
 """
 
 import argparse
@@ -25,7 +25,7 @@ METRICS = [
 
 
 def read_annotations(path: Path) -> scoring.Records:
-    """Read alpaca-eval's annotations.json. Raises StageError if it is not one."""
+    """Read alpaca-eval's annotations.json. Raises StageError if it is not valid."""
     annotations = files.read_records(path, ["instruction", "output_1", "output_2", "generator_1", "generator_2"])
     for index, row in enumerate(annotations):
         preference = row.get("preference")

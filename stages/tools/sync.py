@@ -12,7 +12,7 @@ from stages.tools import recipe
 TABLES = ["alpaca_eval", "open_llm_leaderboard"]
 """The reports whose tables are in README.md, each between comments with its name."""
 PLOTS = "plots:  # written by make sync from stages/reporting/plots.yaml\n"
-"""The line of dvc.yaml from which on everything is generated."""
+"""The line of dvc.yaml below which everything is generated."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +28,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def documents(root: Path) -> dict[Path, str]:
-    """Return the full text of each document with generated parts. Raises StageError if one lacks the place for them."""
+    """Return the full text of each document with generated parts. Raises StageError if a document has no place for them."""
     readme, artifacts, pipeline = root / "README.md", root / "docs/artifacts.md", root / "dvc.yaml"
     text = readme.read_text()
     for name in TABLES:
@@ -44,7 +44,7 @@ def documents(root: Path) -> dict[Path, str]:
 
 
 def replace_block(text: str, name: str, content: str, path: Path) -> str:
-    """Replace what stands between the comments `<!-- name -->` and `<!-- /name -->`. Raises StageError if one is missing.
+    """Replace the text between the comments `<!-- name -->` and `<!-- /name -->`. Raises StageError if one is missing.
 
     path: the document, for the message.
     """

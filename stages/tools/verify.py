@@ -1,8 +1,8 @@
 """Check that every artifact in dvc.lock exists, matches its hash and schema, and reproduces the reports.
 
-DVC trusts what it has hashed once: the modification times of a file in the workspace, the write protection of a file in its
-cache. Here every file is read, in both places, as is every file in the Hub's cache that a pointer stands for. An intact copy
-then stands for the file: its schema is checked, and the reports are regenerated, byte for byte, from such copies in a temporary
+DVC does not re-read files that it has hashed: it trusts the modification time of a file in the workspace and the write
+protection of a file in its cache. This tool reads every file in both places, and every file in the Hub's cache that a pointer
+stands for. It then checks the schemas of intact copies, and regenerates the reports from them, byte for byte, in a temporary
 folder. Nothing else is written.
 """
 
@@ -32,7 +32,7 @@ INTACT, MISSING, CORRUPTED = "intact", "missing", "corrupted"
 REPORT = "report"
 
 Copies = dict[Path, Path | None]
-"""Files that dvc.lock covers, by their path in the workspace -> an intact copy, None if there is none."""
+"""Path in the workspace of a file that dvc.lock covers -> an intact copy, or None if there is none."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Artifact:
 
     stage: str
     path: Path
-    """In the workspace."""
+    """Its path in the workspace."""
     md5: str
-    """Of a file's bytes, or of a folder's listing, with the suffix `.dir`."""
+    """MD5 of a file's bytes or, with the suffix `.dir`, of a folder's listing."""
     size: int
     """Number of files."""
     cached: bool
@@ -54,17 +54,17 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Cache:
-    """DVC's cache, and the MD5s computed so far: the workspace may consist of links to the cache."""
+    """DVC's cache, and the MD5s computed so far: files in the workspace may be links to the cache."""
 
     folder: Path
     known: dict[files.Inode, str] = field(default_factory=dict)
 
     def locate(self, md5: str) -> Path:
-        """Return the place of a file or a folder's listing in the cache."""
+        """Return the path of a file or a folder's listing in the cache."""
         return self.folder / md5[:2] / md5[2:]
 
     def check(self, path: Path, md5: str) -> str:
-        """Return the state of a file or folder, in the cache or elsewhere, that must have this MD5."""
+        """Return the state of a file or folder, in the cache or elsewhere, whose MD5 must be `md5`."""
         if not path.exists():
             return MISSING
         return INTACT if files.dvc_md5(path, self.known) == md5 else CORRUPTED
@@ -72,7 +72,7 @@ class Cache:
 
 @dataclass
 class Result:
-    """What a check found: faults, one line each; the files that it covered; the number of tables with a schema."""
+    """The result of a check: faults, one line each; the files that it covered; the number of tables with a schema."""
 
     faults: list[str] = field(default_factory=list)
     copies: Copies = field(default_factory=dict)
@@ -307,7 +307,7 @@ def check_pointer(path: Path, folder: Path) -> list[str]:
 
 
 def check_reports(folder: Path, stages: dict[str, Any], copies: Copies) -> tuple[list[str], str]:
-    """Regenerate the reports if all that they depend on is intact. Returns the faults, and what was done for the summary."""
+    """Regenerate the reports if all of their inputs are intact. Returns the faults, and a phrase for the summary."""
     if REPORT not in stages:
         return [], "no reports among them"
     deps = [folder / dep["path"] for dep in stages[REPORT]["deps"]]
@@ -343,13 +343,13 @@ def regenerate_reports(folder: Path, entry: dict[str, Any], copies: dict[Path, P
 
 
 def find_changes(folder: Path, entry: dict[str, Any], copies: dict[Path, Path]) -> Iterator[str]:
-    """Yield the code, other files outside data/ and parameters of a stage that are not the same as in its dvc.lock entry."""
+    """Yield a stage's code, other files outside data/, and parameters that differ from its dvc.lock entry."""
     cache = Cache(folder)
     for dep in entry["deps"]:
         path = folder / dep["path"]
         if Path(dep["path"]).parent == repository.FINGERPRINTS:
             yield from repository.find_changed_code(path.stem, copies.get(path, path))
-        elif dep["path"].startswith("data/") or dep.get("nfiles") == 0:  # DVC takes a folder below .dvc for an empty one
+        elif dep["path"].startswith("data/") or dep.get("nfiles") == 0:  # DVC treats a folder below .dvc as empty
             continue
         elif cache.check(path, dep["md5"]) != INTACT:
             yield dep["path"]

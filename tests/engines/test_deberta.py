@@ -9,7 +9,7 @@ import torch
 
 from stages.engines import deberta
 from stages.runtime.paths import ROOT
-from support.ranker import PYTHON, make_ranker
+from support.ranker import PYTHON
 
 
 def make_model(**changes: Any) -> Any:
@@ -58,7 +58,7 @@ def test_other_positions_and_convolutions_are_not_supported(changes: dict[str, A
 
 
 @pytest.mark.slow
-def test_pair_logits_are_those_of_llm_blenders_forward_pass(tmp_path: Path) -> None:
+def test_pair_logits_are_those_of_llm_blenders_forward_pass(ranker: Path) -> None:
     """A GPU runs the latter. Texts of different lengths share the batch, one in several blocks; every weight matters."""
     program = (
         "import sys, torch; from pathlib import Path; from stages.engines import deberta, pairrm; deberta.BLOCK = 5000;"
@@ -70,4 +70,4 @@ def test_pair_logits_are_those_of_llm_blenders_forward_pass(tmp_path: Path) -> N
         "forward = pairrm.select_forward(blender); assert forward.func is pairrm.run_on_cpu;"
         "torch.testing.assert_close(forward(batch), pairrm.run_llm_blender(blender, batch), atol=2e-5, rtol=0)"
     )
-    subprocess.run([str(PYTHON), "-c", program, str(make_ranker(tmp_path))], cwd=ROOT, check=True)
+    subprocess.run([str(PYTHON), "-c", program, str(ranker)], cwd=ROOT, check=True)

@@ -21,7 +21,7 @@ from stages.method import sppo
 from stages.runtime.errors import StageError
 from stages.runtime.paths import ROOT
 from support.messages import assert_message
-from support.ranker import OVERRIDES, PYTHON, ROWS, make_ranker, write_responses
+from support.ranker import OVERRIDES, PYTHON, ROWS, write_responses
 from support.running import run_stage, set_params
 
 CLS, SEP, UNK, SOURCE, LEFT, RIGHT, CANDIDATE = range(1, 8)
@@ -204,9 +204,8 @@ def test_a_ranker_of_another_kind_or_without_its_base_is_rejected(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_logits_and_scores_are_llm_blenders_own(tmp_path: Path) -> None:
+def test_logits_and_scores_are_llm_blenders_own(ranker: Path, tmp_path: Path) -> None:
     """Those of `rank` with one prompt per batch, and of `compare` for every ordered pair."""
-    ranker = make_ranker(tmp_path)
     set_params(tmp_path, OVERRIDES)
     responses = write_responses(ROWS, tmp_path / "responses.parquet")
     options = ("--ranker", ranker, "--responses", responses, "--out", "rankings.parquet")
