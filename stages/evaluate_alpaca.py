@@ -69,7 +69,9 @@ def check_instructions(answers: Path, instructions: list[str], references: Path,
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--answers", type=Path, required=True, help="the model's answers, in the format of alpaca-eval's model_outputs.json")
+    parser.add_argument(
+        "--answers", type=Path, required=True, help="the model's answers, in the format of alpaca-eval's model_outputs.json"
+    )
     parser.add_argument("--reference-outputs", type=Path, required=True, help="the outputs to compare with, in the same format")
     parser.add_argument(
         "--alpaca-eval-set", type=Path, required=True, help="folder of df_gamed.csv, read for the canonical instructions only"

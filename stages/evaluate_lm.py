@@ -18,7 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, required=True, help="folder of the policy")
     parser.add_argument("--data-sets", type=Path, required=True, help="folder of the six data sets, from assets-harness")
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder to write: the harness's results as one TASK.json per task, and summary.json"
+        "--out",
+        type=Path,
+        required=True,
+        help="folder to write: the harness's results as one TASK.json per task, and summary.json",
     )
 
 

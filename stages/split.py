@@ -16,14 +16,17 @@ from stages.runtime.logs import log
 
 HOLD_OUT = "hold-out"
 NGRAM = 13
-"""Number of consecutive words that two texts do not share by chance: GPT-3's measure of contamination (arXiv 2005.14165, appendix C)."""
+"""Consecutive words that are not shared by chance, GPT-3's measure of contamination (arXiv 2005.14165, appendix C)."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", type=Path, required=True, help="Parquet file from assets-prompts")
     parser.add_argument("--instructions", type=Path, required=True, help="instructions.json from assets-alpaca-eval")
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder to write: one ITERATION.parquet each, hold-out.parquet, contamination.json"
+        "--out",
+        type=Path,
+        required=True,
+        help="folder to write: one ITERATION.parquet each, hold-out.parquet, contamination.json",
     )
 
 

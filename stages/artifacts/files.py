@@ -28,7 +28,7 @@ def replacing(path: Path) -> Iterator[Path]:
             remove(path)
         partial.replace(path)
     except Exception as error:
-        # The error may concern another disk, such as the one that holds scratch/: report this file only if its own disk is full.
+        # The error may concern another disk, such as that of scratch/: report this file only if its own disk is full.
         if is_disk_full(error) and shutil.disk_usage(path.parent).free < 2**20:
             raise StageError(f"{path}: {DISK_FULL}: {FREE_SPACE}") from error
         raise
@@ -106,10 +106,10 @@ Inode = tuple[int, int]
 
 
 def dvc_md5(path: Path, known: dict[Inode, str] | None = None) -> str:
-    """Return the MD5 that dvc.lock records: for a file, of its bytes; for a folder, of its listing, with the suffix `.dir`.
+    """Return the MD5 in dvc.lock: of a file's bytes or, with the suffix `.dir`, of a folder's listing.
 
-    known: MD5s computed by earlier calls, which this call reuses and extends. DVC may link workspace files to its cache; `known`
-    avoids reading such a file twice.
+    known: MD5s computed by earlier calls, which this call reuses and extends. DVC may link workspace files to its cache;
+    `known` avoids reading such a file twice.
     """
     known = {} if known is None else known
     if path.is_dir():

@@ -3,8 +3,8 @@
 A pointer is {"repo", "revision", "repo_type", "files": {name: {"size" in bytes, "sha256"}}}. A stage depends on the pointer, a
 few lines that change whenever the weights do; the weights themselves stay in the Hub cache.
 
-All models, with or without a pointer, are validated here before any library loads them, because the libraries' own errors are long or
-missing.
+All models, with or without a pointer, are validated here before any library loads them, because the libraries' own errors
+are long or missing.
 """
 
 from collections.abc import Collection

@@ -47,9 +47,9 @@ RANKINGS = _schema(
     responses_truncated=pa.int32(),
 )
 """rank -> reference. One row per prompt, in the order of the responses. logits: K x K, row i compares response i with each
-of the others; probabilities: P^ of each response; chosen, rejected: indices into the K responses, equal if tie. prompt_truncated,
-responses_truncated: whether the prompt, and how many of the responses, exceeded the ranker's length limit, so that it read
-only their beginning."""
+of the others; probabilities: P^ of each response; chosen, rejected: indices into the K responses, equal if tie.
+prompt_truncated, responses_truncated: whether the prompt, and how many of the responses, exceeded the ranker's length
+limit, so that it read only their beginning."""
 
 PAIRS = _schema(
     prompt_id=_text,
@@ -85,8 +85,8 @@ LOG_COLUMNS = [
 ]
 """train -> report: the columns of the CSV in data/logs, one row per step. Means over the step's global batch; log-ratios
 r = log(pi_theta / pi_t) in nats; gradient_norm before clipping; clipped: 1 if it exceeded train.max_grad_norm, else 0; kl: the
-mean of r^2 / 2 over chosen and rejected responses, which estimates KL(pi_t || pi_theta) to second order, although it includes only
-the best and the worst of K samples from pi_t."""
+mean of r^2 / 2 over chosen and rejected responses, which estimates KL(pi_t || pi_theta) to second order, although it
+includes only the best and the worst of K samples from pi_t."""
 
 ARTIFACTS = {
     "data/prompts.parquet": PROMPTS,

@@ -25,8 +25,8 @@ def write(rows: list[dict[str, Any]] | pa.Table, schema: pa.Schema, path: Path) 
 def read(path: Path, schema: pa.Schema) -> pa.Table:
     """Read a Parquet file and select the schema's columns, in its order.
 
-    Raises StageError if the file is missing or corrupted, if its columns or types differ from the schema's, if it has no rows, or
-    if a value breaks the schema's rules.
+    Raises StageError if the file is missing or corrupted, if its columns or types differ from the schema's, if it has no rows,
+    or if a value breaks the schema's rules.
     """
     table = _load(path)
     fault = _find_column_fault(table.schema, schema)

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         required=True,
-        help=f"folder to write: instructions.json; for the canonical set also reference_outputs.json, {', '.join(LENGTH_CONTROL)}",
+        help=f"folder to write: instructions.json; canonical set: also reference_outputs.json, {', '.join(LENGTH_CONTROL)}",
     )
 
 

@@ -46,7 +46,9 @@ def load_policy(model: str, dtype: str, batch_size: int) -> Any:
     try:
         lm = Float32Logits(pretrained=model, dtype=dtype, batch_size=batch_size, device=device)
     except (OSError, ValueError) as error:
-        raise StageError(f"{model}: transformers cannot load this model ({one_line(error)}): use a complete checkpoint") from error
+        raise StageError(
+            f"{model}: transformers cannot load this model ({one_line(error)}): use a complete checkpoint"
+        ) from error
     pointers.cap_attention(lm.model)
     return lm
 

@@ -171,7 +171,7 @@ def distinct_prompts(seed: str, use: Use, count: int) -> list[str]:
 
 
 def draw_mixed_answer(question: Question, rng: random.Random) -> str:
-    """Draw an answer of the kind the base policy learns: right with probability 0.6, sometimes polite, rude, rambling or cut off."""
+    """Draw a training answer of the base policy: right with probability 0.6, sometimes polite, rude, rambling or cut off."""
     sentences = [question.right if rng.random() < 0.6 else question.wrong]
     opening = rng.random()
     if opening < 0.55:

@@ -53,8 +53,8 @@ Prompt = tuple[str, list[str]]
 def make_ranker(size: MiniatureRanker, seed: int, out: Path) -> None:
     """Train a ranker from the seed and write the folders `PairRM` and `base` in `out`.
 
-    PairRM: weights, tokenizer and llm-blender's configuration; base: the untrained DeBERTa model it is built on, with its tokenizer.
-    Raises StageError if the toy world has too few prompts.
+    PairRM: weights, tokenizer and llm-blender's configuration; base: the untrained DeBERTa model that PairRM is
+    built on, with its tokenizer. Raises StageError if the toy world has too few prompts.
     """
     # The number of threads determines the order of summation: the same seed must give the same weights on any number of cores.
     torch.set_num_threads(2)
@@ -65,7 +65,9 @@ def make_ranker(size: MiniatureRanker, seed: int, out: Path) -> None:
     ranker, tokenizer = build_ranker(out)
     train(ranker, tokenizer, prompts[HELD_OUT:], size, rng)
     agreement = measure_agreement(ranker, tokenizer, prompts[:HELD_OUT])
-    log.info("the ranker agrees with the gold preference on %.1f %% of held-out pairs that differ by more than 0.5", 100 * agreement)
+    log.info(
+        "the ranker agrees with the gold preference on %.1f %% of held-out pairs that differ by more than 0.5", 100 * agreement
+    )
     from safetensors.torch import save_model
 
     save_model(ranker, str(out / "PairRM" / pointers.WEIGHTS))

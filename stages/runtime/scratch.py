@@ -79,7 +79,7 @@ def _lock(path: Path) -> int:
 
 
 def finish(stage: str = "", outs: Iterable[Path] = ()) -> None:
-    """Release the work once the outputs are written: discard it now if run by hand, otherwise once DVC has recorded them.
+    """Release the work once the outputs are written: discard it now or, under DVC, once DVC has recorded them.
 
     stage: its name in dvc.yaml, empty when run by hand.
     """
@@ -123,7 +123,7 @@ def sweep() -> None:
 
 
 def _lock_entry(path: Path) -> dict[str, Any]:
-    """Return the part of an output's dvc.lock entry that is cheap to compute: a file's MD5, a folder's size in bytes and file count."""
+    """Return the cheap part of an output's dvc.lock entry: a file's MD5, or a folder's size in bytes and file count."""
     if path.is_dir():
         sizes = [file.stat().st_size for file in path.rglob("*") if file.is_file()]
         return {"size": sum(sizes), "nfiles": len(sizes)}

@@ -2,6 +2,7 @@
 
 The plan includes the stages that have changed, according to DVC, and all stages that depend on them; `dvc repro` skips those
 whose inputs turn out unchanged.
+
 Sizes (prompts, lengths of texts, the policy's parameters) are taken from an earlier run if there is one, otherwise from the
 assumptions in this module, which are printed with the table.
 """
@@ -89,7 +90,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Size:
-    """Sizes that determine the work: prompts per iteration, mean tokens of a prompt and of a response, the policy's parameters."""
+    """Sizes that work depends on: prompts per iteration, mean tokens of a prompt and of a response, the policy's parameters."""
 
     prompts: float
     prompt_tokens: float
@@ -231,7 +232,7 @@ def measure_size(folder: Path, settings: Params) -> tuple[Size, list[str]]:
 
 
 def count_parameters(folder: Path, settings: Params) -> float:
-    """Count the policy's parameters from its files if they exist, else look them up. Raises StageError if the number is unknown."""
+    """Count the policy's parameters from its files, if they exist, or look them up. Raises StageError if unknown."""
     base = folder / "data/models/base"
     bytes_each = 2 if settings.engine.dtype == "bfloat16" else 4
     if (base / pointers.NAME).exists():
