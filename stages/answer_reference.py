@@ -13,7 +13,7 @@ from stages.engines.answering import draw_answers, format_outputs
 from stages.runtime import params
 
 NAME = "reference"
-"""The generator of the second draw, part of every sample's seed."""
+"""The generator's name for the second draw, part of every sample's seed."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

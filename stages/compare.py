@@ -1,4 +1,4 @@
-"""Compute the ranker's win rate of every model against every other on the hold-out (Fig. 3), a proxy of progress."""
+"""Compute the ranker's win rate of every model against every other on the hold-out (Fig. 3), a proxy for progress."""
 
 import argparse
 import math
@@ -27,7 +27,7 @@ def main(args: argparse.Namespace) -> None:
     models = schemas.model_names(settings.iterations)
     paths = [args.hold_out / f"{name}.parquet" for name in models]
     responses = join_responses([(path, tables.read(path, schemas.RESPONSES)) for path in paths])
-    pairrm.check_ranker(args.ranker)  # before the workers, each of which would report the same error
+    pairrm.check_ranker(args.ranker)  # before starting workers, each of which would report the same error
     key = {
         "ranker": files.digest(args.ranker),
         "answers": [files.digest(path) for path in paths],
@@ -52,7 +52,7 @@ def join_responses(answers: list[tuple[Path, pa.Table]]) -> pa.Table:
     first_path, first = answers[0]
     for path, table in answers:
         if table["prompt_id"] != first["prompt_id"]:
-            raise StageError(f"{path}: 'prompt_id' is not the same column as in {first_path}: re-run the stage answer for both")
+            raise StageError(f"{path}: column 'prompt_id' differs from that of {first_path}: re-run the stage answer for both")
     lists = ["responses", "token_ids", "token_counts", "finish_reasons", "seeds"]
     rows = [
         same_prompt[0] | {name: [value for row in same_prompt for value in row[name]] for name in lists}

@@ -23,8 +23,8 @@ def main(args: argparse.Namespace) -> None:
     responses = tables.read(args.responses, schemas.RESPONSES)
     samples = len(responses["responses"][0])
     if samples < 2:
-        raise StageError(f"{args.responses}: only one response per prompt: generate at least 2 (generate.samples)")
-    pairrm.check_ranker(args.ranker)  # before the workers, each of which would report the same error
+        raise StageError(f"{args.responses}: only one response per prompt: set generate.samples to at least 2")
+    pairrm.check_ranker(args.ranker)  # before starting workers, each of which would report the same error
     key = {"ranker": files.digest(args.ranker), "responses": files.digest(args.responses), "rank": settings.model_dump()}
     arguments = (args.ranker, settings)
     rankings = shards.map_shards(
@@ -32,6 +32,6 @@ def main(args: argparse.Namespace) -> None:
     )
     columns = ("tie", "prompt_truncated", "responses_truncated")
     ties, prompts_truncated, responses_truncated = (pc.sum(rankings[name]).as_py() for name in columns)
-    log.info("%d prompts of %d responses ranked, %d ties", rankings.num_rows, samples, ties)
+    log.info("ranked %d prompts with %d responses each, %d ties", rankings.num_rows, samples, ties)
     log.info("truncated for the ranker: %d prompts, %d responses", prompts_truncated, responses_truncated)
     tables.write(rankings, schemas.RANKINGS, args.out)

@@ -1,7 +1,7 @@
-"""Compute the log-probabilities of chosen and rejected responses under the reference pi_t, the iteration's start (eq. 4.7).
+"""Compute log-probabilities of chosen and rejected responses under the reference pi_t, the policy before training (eq. 4.7).
 
-The pairs get their final form here: ties are dropped, tokens cut to the maximum lengths. eta does not enter, so a sweep over
-eta reuses them.
+The pairs get their final form here: ties are dropped, tokens cut to the maximum lengths. They do not depend on eta,
+so a sweep over eta reuses them.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from stages.runtime.errors import StageError
 from stages.runtime.logs import log
 
 SHARD_STEPS = 16
-"""Batches per process in a shard: what a killed stage repeats at most."""
+"""Batches per process in a shard: a killed stage repeats at most one shard."""
 
 Integers = npt.NDArray[np.integer[Any]]
 
@@ -69,7 +69,7 @@ def build_pairs(responses: pa.Table, rankings: pa.Table, lengths: params.Lengths
     """Build the pair of each prompt that is not a tie and, unless lengths.too_long is `truncate`, fits the maximum lengths.
 
     responses, rankings: tables of schemas.RESPONSES and RANKINGS, with the same prompts in the same order. Returns a table of
-    schemas.UNSCORED_PAIRS. Raises StageError if the prompts differ, or if no pair is left.
+    schemas.UNSCORED_PAIRS. Raises StageError if the prompts differ, or if no pairs are left.
     """
     if responses.column("prompt_id") != rankings.column("prompt_id"):
         raise StageError(
@@ -86,7 +86,7 @@ def build_pairs(responses: pa.Table, rankings: pa.Table, lengths: params.Lengths
     log.info("%d pairs; dropped %d ties and %d pairs that are too long", len(pairs), ties, too_long)
     if not len(pairs):
         remedy = "raise lengths.total or lengths.prompt" if too_long else "raise generate.temperature or generate.samples"
-        raise StageError(f"no pair is left of {len(responses)} prompts ({ties} ties, {too_long} too long): {remedy}")
+        raise StageError(f"no pairs are left from {len(responses)} prompts ({ties} ties, {too_long} too long): {remedy}")
     return pairs
 
 
@@ -134,7 +134,7 @@ def slice_lists(values: pa.Array, starts: Integers, lengths: Integers) -> pa.Lis
 
 
 def longest_pair(pairs: pa.Table) -> dict[str, Any]:
-    """Return the row with the longest text: prompt and one of its responses."""
+    """Return the pair with the longest sequence of prompt and response."""
     prompt, *responses = (pc.list_value_length(pairs[f"{text}_token_ids"]) for text in packing.TEXTS)
     lengths = pc.add(prompt, pc.max_element_wise(*responses))
     row: dict[str, Any] = pairs.slice(pc.index(lengths, pc.max(lengths)).as_py(), 1).to_pylist()[0]
@@ -144,8 +144,8 @@ def longest_pair(pairs: pa.Table) -> dict[str, Any]:
 def score_pairs(pairs: pa.Table, model_path: Path, dtype: params.Precision, arguments: Any, folder: Path) -> list[Path]:
     """Score pairs under the model, in shards: every process takes part in each, the main one writes it.
 
-    pairs: a table of schemas.UNSCORED_PAIRS. arguments: from `training_arguments`. folder: of the shards; finished ones are
-    kept. Returns the paths, in order, of Parquet files of schemas.LOGPS: one row per pair, in nats.
+    pairs: a table of schemas.UNSCORED_PAIRS. arguments: from `training_arguments`. folder: holds the shards; finished ones
+    are reused. Returns the paths, in order, of Parquet files of schemas.LOGPS: one row per pair, in nats.
     Raises StageError if packing does not support the model.
     """
     size = SHARD_STEPS * arguments.world_size * arguments.per_device_eval_batch_size

@@ -46,9 +46,8 @@ def main(args: argparse.Namespace) -> None:
     files.write_json(round_numbers(collect_metrics(evaluations, training)), args.out / "metrics.json")
 
     title = "SPPO: " + ", ".join(f"{name} from {start}" for name, start in settings.iterations.items())
-    sections = {
-        name.replace("_", "-"): text for name, text in markdown_pages.items() if name != "samples"
-    }  # it has all answers
+    # The page shows all answers, so it needs no samples.
+    sections = {name.replace("_", "-"): text for name, text in markdown_pages.items() if name != "samples"}
     plots = page.draw_plots(args.out)
     write_text(page.render_html(title, sections, plots, join_answers(evaluations.answers)), args.out / "index.html")
 

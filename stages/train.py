@@ -21,8 +21,8 @@ from stages.runtime.errors import StageError
 from stages.runtime.logs import log
 
 NOT_IN_RESUME_KEY = {"checkpoint_steps", "report_to"}
-"""Keys of `train` that do not affect the result. They are left out of the scratch folder's key, so that an interrupted training
-resumes from its checkpoint after they changed."""
+"""Keys of `train` that do not affect the result. They are left out of the scratch folder's key, so that interrupted training
+resumes from its checkpoint even if they change."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace, settings: params.Train, eta: float, seed: int,
 
 
 def select_whole_batches(pairs: pa.Table, global_batch: int) -> pa.Table:
-    """Drop the pairs beyond the last whole global batch, which would depend on the number of devices.
+    """Drop the pairs beyond the last whole global batch: how they are batched would depend on the number of devices.
 
     Raises StageError if there are fewer pairs than one global batch.
     """
@@ -80,7 +80,7 @@ def train_policy(
     """Train on a table of schemas.PAIRS; write the new policy as a transformers checkpoint and the training log as CSV.
 
     Call this within the distributed group, with the seed set. folder: for checkpoints; training resumes from its newest one.
-    Raises StageError if the first loss is not what it must be, or if a metric or a weight is not finite.
+    Raises StageError if the first loss is not as expected, or if a metric or a weight is not finite.
     """
     from stages.engines.trainer import SPPOTrainer
 
@@ -93,13 +93,13 @@ def train_policy(
     if start:
         log.info("resuming from %s", start)
     trainer.train(resume_from_checkpoint=start and str(start))
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # all processes take part, the first one gets it
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # all processes take part, the main one gets them
     if is_main_process():
         write_results(trainer, weights, model_path, out, out_log)
 
 
 def policy_arguments(settings: params.Train, seed: int, folder: Path, run_name: str) -> Any:
-    """Return the TrainingArguments of a training with RMSProp and a linear schedule after warm-up, logged at every step."""
+    """Return TrainingArguments with RMSProp, a linear schedule after warm-up, and logging at every step."""
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(scratch.FOLDER / "tensorboard" / run_name))
     return training.training_arguments(
         folder,
@@ -128,11 +128,11 @@ def to_dataset(table: pa.Table) -> Any:
     from datasets import Dataset
     from datasets.table import InMemoryTable
 
-    return Dataset(InMemoryTable(table), fingerprint="")  # unused; by default a hash of all rows
+    return Dataset(InMemoryTable(table), fingerprint="")  # not used; the default is a slow hash of all rows
 
 
 def write_results(trainer: Any, weights: dict[str, Any], model_path: Path, out: Path, out_log: Path) -> None:
-    """Write a trained policy, with the tokenizer of the one at `model_path`, and the training log.
+    """Write a trained policy, with the tokenizer of the model at `model_path`, and the training log.
 
     trainer: an SPPOTrainer. weights: the state dict of its model, gathered from all processes.
     """

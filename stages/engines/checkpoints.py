@@ -1,4 +1,4 @@
-"""Checkpoints in a training's scratch folder: which ones are complete, and so can be resumed from."""
+"""Checkpoints in train's scratch folder: which ones are complete, so that training can resume from them."""
 
 from pathlib import Path
 
@@ -14,13 +14,13 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint in the folder: fully written, its files still of the recorded sizes. Or None."""
+    """Return the newest complete checkpoint in the folder (all files present, with the recorded sizes), or None."""
     complete = [path for path in folder.glob("checkpoint-*") if _is_complete(path)]
     return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 def mark_complete(path: Path) -> None:
-    """Mark the checkpoint, all of whose files are written, as complete, and remove the older ones beside it."""
+    """Mark a fully written checkpoint as complete and remove all others in the same folder."""
     (path / MARKER).write_text(list_files(path))
     for other in set(path.parent.glob("checkpoint-*")) - {path}:
         files.remove(other)

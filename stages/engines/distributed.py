@@ -79,7 +79,7 @@ def start_group(group: Group) -> None:
     """
     import deepspeed
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # otherwise the first start on a CPU builds C++ for a minute
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # otherwise the first start on a CPU compiles C++ (1 minute)
     alone = (
         {"auto_mpi_discovery": False, "init_method": f"file://{group.meeting_file}", "rank": 0, "world_size": 1}
         if group.meeting_file
@@ -96,7 +96,7 @@ def leave_group() -> None:
     """Leave the distributed group, if there is one: its threads may abort a process that exits with them running."""
     import torch
 
-    if torch.distributed.is_initialized():  # it is not if `work` never called start_group
+    if torch.distributed.is_initialized():  # False if `work` never called start_group
         torch.distributed.destroy_process_group()
 
 
@@ -145,7 +145,7 @@ def _run_torchrun(devices: int, digests: Mapping[str, str]) -> None:
         )
         if done.returncode:
             error = exchange / ERROR
-            raise StageError(error.read_text() if error.exists() else "a training process failed: see its message above")
+            raise StageError(error.read_text() if error.exists() else "a worker process failed: see its error message above")
 
 
 def _hash_inputs(inputs: Mapping[str, Path]) -> dict[str, str]:

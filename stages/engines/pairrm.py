@@ -1,7 +1,7 @@
 """PairRM: load it with llm-blender 0.0.2 under transformers 4.57, encode texts as it does, and compute pair logits.
 
-PairRM reads a prompt and two responses. llm-blender truncates texts that exceed PairRM's limits, by a limit that depends on
-the other texts in the batch. Here each prompt's texts are truncated as if they were a batch of their own, which gives the
+PairRM reads a prompt and two responses. llm-blender truncates long texts to a limit that depends on the other texts in
+the batch. Here each prompt's texts are truncated as if they were a batch of their own, which gives the
 scores of batch size 1, and only then share batches with the texts of other prompts.
 """
 
@@ -26,7 +26,7 @@ from stages.engines import deberta
 from stages.runtime.errors import StageError, one_line
 
 Triple = tuple[Tensor, Tensor, Tensor]
-"""Token ids (L,) of a prompt, the response on the left and the response on the right; each may have another length."""
+"""Token ids (L,) of a prompt, the response on the left and the response on the right; their lengths may differ."""
 
 Forward = Callable[[list[Triple]], Tensor]
 """Returns PairRM's logits (N,) of N triples."""
@@ -57,7 +57,8 @@ def check_ranker(ranker: Path) -> tuple[Path, Path]:
 def import_llm_blender() -> Iterator[None]:
     """Make llm-blender importable within the block, and keep it from printing and warning while it is imported or loads.
 
-    It imports a name that transformers has since dropped. The name, the logging level and the warning filters are restored.
+    llm-blender imports a name that transformers has since removed. The name, the logging level and the warning
+    filters are restored.
     """
     import transformers.utils.hub
 
@@ -103,14 +104,14 @@ def load_blender(ranker: Path) -> Any:
         from llm_blender.pair_ranker import model_util
 
         with (
-            # PairRM's checkpoint contains every weight (which strict loading checks). Of its base model only configuration
-            # and tokenizer are needed, and DeBERTa's own weights are published as a pickle only.
+            # PairRM's checkpoint contains every weight (which strict loading checks). Only the configuration and
+            # tokenizer of its base model are needed, and DeBERTa's own weights are published only as a pickle.
             replace_attributes(model_util, build_pretrained_model=_build_untrained_model),
             # llm-blender pads on the left if a model's name contains "llama", but here the name is a path.
             replace_attributes(blender_utils, build_tokenizer=AutoTokenizer.from_pretrained),
         ):
             blender = llm_blender.Blender()
-            # llm-blender would load a pickle if there is one, and would accept missing weights: the weights follow below.
+            # llm-blender would load a pickle if there is one, and accept missing weights: we load them below.
             blender.loadranker(str(weights), device=device, model_name=str(base), load_checkpoint=None)
     try:
         load_model(blender.ranker, weights / pointers.WEIGHTS, device=device)
@@ -153,7 +154,7 @@ def encode(blender: Any, prompt: str, responses: list[str]) -> EncodedTexts:
 def tokenize(tokenizer: Any, marker: str, texts: list[str], max_length: int) -> tuple[list[Tensor], list[bool]]:
     """Tokenize each text after the marker. Returns token ids (L,) and whether each text was truncated.
 
-    Of a text that is too long the first max_length - 1 tokens remain, and [SEP].
+    A text that is too long keeps its first max_length - 1 tokens and [SEP].
     """
     marked = [(marker + separate_combining(text)).replace(tokenizer.sep_token, " ") for text in texts]
     whole = tokenizer(marked, verbose=False)["input_ids"]
@@ -171,7 +172,7 @@ def mask_marker_tokens(ids: Tensor, marker: int, tokenizer: Any) -> Tensor:
     """Replace PairRM's special tokens within texts by [UNK], except each text's own marker and its last [SEP].
 
     llm-blender locates prompt and responses by these tokens, and would mistake one within a text for the start of another.
-    This works on token ids (..., L), because the tokenizer's normalisation makes markers of other characters too
+    This works on token ids (..., L), because the tokenizer's normalisation also turns other characters into markers
     (＜|source|＞).
     """
     names = ["source_prefix_id", "cand1_prefix_id", "cand2_prefix_id", "cand_prefix_id", "sep_token_id"]
@@ -200,7 +201,7 @@ def run_llm_blender(blender: Any, batch: list[Triple]) -> Tensor:
 
 @torch.inference_mode()
 def run_on_cpu(blender: Any, distances: deberta.Distances, batch: list[Triple]) -> Tensor:
-    """Compute PairRM's logits (N,) of N triples by stages/engines/deberta.py, whose `project_distances` gives `distances`."""
+    """Compute PairRM's logits (N,) of N triples with stages/engines/deberta.py. distances: from `project_distances`."""
     ranker, tokenizer = blender.ranker, blender.ranker_tokenizer
     markers = torch.tensor([tokenizer.source_prefix_id, tokenizer.cand1_prefix_id, tokenizer.cand2_prefix_id])
     ids, mask = pad([torch.cat(triple) for triple in batch], tokenizer)

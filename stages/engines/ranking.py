@@ -1,4 +1,4 @@
-"""Ranking of responses by PairRM's logits, for rank and compare alike: P^, the chosen and the rejected response, and ties."""
+"""Rank responses by PairRM's logits, for both rank and compare: P^, the chosen and the rejected response, and ties."""
 
 import functools
 from collections.abc import Callable
@@ -46,10 +46,10 @@ def rank_shard(blender: Any, forward: pairrm.Forward, settings: params.Rank, sha
 
 
 def rank_row(prompt_id: str, logits: Tensor, responses: list[str], probability: str) -> dict[str, Any]:
-    """Derive from one prompt's logits (K, K) its row of schemas.RANKINGS, but for what was truncated (Alg. 1, section 5.1).
+    """Derive a prompt's row of schemas.RANKINGS, except the truncation columns, from its logits (K, K) (Alg. 1, section 5.1).
 
-    probability: rank.probability, `pairwise` or `aggregate`. It is a tie if the chosen and the rejected text are identical;
-    `rejected` then equals `chosen`. Raises StageError if a logit is not finite.
+    probability: rank.probability, `pairwise` or `aggregate`. The row is a tie if the chosen and the rejected text are
+    identical; `rejected` then equals `chosen`. Raises StageError if a logit is not finite.
     """
     if not logits.isfinite().all():
         raise StageError(f"prompt {prompt_id}: PairRM's logits are not finite: check the ranker's weights (`make verify`)")

@@ -1,4 +1,4 @@
-"""Sampling from a policy with vLLM, for generate and answer alike: one request per prompt, one seed per sample."""
+"""Sample from a policy with vLLM, for both generate and answer: one request per prompt, one seed per sample."""
 
 import functools
 import hashlib
@@ -19,7 +19,7 @@ from stages.runtime.devices import explain_out_of_memory
 from stages.runtime.errors import StageError, describe
 from stages.runtime.logs import log
 
-LESS_MEMORY = "lower engine.kv_cache_gib (null uses nine tenths of the GPU) or engine.max_model_length"
+LESS_MEMORY = "lower engine.kv_cache_gib (null uses 90% of the GPU) or engine.max_model_length"
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Sampling:
     """The longest response, in tokens."""
     seed: int
     name: str
-    """What the samples are for, such as an iteration: under another name the same prompt gets different seeds."""
+    """What the samples are for, such as an iteration's name: with another name, the same prompt gets different seeds."""
 
 
 def sample_seed(seed: int, name: str, prompt_id: str) -> int:
@@ -88,7 +88,8 @@ def check_stop_tokens(engine: params.Engine, vocabulary: int, model: Path) -> No
     invalid = [token for token in engine.stop_token_ids if token >= vocabulary]
     if invalid:
         raise StageError(
-            f"engine.stop_token_ids: {invalid[0]} is not a token of {model}, which has {vocabulary}: correct it in params.yaml"
+            f"engine.stop_token_ids: {invalid[0]} is not a token of {model} (vocabulary size {vocabulary}): correct it in "
+            "params.yaml"
         )
 
 
@@ -121,14 +122,14 @@ def select_fitting(prompts: pa.Table, max_model_length: int, max_new_tokens: int
 
 
 def log_lengths(responses: pa.Table) -> None:
-    """Log the number of responses, of their tokens, and of those that were cut off at the limit."""
+    """Log the number of responses, of tokens, and of responses truncated at the limit."""
     counts, reasons = (pc.list_flatten(responses[name]) for name in ("token_counts", "finish_reasons"))
     truncated = pc.sum(pc.equal(reasons, "length")).as_py()
     log.info("%d responses, %d tokens, %d truncated at the limit", len(counts), pc.sum(counts).as_py(), truncated)
 
 
 def load_sampler(model: Path, engine: params.Engine, sampling: Sampling) -> Callable[[pa.Table], pa.Table]:
-    """Start vLLM on this process's device. Returns a function that answers one shard; see `sample_shard`."""
+    """Start vLLM on this process's device. Returns a function that samples responses to one shard; see `sample_shard`."""
     return functools.partial(sample_shard, start_engine(model, engine, sampling.seed), engine, sampling)
 
 
@@ -136,7 +137,7 @@ def start_engine(model: Path, engine: params.Engine, seed: int) -> Any:
     """Start a vLLM `LLM` on this process's device. Raises StageError if it does not start."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # run the engine in this process, where nothing reorders requests
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    for name, value in (("VLLM_HOST_IP", "127.0.0.1"), ("GLOO_SOCKET_IFNAME", "lo")):  # accept no other machine's connections
+    for name, value in (("VLLM_HOST_IP", "127.0.0.1"), ("GLOO_SOCKET_IFNAME", "lo")):  # not open to other machines
         os.environ.setdefault(name, value)
     import torch
 
@@ -180,13 +181,13 @@ def explain_failed_start(error: Exception, engine: params.Engine) -> str:
         )
     if "max_model_len" in text:
         return f"engine.max_model_length {engine.max_model_length} exceeds the model's maximum length: lower it"
-    return f"vLLM does not start ({describe(error)}): check the section engine of params.yaml, and the model"
+    return f"vLLM failed to start ({describe(error)}): check the model and the section engine of params.yaml"
 
 
 def sample_shard(llm: Any, engine: params.Engine, sampling: Sampling, shard: pa.Table) -> pa.Table:
     """Sample responses to one shard of tokenized prompts and return a table of schemas.RESPONSES.
 
-    llm: what `start_engine` returns. shard: the columns of schemas.SPLIT, `templated_prompt` and `prompt_token_ids`. Raises
+    llm: from `start_engine`. shard: the columns of schemas.SPLIT, `templated_prompt` and `prompt_token_ids`. Raises
     StageError if the GPU runs out of memory.
     """
     from vllm import SamplingParams

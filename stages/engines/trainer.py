@@ -25,7 +25,7 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
         super().__init__(model=model, args=args, data_collator=packing.collate, **more)
 
     def _prepare_inputs(self, inputs: Any) -> Any:
-        """Return the batch as is: on its device already. Trainer would cast its floats, P^ and logps, to bfloat16."""
+        """Return the batch as is: it is already on its device. Trainer would cast its floats, P^ and logps, to bfloat16."""
         return inputs
 
 
@@ -64,7 +64,7 @@ class SPPOTrainer(PackedTrainer):
         self.settings, self.eta = settings, eta
         self.model_accepts_loss_kwargs = False  # the loss is a mean over pairs, not over tokens
         self.batch_metrics: list[torch.Tensor] = []
-        self.remove_callback(PrinterCallback)  # the log is a file
+        self.remove_callback(PrinterCallback)  # the log is written to a file
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Span the learning-rate schedule over settings.epochs; training stops at settings.stop_epoch."""
@@ -114,7 +114,7 @@ class SPPOTrainer(PackedTrainer):
             return  # the stage writes the policy next
         path = checkpoints.checkpoint_path(Path(self.args.output_dir), self.state.global_step)
         if is_main_process():
-            files.remove(path)  # half of one, from a process that was killed
+            files.remove(path)  # an incomplete checkpoint, left by a killed process
         self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
@@ -128,26 +128,26 @@ def check_start(
     """Check that the first loss is that of a policy equal to its reference, up to rounding; raise StageError if it is not.
 
     For SPPO that loss is eta^2 mean((P^ - 1/2)^2). The check compares the log-ratios in it, which must be 0, rather than the
-    loss: if eta (P^ - 1/2) is large compared with them, or close to 0, the loss would reveal too little or exaggerate.
+    loss: if eta (P^ - 1/2) is large compared with them, or close to 0, the loss would hide a difference or exaggerate it.
     loss, expected: scalars, for the message. ratios, reference_logps: (2B,), in nats. tolerance: relative.
     """
     difference, size = ratios.abs().mean().item(), reference_logps.abs().mean().item()
     if not difference <= tolerance * size:
         raise StageError(
             f"the first loss is {loss.item():.4g} but must be {expected.item():.4g}: before any step, the policy's "
-            f"log-probabilities differ from the reference's by {difference:.3g} nats per response (of {size:.3g}). The pairs "
-            "are from another model, chat template or truncation: re-run reference"
+            f"log-probabilities differ from the reference's by {difference:.3g} nats per response (mean magnitude {size:.3g}). "
+            "The pairs are from another model, chat template or truncation: re-run reference"
         )
 
 
 def check_step(record: dict[str, float], finite_weights: bool, folder: Path) -> None:
     """Raise StageError if a metric of a step (LOG_COLUMNS) or a weight after it is not finite, before anything is saved.
 
-    An infinite gradient norm stands for NaN as well: DeepSpeed skips the update of such a step and continues.
-    folder: of the checkpoints, for the message.
+    An infinite gradient norm may also stand for NaN: DeepSpeed skips the update of such a step and continues.
+    folder: holds the checkpoints, for the message.
     """
     problems = [f"{name} is {value}" for name, value in record.items() if not math.isfinite(value)]
-    problems += [] if finite_weights else ["weights are not finite after it"]
+    problems += [] if finite_weights else ["weights are not finite after this step"]
     if problems:
         checkpoint = checkpoints.newest_checkpoint(folder)
         raise StageError(

@@ -27,13 +27,13 @@ def check_tracker(report_to: str) -> None:
     """Raise StageError if the package to report the training log to is not installed. report_to: its name, or `none`."""
     if report_to != "none" and importlib.util.find_spec(report_to) is None:
         raise StageError(
-            f"train.report_to is {report_to}, which is not installed: "
+            f"train.report_to is {report_to}, which is not installed: run "
             f"`.venv/uv/bin/uv pip install --python .venv/main {report_to}`"
         )
 
 
 def accumulation_steps(global_batch: int, device_batch: int, devices: int) -> int:
-    """Return over how many batches each device accumulates gradients before an optimizer step."""
+    """Return the number of batches over which each device accumulates gradients before an optimizer step."""
     return global_batch // (device_batch * devices)
 
 

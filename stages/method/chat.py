@@ -19,7 +19,7 @@ Lengths = npt.NDArray[np.integer[Any]]
 def prompt_text(tokenizer: Any, prompt: str) -> str:
     """Render one user message and the assistant's header with the chat template of a transformers tokenizer.
 
-    Raises StageError if there is no template, or if it fails.
+    Raises StageError if there is no template, or if rendering it fails.
     """
     from jinja2 import TemplateError
 
@@ -60,7 +60,7 @@ def count_special_tokens(tokenizer: Any, prompts: Sequence[Sequence[int]]) -> in
     """Count the prompts (token ids from `prompt_ids`) that contain special tokens beyond the template's own.
 
     Text in a prompt that spells a special token, such as `<|eot_id|>`, is encoded as that token: vLLM and transformers
-    tokenize chats so, and hence the released code does.
+    tokenize chats this way, and so does the released code.
     """
     special = set(tokenizer.all_special_ids) | {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     own = sum(token in special for token in prompt_ids(tokenizer, "x"))
@@ -70,8 +70,8 @@ def count_special_tokens(tokenizer: Any, prompts: Sequence[Sequence[int]]) -> in
 def truncate_lengths(prompts: Lengths, responses: Lengths, *, max_prompt: int, max_total: int) -> tuple[Lengths, Lengths]:
     """Compute how many tokens training keeps: the last ones of each prompt, the first ones of each response.
 
-    prompts: (N,); responses: (..., N), token counts. A prompt keeps at most max_prompt tokens, a response what then remains of
-    max_total. Returns the kept counts in the same shapes.
+    prompts: (N,); responses: (..., N), token counts. A prompt keeps at most max_prompt tokens, a response at most what
+    then remains of max_total. Returns the kept counts in the same shapes.
     """
     kept = np.minimum(prompts, max_prompt)
     return kept, np.minimum(responses, max_total - kept)

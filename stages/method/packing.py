@@ -1,6 +1,7 @@
 """Packed batches of pairs and the log-probabilities of their responses.
 
-Packing avoids nearly all padding, computes a prompt once for both of its responses, and makes logits for response tokens only.
+Packing avoids nearly all padding, processes a prompt once for both of its responses, and computes logits only for response
+tokens.
 """
 
 from functools import partial
@@ -18,7 +19,7 @@ TOKENS_AT_ONCE = 1024
 """Number of tokens whose logits exist at a time: one to two gigabytes for a vocabulary of 128,000."""
 
 TOLERANCE = {"float32": 0.001, "bfloat16": 0.01}
-"""By dtype, how far log-probabilities of the same tokens in two batches may differ, relatively, because of rounding."""
+"""By dtype, the maximum relative difference, due to rounding, between log-probabilities of the same tokens in two batches."""
 
 TEXTS = ("prompt", "chosen", "rejected")
 """The texts of a pair in the order in which they are packed."""
@@ -31,7 +32,8 @@ def token_logps(
 
     The logits are computed a second time in the backward pass. The log-softmax is taken in float32.
     hidden: (T, H), the model's last hidden states at the positions that predict the tokens. weight: (V, H) and bias: (V,), of
-    the output layer, with hidden's dtype. targets: (T,) int64. softcap: Gemma 2's, logits = softcap tanh(logits / softcap).
+    the output layer, with hidden's dtype. targets: (T,) int64. softcap: Gemma 2's limit on
+    logits, softcap tanh(logits / softcap).
     Returns (T,) float32, in nats.
     """
     compute = partial(_chunk_logps, weight=weight, bias=bias, softcap=softcap)
@@ -53,9 +55,9 @@ def enable_scoring(model: Any) -> Any:
     """Make a causal language model return log-probabilities of tokens when called as `batch_logps` calls it.
 
     Replaces `forward` of the model and of its output layer; parameters and their names stay. Both are still called as modules,
-    because ZeRO-3 gathers weights in hooks of such calls and PEFT wraps them. With original_forward=True the model computes
-    what it did before.
-    model: a transformers model with an output layer. Returns it.
+    because ZeRO-3 gathers weights in the hooks of module calls and PEFT wraps modules. With original_forward=True the model
+    computes what it did before.
+    model: a transformers model with an output layer. Returns the model.
     """
     head = model.get_output_embeddings()
     softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
@@ -93,7 +95,7 @@ def collate(rows: list[Row]) -> dict[str, Tensor]:
     pair i is segment 3i, its responses are segments 3i + 1 and 3i + 2, padding is segment -1. The positions of both responses
     continue the prompt's.
     targets: (T,) int64, the tokens of all chosen responses, then of all rejected ones. predicting: (T,) int64, for each target
-    the index, among the R * L positions, of the one that predicts it. lengths: (2B,) int64, the responses' numbers of tokens.
+    the index, among the R * L positions, of the position that predicts it. lengths: (2B,) int64, tokens of each response.
     probabilities: (2B,) float32, P^; reference_logps: (2B,) float32, in nats; each only if the rows have its columns.
     """
     pairs = [[row[f"{text}_token_ids"] for text in TEXTS] for row in rows]
@@ -174,7 +176,7 @@ def batch_logps(model: Any, batch: dict[str, Tensor]) -> Tensor:
 
 
 def attention_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
-    """Build the mask with which a token attends, up to itself, to its own segment and its prompt's, and padding to padding.
+    """Build the causal mask: a token attends to its own segment and its prompt's segment, padding only to padding.
 
     segments: (R, L), as in `collate`. Returns (R, 1, L, L) of the dtype, to add to attention scores: 0 or -inf.
     """
@@ -186,7 +188,7 @@ def attention_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def check_packing(model: Any, row: Row, dtype: str) -> None:
-    """Check that a pair's log-probabilities are those of the model's original forward, up to rounding.
+    """Check that a pair's log-probabilities match those of the model's original forward, up to rounding.
 
     Some architectures attend, or scale their logits, in ways that packing does not support.
     model: after `enable_scoring`, possibly wrapped by DeepSpeed. row: the pair to check, the longest one. dtype: the model's, a

@@ -16,8 +16,8 @@ def pairwise_scores(logits: Tensor) -> Tensor:
 def aggregate_scores(scores: Tensor) -> Tensor:
     """Compute differences of aggregate scores a_i - a_j, a_i = (1/K) sum_k (L_ik - L_ki), as the released code does.
 
-    The released code uses these where the paper uses s(y_i, y_j; x). They form a Bradley-Terry model, which section 5.1 says
-    PairRM's scores are not used as; they order the responses as `scores` do, about twice as far apart.
+    The released code uses these where the paper uses s(y_i, y_j; x). They form a Bradley-Terry model; section 5.1 says that
+    PairRM's scores are not used as one. They order the responses as `scores` do, with differences about twice as large.
     scores: (..., K, K) pairwise scores. Returns (..., K, K), antisymmetric.
     """
     aggregate = 2 * scores.mean(-1)
@@ -25,7 +25,7 @@ def aggregate_scores(scores: Tensor) -> Tensor:
 
 
 def win_probabilities(scores: Tensor) -> Tensor:
-    """Compute P^(y_i > pi_t | x) = (1/K) sum_k P(y_i > y_k | x), P = sigmoid(s); k = i counts 1/2 (section 5.3, appendix A).
+    """Compute P^(y_i > pi_t | x) = (1/K) sum_k P(y_i > y_k | x), P = sigmoid(s); k = i adds 1/2 (section 5.3, appendix A).
 
     scores: (..., K, K) pairwise scores. Returns (..., K), each within [1/(2K), 1 - 1/(2K)].
     """
@@ -36,7 +36,7 @@ def choose_pair(scores: Tensor) -> tuple[Tensor, Tensor]:
     """Choose the pair to train on: argmax and argmin over i of the mean score (1/K) sum_k s(y_i, y_k; x) (Alg. 1, section 5.1).
 
     scores: (..., K, K) pairwise scores. Returns (chosen, rejected), two int64 tensors (...) of indices into the K responses.
-    The two are equal where all mean scores are: a tie.
+    The two are equal if all mean scores are equal: a tie.
     """
     mean = scores.mean(-1)
     return mean.argmax(-1), mean.argmin(-1)
@@ -76,7 +76,7 @@ def loss(
     """Compute the loss called `name` of N chosen responses followed by the N rejected ones.
 
     name: sppo (eq. 4.7 with P^), sppo_hard (eq. 4.7 with 1 for chosen and 0 for rejected responses instead of P^), dpo or ipo.
-    policy_logps, reference_logps, probabilities: (2N,). eta: for the first two; beta: for dpo and ipo, else None.
+    policy_logps, reference_logps, probabilities: (2N,). eta: for sppo and sppo_hard; beta: for dpo and ipo, else None.
     Returns a scalar.
     """
     if name == "sppo":

@@ -1,1 +1,1 @@
-"""What the report stage is made of: reading its inputs, the Markdown pages, the plots and the HTML page."""
+"""Components of the report stage: reading its inputs, the Markdown pages, the plots and the HTML page."""

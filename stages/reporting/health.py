@@ -103,7 +103,7 @@ def measure_responses(path: Path) -> dict[str, float]:
     """Compute the metrics of the responses in `path` (schemas.RESPONSES). Raises StageError if it is missing or invalid."""
     responses = tables.read(path, schemas.RESPONSES)
     duplicates = empty = 0
-    for batch in responses["responses"].chunks:  # per batch: Arrow itself cannot compare texts within each row only
+    for batch in responses["responses"].chunks:  # in batches: Arrow cannot compare the texts within a row
         texts = batch.to_pylist()
         duplicates += sum(len(row) - len(set(row)) for row in texts)
         empty += sum(not text.strip() for row in texts for text in row)

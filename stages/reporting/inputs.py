@@ -79,7 +79,7 @@ def read_harness(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def read_comparison(path: Path, models: list[str]) -> dict[str, Any]:
-    """Read comparison.json. Raises StageError if it is not of these models in this order or a value is out of range."""
+    """Read comparison.json. Raises StageError if its models are not these in this order or a value is out of range."""
     comparison: dict[str, Any] = files.read_json(path)
     keys = {"models", "win_rates", "standard_errors", "n"}
     if not isinstance(comparison, dict) or set(comparison) != keys:

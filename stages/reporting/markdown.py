@@ -1,4 +1,4 @@
-"""Markdown tables that show text verbatim: model output must neither break a page nor run in it."""
+"""Markdown tables that show text verbatim: model output must neither break a page nor be executed in it."""
 
 import re
 

@@ -55,7 +55,7 @@ def render_svg(chart: Any, theme: str | None) -> str:
 
 
 def hide_revision(chart: Any) -> Any:
-    """Return a Vega-Lite chart without the legends and headers of DVC's revision: this page shows a single one."""
+    """Return a Vega-Lite chart without the legends and headers of DVC's revision: the page shows a single revision."""
     if isinstance(chart, list):
         return [hide_revision(item) for item in chart]
     if not isinstance(chart, dict):

@@ -26,7 +26,7 @@ def average_tasks(summary: dict[str, dict[str, Any]]) -> dict[str, tuple[float, 
 
 
 def judge_difference(error: float | None, published_error: float | None, difference: float) -> str:
-    """Say whether a difference is within the 95% confidence interval of both standard errors: yes, no, or a dash if unknown.
+    """Say whether a difference is within its 95% confidence interval, given both standard errors: yes, no, or a dash (unknown).
 
     Where no standard error is published, ours is used for both.
     """
