@@ -65,14 +65,14 @@ def _closure(module: str) -> dict[str, Path]:
         path = _file(name)
         if path and name not in modules and not name.startswith(EXCLUDED):
             modules[name] = path
-            pending += _imports(path)
+            pending += [name.rpartition(".")[0], *_imports(path)]  # importing a module runs its package first
     return modules
 
 
 def _file(module: str) -> Path | None:
     base = ROOT.joinpath(*module.split("."))
     candidates = (base.with_suffix(".py"), base / "__init__.py")
-    return next((path for path in candidates if path.is_file()), None) if module.startswith("stages.") else None
+    return next((path for path in candidates if path.is_file()), None) if module.startswith("stages") else None
 
 
 def _imports(path: Path) -> Iterator[str]:

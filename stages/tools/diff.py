@@ -72,7 +72,9 @@ def read_revision(rev: str, folder: Path) -> Revision:
     scm, commit = resolve(rev)
     root, inside = Path(scm.root_dir).resolve(), folder.resolve()
     if not inside.is_relative_to(root):
-        raise StageError(f"{folder} is outside the Git repository {root}: run this in the repository that contains it")
+        raise StageError(
+            f"{folder} is outside the Git repository {root}: name a folder in it with --recipe, or run this in the other one"
+        )
     files: dict[str, dict[str, Any] | None] = {}
     for name in (PARAMS, METRICS, LOCK):
         path = inside / name

@@ -64,8 +64,8 @@ def test_more_devices_than_gpus_are_one_line(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make this process look like a launcher's worker, and restore its environment variables afterwards."""
-    for name in ("LOCAL_RANK", "RANK", "DS_ACCELERATOR", "OMP_NUM_THREADS"):
-        monkeypatch.setenv(name, "0")
+    for name, value in (("LOCAL_RANK", "0"), ("RANK", "0"), ("DS_ACCELERATOR", "cpu"), ("OMP_NUM_THREADS", "1")):
+        monkeypatch.setenv(name, value)
     monkeypatch.delenv(distributed.EXCHANGE, raising=False)
 
 

@@ -20,7 +20,8 @@ from support.messages import assert_message
 from support.running import run_stage
 
 RECIPES = sorted(path.parent for path in ROOT.glob("recipes/*/dvc.yaml"))
-STAGES = {stage.addressing: stage for stage in Repo(str(ROOT)).index.stages if getattr(stage, "cmd", None)}
+REPOSITORY = Repo(str(ROOT))
+STAGES = {stage.addressing: stage for stage in REPOSITORY.index.stages if getattr(stage, "cmd", None)}
 PER_ITERATION = ["generate", "rank", "reference", "train", "answer", "evaluate-alpaca", "evaluate-lm"]
 UNNAMED = {"report": "--data data", "code": "--out data/code"}
 """Stages whose options name a folder instead of each file in it."""
@@ -122,7 +123,7 @@ def test_every_iteration_has_its_stages(folder: Path) -> None:
 
 def test_split_needs_no_model() -> None:
     """Neither directly nor through what it depends on."""
-    graph = Repo(str(ROOT)).index.graph
+    graph = REPOSITORY.index.graph
     pending, needed = [STAGES["split"]], set()
     while pending:
         needed.add(pending[-1].addressing)
