@@ -94,6 +94,7 @@ assert not ours, ours
 PACKAGES = ["runtime", "artifacts", "method", "engines", "judges", "miniature", "reporting", "assets", "."]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", PACKAGES)
 def test_an_import_has_no_side_effects(package: str) -> None:
     """On environment variables, the garbage collector, signals and the working directory."""

@@ -93,6 +93,7 @@ print(json.dumps(sorted(f.relative_to(root).as_posix() for f in files if f.is_re
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_module_that_a_stage_loads_counts(stage: str) -> None:
     """Python itself, rather than a reading of the syntax tree, names the modules that are loaded with the stage."""
@@ -127,6 +128,7 @@ def test_stages_that_share_no_code_do_not_share_fingerprints() -> None:
     assert "stages/engines/deberta.py" in ranked - trained
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "old", "new", "stale"),
     [
