@@ -18,6 +18,7 @@ EXPERIMENTS = sorted({command for _, command in COMMANDS if command.startswith("
 NEW_RECIPES = sorted({command for _, command in COMMANDS if command.startswith("python -m stages.tools recipe")})
 FOLDERS = "stages|tests|recipes|docs|requirements|benchmarks|reports|data|.github|.devcontainer|.dvc"
 MADE = (
+    ".dvc/tmp/",
     "data/",
     "reports/",
     "scratch/",

@@ -38,11 +38,11 @@ def test_clean_removes_unfinished_work_only_whatever_the_names(tmp_path: Path) -
     for name in kept + removed:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
-    output = run(tmp_path, "make", "clean")
+    output = run(tmp_path, "make", "--no-print-directory", "clean")
     assert all((tmp_path / name).exists() for name in kept)
     assert not any((tmp_path / name).exists() for name in removed)
     assert "recipes/r copy/scratch\n" in output
-    assert run(tmp_path, "make", "clean") == "Nothing to remove\n"
+    assert run(tmp_path, "make", "--no-print-directory", "clean") == "Nothing to remove\n"
 
 
 def test_clean_follows_data_on_another_disk_but_no_other_link(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_clean_follows_data_on_another_disk_but_no_other_link(tmp_path: Path) ->
         (tmp_path / name).write_text("x")
     (tmp_path / "data").symlink_to(tmp_path / "disk")
     (tmp_path / "disk" / "link").symlink_to(tmp_path / "other")
-    run(tmp_path, "make", "clean")
+    run(tmp_path, "make", "--no-print-directory", "clean")
     assert not (tmp_path / "disk/models/.base.partial").exists()
     assert (tmp_path / "disk/models/base").exists()
     assert (tmp_path / "other/.kept.partial").exists()
