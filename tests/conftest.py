@@ -1,9 +1,12 @@
-"""A tiny base policy, its responses and its pairs, and a small ranker, made once per session."""
+"""A tiny base policy, its responses and its pairs, and a small ranker, made once per session; a Hub for each test."""
 
+import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from support.hub import FakeHub, Run, run_python, serve
 from support.ranker import make_ranker
 from support.running import TINY, run_stage, set_params
 
@@ -65,3 +68,16 @@ def pairs(tiny: Path) -> Path:
 def ranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small ranker, which tests must not change."""
     return make_ranker(tmp_path_factory.mktemp("ranker"))
+
+
+@pytest.fixture
+def fake_hub() -> Iterator[FakeHub]:
+    """An empty Hub on this machine."""
+    with serve() as hub:
+        yield hub
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Run Python in tmp_path with an empty Hub cache there. Pass `endpoint=fake_hub.endpoint` to let it reach the Hub."""
+    return functools.partial(run_python, tmp_path)

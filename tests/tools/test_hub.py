@@ -3,7 +3,6 @@
 import hashlib
 import json
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from stages.artifacts import pointers
 from stages.runtime import params
 from stages.runtime.paths import ROOT
-from support.hub import FakeHub, run_python, serve
+from support.hub import FakeHub, run_python
 from support.messages import assert_message
 
 REPOS = {
@@ -26,12 +25,6 @@ REPOS = {
     "harness.mmlu": "datasets/cais/mmlu",
 }
 """The assets of recipes/llama-3-8b without a revision."""
-
-
-@pytest.fixture
-def fake_hub() -> Iterator[FakeHub]:
-    with serve() as hub:
-        yield hub
 
 
 def run_hub(folder: Path, hub: FakeHub, action: str) -> "subprocess.CompletedProcess[str]":
