@@ -20,7 +20,8 @@ if [ "$target" = bench ]; then
 else
   files=(requirements/{main-"$build",rank-$build,harness-$build,dev,coverage,uv}.txt)
 fi
-stamp=.venv/${target:+$target-}installed-$({ echo "$build"; cat "${files[@]}"; } | sha256sum | cut -c1-16)
+shim=stages/engines/mkl_shim.c  # for portable numerics
+stamp=.venv/${target:+$target-}installed-$({ echo "$build"; cat "${files[@]}" "$shim"; } | sha256sum | cut -c1-16)
 [ -e "$stamp" ] && exit 0
 
 if ! command -v g++ >/dev/null; then
@@ -50,6 +51,7 @@ else
   sync main requirements/{main-"$build",dev}.txt
   sync rank requirements/{rank-"$build",coverage}.txt
   sync harness requirements/{harness-"$build",coverage}.txt
+  g++ -x c -O2 -shared -fPIC -o .venv/mkl_shim.so "$shim"
 fi
 rm -f .venv/${target:+$target-}installed-*
 touch "$stamp"

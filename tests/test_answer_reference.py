@@ -13,7 +13,8 @@ OPTIONS = ("--model", "base", "--alpaca-eval-set", "set", "--out", "out.json")
 
 
 def test_the_outputs_of_the_set_are_copied_without_a_model(tmp_path: Path) -> None:
-    """Byte by byte; neither the model nor params.yaml exists, and vLLM must not be imported."""
+    """Byte by byte; the model does not exist, and vLLM must not be imported."""
+    set_params(tmp_path, {})
     (tmp_path / "set").mkdir()
     content = '[{"output": "\\u00e9", "instruction":"i","dataset": "d", "generator": "gpt4", "more": 1}]'
     (tmp_path / "set" / "reference_outputs.json").write_text(content)

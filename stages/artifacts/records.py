@@ -1,21 +1,39 @@
-"""The record of a stage's environment, which the report's provenance page reads."""
+"""The record of a stage's environment, which the report's provenance page reads.
+
+A record is an output in dvc.lock, so it has nothing that differs between machines whose results have the same bytes. What does
+differ is written to scratch/machines, for `python -m stages.tools attest`.
+"""
 
 import platform
 import sys
 from pathlib import Path
+from typing import Any
 
-from stages.artifacts import files
+from stages.artifacts import files, machine
+from stages.runtime import scratch
 from stages.runtime.versions import tool_versions
 
 FOLDER = Path("data/records")
+MACHINES = scratch.FOLDER / "machines"
 
 
-def write_record(stage: str) -> None:
-    """Write data/records/<stage>.json, an output of every stage: the versions of Python and of the libraries that can affect
-    results, and the kind and number of available devices."""
-    device = {"kind": f"{platform.machine()} CPU", "count": 1}
+def write_record(stage: str, *, numerics: str | None) -> None:
+    """Write data/records/<stage>.json, an output of every stage, and the machine that the stage ran on to MACHINES.
+
+    The record has the versions of Python and of the libraries that can affect results, the numerics in effect (None for a stage
+    without), and the kind and number of devices.
+    """
+    version = ".".join(platform.python_version_tuple()[:2])
+    record = {"python": version, "tools": tool_versions(), "numerics": numerics, "device": describe_device(numerics)}
+    files.write_json(record, FOLDER / f"{stage}.json")
+    files.write_json(machine.describe_machine(), MACHINES / f"{stage}.json")
+
+
+def describe_device(numerics: str | None) -> dict[str, Any]:
+    """Return the kind and number of devices: GPUs or, for a stage without a GPU, as much of the processor as matters."""
     torch = sys.modules.get("torch")  # a stage that has not imported torch uses no GPU
     if torch and torch.cuda.is_available():
-        device = {"kind": torch.cuda.get_device_name(), "count": torch.cuda.device_count()}
-    record = {"python": platform.python_version(), "tools": tool_versions(), "device": device}
-    files.write_json(record, FOLDER / f"{stage}.json")
+        return {"kind": torch.cuda.get_device_name(), "count": torch.cuda.device_count()}
+    if numerics == "fast":
+        return {"kind": ", ".join(machine.describe_processor()), "count": 1}
+    return {"kind": "any x86-64 CPU with AVX2" if numerics == "portable" else "any CPU", "count": 1}

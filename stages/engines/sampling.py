@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stages.artifacts import files, pointers, schemas, shards
+from stages.engines import numerics
 from stages.method import chat
 from stages.runtime import params
 from stages.runtime.devices import explain_out_of_memory
@@ -141,6 +142,7 @@ def start_engine(model: Path, engine: params.Engine, seed: int) -> Any:
         os.environ.setdefault(name, value)
     import torch
 
+    numerics.restrict_vllm()
     logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # hide its warning that a CPU has no Triton
     from vllm import LLM
 
@@ -192,6 +194,7 @@ def sample_shard(llm: Any, engine: params.Engine, sampling: Sampling, shard: pa.
     """
     from vllm import SamplingParams
 
+    llm.reset_prefix_cache()  # otherwise the results would depend, in the last digits, on the shards sampled before
     rows = shard.to_pylist()
     seeds = [sample_seed(sampling.seed, sampling.name, row["prompt_id"]) for row in rows]
     requests = [

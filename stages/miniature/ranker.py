@@ -56,8 +56,6 @@ def make_ranker(size: MiniatureRanker, seed: int, out: Path) -> None:
     PairRM: weights, tokenizer and llm-blender's configuration; base: the untrained DeBERTa model that PairRM is
     built on, with its tokenizer. Raises StageError if the toy world has too few prompts.
     """
-    # The number of threads determines the order of summation: the same seed must give the same weights on any number of cores.
-    torch.set_num_threads(2)
     torch.manual_seed(seed)
     rng = random.Random(f"{seed} ranker")
     prompts = draw_prompts(rng, size.prompts + HELD_OUT, size.candidates)

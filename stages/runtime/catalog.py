@@ -8,6 +8,9 @@ from stages.runtime.paths import ROOT
 ENVIRONMENTS = {"assets-ranker": "rank", "rank": "rank", "compare": "rank", "evaluate-lm": "harness"}
 """The environment, a folder of .venv, of each stage that does not run in `main`."""
 
+WITHOUT_ARITHMETIC = ("code", "split", "assets-prompts", "assets-alpaca-eval", "assets-harness")
+"""The stages whose results do not depend on `numerics`: they compute no floating-point numbers."""
+
 
 def stage_modules() -> dict[str, str]:
     """Return the dotted module of each stage by its name: `evaluate-lm` is stages.evaluate_lm, `assets-policy` is
@@ -23,6 +26,11 @@ def stage_modules() -> dict[str, str]:
 def environment_of(stage: str) -> str:
     """Return the environment that the stage runs in: `main`, `rank` or `harness`."""
     return ENVIRONMENTS.get(stage, "main")
+
+
+def has_numerics(stage: str) -> bool:
+    """Return whether the stage's results may depend on `numerics`."""
+    return stage not in WITHOUT_ARITHMETIC
 
 
 def may_go_online(stage: str) -> bool:

@@ -10,19 +10,21 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from stages.runtime.catalog import environment_of, stage_modules
+from stages.runtime.catalog import environment_of, has_numerics, stage_modules
 from stages.runtime.paths import ROOT
 
 EXCLUDED = ("stages.runtime", "stages.tools")
-IN_EVERY_STAGE = "stages.artifacts.records"
-"""The launcher writes each stage's record with this module; no stage imports it."""
+RECORDS, NUMERICS = "stages.artifacts.records", "stages.engines.numerics"
+"""What the launcher imports for each stage, and for each stage with numerics; no stage imports them."""
 
 
 @functools.cache
 def fingerprint(stage: str) -> dict[str, str]:
     """Return path (relative to the repository) -> SHA-256 of everything that a stage's results depend on, apart from data
     and parameters: its modules, the data files in their packages, and the requirements of its environment."""
-    modules = _closure(stage_modules()[stage]) | _closure(IN_EVERY_STAGE)
+    modules = _closure(stage_modules()[stage]) | _closure(RECORDS)
+    if has_numerics(stage):
+        modules |= _closure(NUMERICS)
     hashes = {_relative(path): hash_code(path.read_text(encoding="utf-8")) for path in modules.values()}
     for folder in {path.parent for path in modules.values()} - {ROOT / "stages", ROOT / "stages" / "assets"}:
         for path in sorted(folder.rglob("*")):

@@ -190,7 +190,8 @@ class Engine(Section):
 class Generate(Section):
     samples: Annotated[int, Field(ge=2)]
     """K responses per prompt."""
-    temperature: Annotated[float, Field(ge=0)]
+    temperature: PositiveFloat
+    """Above 0: greedy decoding would give the same response K times."""
     top_p: Fraction
     max_new_tokens: Positive
     shard_size: Positive
@@ -208,6 +209,9 @@ class Rank(Section):
     probability: Literal["pairwise", "aggregate"]
     """How P^ is computed from PairRM's logits: the mean of pairwise win probabilities (section 5.3), or the
     sigmoid of the difference between aggregate scores (the released code)."""
+    scale: PositiveFloat
+    """The logit of "i beats j" is scale * (L_ij - L_ji), where L_ij is PairRM's logit with i shown before j. 0.5, the mean of
+    the two orders, is this project's choice; 1 is llm-blender's."""
     input: Literal["instruction", "templated"]
     """What PairRM reads as the prompt: the instruction itself, as in its training, or the instruction in the policy's chat
     template, special tokens included (the released code)."""
@@ -217,12 +221,16 @@ class Rank(Section):
 
 
 class Lengths(Section):
-    """Maximum lengths of training pairs, in tokens."""
+    """Maximum lengths of training pairs, in tokens. A pair whose prompt and longer response together fit is kept whole."""
 
     prompt: Positive
+    """The part of a prompt that truncation keeps."""
     total: Positive
-    too_long: Literal["drop", "truncate"]
-    """drop the pair, or truncate it: keep the end of the prompt and the beginning of the responses (the released code)."""
+    """Maximum number of tokens of the prompt and the longer response together."""
+    too_long: Literal["drop", "truncate", "released"]
+    """What to do about a pair that does not fit. drop: leave it out. truncate: remove the prompt's first tokens, as many as
+    needed but no more than leave `prompt`, then the responses' last tokens, as many as needed. released (the released code):
+    keep the prompt's last `prompt` tokens and, if that is not enough, the first `total` - `prompt` tokens of both responses."""
 
     @model_validator(mode="after")
     def _check_room(self) -> Self:
@@ -260,6 +268,9 @@ class Train(Section):
     max_grad_norm: Annotated[float, Field(ge=0)]
     """0: no clipping."""
     dtype: Precision
+    """Precision of the forward and backward passes. The optimizer's weights are float32."""
+    checkpoint_dtype: Precision
+    """Precision of the checkpoint that is passed on to the next iteration."""
     gradient_checkpointing: bool
     checkpoint_steps: NotNegative
     """Steps between checkpoints in scratch/, from which a killed training resumes; 0: none."""
@@ -321,6 +332,9 @@ class Params(Section):
     """The whole of params.yaml."""
 
     seed: NotNegative
+    numerics: Literal["portable", "fast"]
+    """portable: on CPUs, the same bytes on every x86-64 processor with AVX2 and for any number of cores. fast: whatever is
+    fastest on this processor. GPUs are not affected. See stages/engines/numerics.py."""
     eta: PositiveFloat
     """SPPO's step size, 1/beta of the released code (eq. 4.7)."""
     iterations: Annotated[dict[str, str], Field(min_length=1), AfterValidator(_check_iterations)]

@@ -21,6 +21,8 @@ from stages.runtime.logs import log
 from stages.runtime.versions import tool_versions
 
 FOLDER = Path(os.environ.get("SPPO_SCRATCH", "scratch"))
+NUMERICS = "SPPO_NUMERICS"
+"""Environment variable that a stage's process sets to its numerics, `portable` or `fast`, which are part of the key."""
 FINISHED = "finished"
 """The file that marks finished work; it contains the stage's name and the expected dvc.lock entry of each output."""
 LOCK = Path("dvc.lock")
@@ -41,12 +43,13 @@ def claim(command: list[str]) -> None:
 
 
 def folder(stage: str, key: Mapping[str, Any]) -> Path:
-    """Return the stage's folder for `key`, JSON values that determine its results besides its code and the tools' versions.
+    """Return the stage's folder for `key`: JSON values that determine its results besides its code, tools and numerics.
 
     stage: its name in `python -m stages NAME`. The main process of a group creates the folder if necessary and locks it.
     Raises StageError if another process uses it.
     """
-    path = FOLDER / stage / _hash({"key": key, "code": fingerprint(stage), "tools": tool_versions()})
+    numerics = os.environ.get(NUMERICS)
+    path = FOLDER / stage / _hash({"key": key, "code": fingerprint(stage), "tools": tool_versions(), "numerics": numerics})
     if path in _open_folders or not is_main_process():
         return path
     try:

@@ -1,43 +1,67 @@
 """The record of a stage's environment."""
 
 import json
-import platform
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from stages.artifacts import records
+from stages.artifacts import machine, records
 from stages.runtime.versions import tool_versions
 
+CPUINFO = """processor\t: 0
+model name\t: AMD EPYC 7763   64-Core
+flags\t\t: fpu avx fma avx2
 
-def write(stage: str) -> dict[str, object]:
-    records.write_record(stage)
+processor\t: 1
+model name\t: another
+flags\t\t: avx512f
+"""
+
+
+def write(stage: str, numerics: str | None) -> dict[str, object]:
+    records.write_record(stage, numerics=numerics)
     record: dict[str, object] = json.loads(Path("data/records", f"{stage}.json").read_text())
     return record
 
 
-def test_a_record_names_python_the_tools_and_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "cpuinfo").write_text(CPUINFO)
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
     monkeypatch.delitem(sys.modules, "torch", raising=False)
-    assert write("split") == {
-        "python": ".".join(map(str, sys.version_info[:3])),
+
+
+@pytest.mark.parametrize(
+    ("numerics", "kind"),
+    [
+        (None, "any CPU"),
+        ("portable", "any x86-64 CPU with AVX2"),
+        ("fast", "AMD EPYC 7763 64-Core, AVX2"),
+    ],
+)
+def test_a_record_names_python_the_tools_numerics_and_as_much_of_the_processor_as_matters(
+    numerics: str | None, kind: str
+) -> None:
+    """Only fast numerics depend on the processor: any other record must be the same on every machine."""
+    assert write("train", numerics) == {
+        "python": "3.11",
         "tools": tool_versions(),
-        "device": {"kind": f"{platform.machine()} CPU", "count": 1},
+        "numerics": numerics,
+        "device": {"kind": kind, "count": 1},
     }
 
 
-def test_a_stage_that_loaded_torch_used_its_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_stage_that_loaded_torch_used_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = SimpleNamespace(is_available=lambda: True, get_device_name=lambda: "NVIDIA H100", device_count=lambda: 8)
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
-    assert write("train")["device"] == {"kind": "NVIDIA H100", "count": 8}
+    assert write("train", "fast")["device"] == {"kind": "NVIDIA H100", "count": 8}
 
 
-def test_a_record_has_the_same_bytes_in_every_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    write("split")
+def test_a_record_has_the_same_bytes_in_every_run() -> None:
+    write("split", None)
     text = Path("data/records/split.json").read_text()
-    write("split")
+    write("split", None)
     assert Path("data/records/split.json").read_text() == text

@@ -22,7 +22,7 @@ SIZE = {
 
 
 def write_params(folder: Path, asset: dict[str, Any], seed: int = 1) -> None:
-    (folder / "params.yaml").write_text(json.dumps({"seed": seed, "assets": {"policy": asset}}))
+    (folder / "params.yaml").write_text(json.dumps({"seed": seed, "numerics": "portable", "assets": {"policy": asset}}))
 
 
 def fetch(run: Run, folder: Path, asset: dict[str, Any], **options: str) -> "subprocess.CompletedProcess[str]":

@@ -16,7 +16,7 @@ SIZE = {"hidden_size": 32, "layers": 1, "prompts": 60, "candidates": 2, "noise":
 
 
 def write_params(folder: Path, asset: dict[str, Any], seed: int = 1) -> None:
-    (folder / "params.yaml").write_text(json.dumps({"seed": seed, "assets": {"ranker": asset}}))
+    (folder / "params.yaml").write_text(json.dumps({"seed": seed, "numerics": "portable", "assets": {"ranker": asset}}))
 
 
 def fetch(run: Run, folder: Path, asset: dict[str, Any]) -> "subprocess.CompletedProcess[str]":

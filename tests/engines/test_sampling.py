@@ -93,7 +93,7 @@ def out_of_memory(*_: Any, **__: Any) -> Any:
 
 @pytest.mark.parametrize("starting", [True, False])
 def test_out_of_gpu_memory_names_its_parameters(engine: params.Engine, monkeypatch: pytest.MonkeyPatch, starting: bool) -> None:
-    running = SimpleNamespace(generate=out_of_memory)
+    running = SimpleNamespace(generate=out_of_memory, reset_prefix_cache=lambda: None)
     vllm = SimpleNamespace(LLM=out_of_memory if starting else lambda **_: running, SamplingParams=lambda **_: None)
     monkeypatch.setitem(sys.modules, "vllm", vllm)
     for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_LEVEL", "VLLM_HOST_IP", "GLOO_SOCKET_IFNAME"):
@@ -118,7 +118,10 @@ def test_samples_are_ordered_by_index_and_carry_their_seeds(engine: params.Engin
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=lambda **values: values))
     row = {"prompt_id": "a", "prompt": "b", "templated_prompt": "<b>", "prompt_token_ids": [1, 4]}
     shard = pa.Table.from_pylist([row])
-    (result,) = sampling.sample_shard(SimpleNamespace(generate=generate), engine, DRAW, shard).to_pylist()
+    emptied: list[int] = []
+    llm = SimpleNamespace(generate=generate, reset_prefix_cache=lambda: emptied.append(len(requested)))
+    (result,) = sampling.sample_shard(llm, engine, DRAW, shard).to_pylist()
+    assert emptied == [0], "the prefix cache of earlier shards is emptied before the requests"
     seed = sampling.sample_seed(0, "x", "a")
     assert result == row | {
         "responses": ["first", "second"],

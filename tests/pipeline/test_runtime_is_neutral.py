@@ -33,9 +33,10 @@ VALUES = {"params.load", "params.read", "params.validate_model"}
 DECLARATIONS = {
     *(f"params.{name}" for name, value in vars(params).items() if isinstance(value, type)),
     "params.BASE",  # a name, that of data/models/base
-    "params.Precision",  # a type
+    *(f"params.{name}" for name in ("Precision", "Text", "Positive", "PositiveFloat")),  # types
     "paths.ROOT",
     "scratch.FOLDER",
+    "scratch.NUMERICS",  # the name of an environment variable
     "logs.log",
     "errors.StageError",
     "errors.DISK_FULL",
@@ -76,6 +77,7 @@ MUTANTS: dict[str, Callable[..., Any]] = {
     "catalog.stage_modules": dict,
     "catalog.environment_of": lambda stage: "mutant",
     "catalog.may_go_online": lambda stage: True,
+    "catalog.has_numerics": lambda stage: True,
     "catalog.summary": lambda path: "mutant",
     "scratch.folder": lambda stage, key: Path("elsewhere") / hashlib.sha256(json.dumps(key).encode()).hexdigest(),
     "scratch.claim": ignore,

@@ -121,6 +121,13 @@ def test_a_stage_depends_on_its_own_requirements_and_data_files() -> None:
     assert "stages/judges/configs/gold/prompt.txt" in fingerprint.fingerprint("evaluate-alpaca")
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_numerics_count_in_the_stages_that_have_them(stage: str) -> None:
+    """The launcher applies them; no stage imports them by itself."""
+    counted = {"stages/engines/numerics.py", "stages/engines/mkl_shim.c"} & fingerprint.fingerprint(stage).keys()
+    assert len(counted) == (2 if catalog.has_numerics(stage) else 0)
+
+
 def test_stages_that_share_no_code_do_not_share_fingerprints() -> None:
     trained = {path for path in fingerprint.fingerprint("train") if path.startswith("stages/engines/")}
     ranked = {path for path in fingerprint.fingerprint("rank") if path.startswith("stages/engines/")}

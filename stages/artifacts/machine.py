@@ -1,0 +1,56 @@
+"""The machine that this process runs on: processor, cores, memory and GPUs. None of it can affect results under portable
+numerics (stages/engines/numerics.py)."""
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+CPUINFO = Path("/proc/cpuinfo")
+
+
+def describe_machine() -> dict[str, Any]:
+    """Describe this machine without importing torch.
+
+    Keys: `processor` (the model's name), `instruction_set` ("AVX-512", "AVX2" or the architecture, such as "x86_64"), `cores`
+    (those that this process may use), `memory_gib` and `gpus` (a list with the name of each NVIDIA GPU).
+    """
+    processor, instruction_set = describe_processor()
+    return {
+        "processor": processor,
+        "instruction_set": instruction_set,
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "gpus": list_gpus(),
+    }
+
+
+def describe_processor() -> tuple[str, str]:
+    """Return the processor's `processor` and `instruction_set` as in `describe_machine`."""
+    model, flags = parse_cpuinfo(CPUINFO.read_text() if CPUINFO.exists() else "")
+    return model or platform.machine(), name_instruction_set(flags)
+
+
+def parse_cpuinfo(text: str) -> tuple[str, set[str]]:
+    """Return the model name and the flags of the first processor in the text of /proc/cpuinfo; empty where it has none."""
+    lines = [line.partition(":") for line in text.partition("\n\n")[0].splitlines()]
+    values = {key.strip(): value for key, _, value in lines}
+    return " ".join(values.get("model name", "").split()), set(values.get("flags", "").split())
+
+
+def name_instruction_set(flags: set[str]) -> str:
+    """Name the widest vector instructions among a processor's flags that numerical libraries have kernels for."""
+    if "avx512f" in flags:
+        return "AVX-512"
+    return "AVX2" if flags >= {"avx2", "fma"} else platform.machine()
+
+
+def list_gpus() -> list[str]:
+    """Return the name of each NVIDIA GPU; none where nvidia-smi is missing or fails."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()]

@@ -1,0 +1,93 @@
+"""Portable numerics: every stage gives the same bytes under an emulated Intel and an emulated AMD processor as on this one.
+
+qemu-user executes exact IEEE arithmetic, so what differs is which kernels the libraries choose for the processor that it shows
+them. It emulates no AVX-512. An import of torch takes minutes: these tests are for `make test-all`.
+"""
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from stages.artifacts import files
+from stages.runtime import catalog
+from stages.runtime.paths import ROOT
+
+QEMU = shutil.which("qemu-x86_64")
+CPUS = ("Haswell", "EPYC-Rome")
+STAGES = (
+    "assets-policy",
+    "assets-ranker",
+    "generate@iter1",
+    "rank@iter1",
+    "reference@iter1",
+    "train@iter1",
+    "answer@iter1",
+    "evaluate-alpaca@iter1",
+    "evaluate-lm@iter1",
+    "compare",
+    "report",
+)
+NOT_EMULATED: dict[str, str] = {}
+"""Stage -> why qemu-user cannot run it."""
+LENGTH_CONTROL = ROOT / "tests" / "oracles" / "length_control.py"
+
+pytestmark = [
+    pytest.mark.slowest,
+    pytest.mark.skipif(QEMU is None, reason="qemu-x86_64 is not installed (Debian's qemu-user)"),
+    pytest.mark.skipif(platform.machine() != "x86_64", reason="portable numerics need an x86-64 processor"),
+]
+
+
+def emulate(cpu: str, environment: str, folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run an environment's interpreter in `folder` on an emulated processor. What it starts by exec would not be emulated."""
+    python = ROOT / ".venv" / environment / "bin" / "python"
+    return subprocess.run(
+        [str(QEMU), "-cpu", cpu, str(python), *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "SPPO_WORKERS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_has_the_same_bytes_on_an_emulated_processor(smallest: Path, tmp_path: Path, stage: str, cpu: str) -> None:
+    name = stage.partition("@")[0]
+    if name in NOT_EMULATED:
+        pytest.skip(f"qemu-user cannot run {name}: {NOT_EMULATED[name]}")
+    lock: dict[str, Any] = YAML(typ="safe").load(smallest / "dvc.lock")["stages"][stage]
+    folder = tmp_path / "emulated"
+    shutil.copytree(smallest, folder, ignore=shutil.ignore_patterns("scratch", ".git"))
+    outs = [out for out in lock["outs"] if "records" not in out["path"]]
+    for out in outs:
+        files.remove(folder / out["path"])
+    command = shlex.split(lock["cmd"].partition(" python ")[2])
+    done = emulate(cpu, catalog.environment_of(name), folder, *command)
+    assert done.returncode == 0, done.stderr
+    assert {out["path"]: files.dvc_md5(folder / out["path"]) for out in outs} == {out["path"]: out["md5"] for out in outs}
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+def test_length_control_has_the_same_bytes_on_an_emulated_processor(tmp_path: Path, cpu: str) -> None:
+    """The miniature has no length-controlled win rates, so their fit runs on annotations made up for the 805 instructions."""
+    python = ROOT / ".venv" / "main" / "bin" / "python"
+    native = subprocess.run(
+        [python, LENGTH_CONTROL],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    emulated = emulate(cpu, "main", tmp_path, str(LENGTH_CONTROL))
+    assert emulated.returncode == 0, emulated.stderr
+    assert emulated.stdout == native.stdout != ""
