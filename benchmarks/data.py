@@ -90,7 +90,7 @@ def make_rankings(prompt_ids: Any, rng: np.random.Generator) -> pa.Table:
     """Make a table of schemas.RANKINGS with random logits."""
     count = len(prompt_ids)
     logits = torch.tensor(rng.normal(size=(count, K, K)).astype(np.float32)) * (1 - torch.eye(K))
-    scores = sppo.pairwise_scores(logits.double())
+    scores = sppo.pairwise_scores(logits.double(), 0.5)
     chosen, rejected = sppo.choose_pair(scores)
     return pa.table(
         {
@@ -138,6 +138,8 @@ def make_data(folder: Path, sizes: list[int]) -> None:
         with files.replacing(data / "logs" / f"{NAME}.csv") as partial_log:
             steps = [dict.fromkeys(schemas.LOG_COLUMNS, 1.0) | {"step": step} for step in range(1, 301)]
             pd.DataFrame(steps).to_csv(partial_log, index=False)
+        update = {"steps": 300, "effective_steps": 300, "weights": 1000, "changed": 1.0, "survived": 1.0}
+        files.write_json(update, data / "logs" / f"{NAME}.json")
         document["split"] |= {"prompts_per_iteration": (size - 500) // 3, "hold_out": 500}
         with (data / "params.yaml").open("w") as file:
             YAML().dump(document, file)

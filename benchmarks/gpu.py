@@ -125,7 +125,7 @@ def measure_rank(limit: float, flops_per_token: float, flops_per_pass: float) ->
 
     width, layers = DEBERTA
     size = params.MiniatureRanker(hidden_size=width, layers=layers, prompts=1, candidates=2, noise=0.0, learning_rate=1.0)
-    settings = params.Rank(probability="pairwise", input="instruction", shard_size=256, tokens_per_batch=65536)
+    settings = params.Rank(probability="pairwise", scale=0.5, input="instruction", shard_size=256, tokens_per_batch=65536)
     comparisons = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -154,7 +154,7 @@ def compare_choices(
     encoded = [pairrm.encode(blender, row["prompt"], row["responses"]) for row in rows]
     logits = pairrm.pair_logits(pairrm.select_forward(blender), encoded, settings.tokens_per_batch)
     exact = [
-        ranking.rank_row(row["prompt_id"], matrix, row["responses"], settings.probability)
+        ranking.rank_row(row["prompt_id"], matrix, row["responses"], settings.probability, settings.scale)
         for row, matrix in zip(rows, logits, strict=True)
     ]
     alike = sum(

@@ -46,6 +46,7 @@ def make_settings(batch: int, dtype: params.Precision = "float32", *, gradient_c
         warmup_ratio=0.1,
         max_grad_norm=0,
         dtype=dtype,
+        checkpoint_dtype=dtype,
         gradient_checkpointing=gradient_checkpointing,
         checkpoint_steps=0,
         report_to="none",

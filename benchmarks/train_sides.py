@@ -78,5 +78,5 @@ def run_train(rows: Rows, settings: params.Train, folder: Path) -> None:
     logps = [row for path in sorted((folder / "logps").iterdir()) for row in tables.read(path, schemas.LOGPS).to_pylist()]
     scored = [row | UNUSED | scores for row, scores in zip(rows, logps, strict=True)]
     table = pa.Table.from_pylist(scored, schema=schemas.PAIRS)
-    scratch, out, log = folder / "scratch", folder / "out", folder / "log.csv"
-    train.train_policy(table, folder / "model", ETA, settings, SEED, scratch, out, log)
+    outputs = train.Outputs(folder / "out", folder / "log.csv", folder / "update.json")
+    train.train_policy(table, folder / "model", ETA, settings, SEED, folder / "scratch", outputs)

@@ -37,7 +37,7 @@ def main(args: argparse.Namespace) -> None:
     rankings = shards.map_shards(
         "compare", responses, settings.rank.shard_size, ranking.load_ranker, arguments, schemas.RANKINGS, key, cores=True
     )
-    rates, errors = compute_win_rates(rankings.to_pylist())
+    rates, errors = compute_win_rates(rankings.to_pylist(), settings.rank.scale)
     files.write_json({"models": models, "win_rates": rates, "standard_errors": errors, "n": rankings.num_rows}, args.out)
     for name, row in zip(models, rates, strict=True):
         log.info("%s against %s: %s", name, ", ".join(models), ", ".join(f"{rate:.1f}" for rate in row))
@@ -61,12 +61,13 @@ def join_responses(answers: list[tuple[Path, pa.Table]]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schemas.RESPONSES)
 
 
-def compute_win_rates(rankings: list[dict[str, Any]]) -> tuple[list[list[float]], list[list[float]]]:
+def compute_win_rates(rankings: list[dict[str, Any]], scale: float) -> tuple[list[list[float]], list[list[float]]]:
     """Compute win rates of the row's model against the column's, in percent, and their standard errors, (K, K) each.
 
     A win rate is the mean over prompts of P(y_i > y_j) by position-debiased scores. rankings: rows of schemas.RANKINGS.
+    scale: rank.scale.
     """
     logits = torch.tensor([row["logits"] for row in rankings], dtype=torch.float64)
-    wins = 100 * torch.sigmoid(sppo.pairwise_scores(logits))
+    wins = 100 * torch.sigmoid(sppo.pairwise_scores(logits, scale))
     errors = wins.std(0) / math.sqrt(len(wins))
     return wins.mean(0).tolist(), errors.tolist()

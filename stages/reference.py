@@ -66,7 +66,7 @@ def run(args: argparse.Namespace, settings: Any, group: distributed.Group) -> No
 
 
 def build_pairs(responses: pa.Table, rankings: pa.Table, lengths: params.Lengths) -> pa.Table:
-    """Build the pair of each prompt that is not a tie and, unless lengths.too_long is `truncate`, fits the maximum lengths.
+    """Build the pair of each prompt that is not a tie; drop or truncate those that do not fit, as lengths.too_long says.
 
     responses, rankings: tables of schemas.RESPONSES and RANKINGS, with the same prompts in the same order. Returns a table of
     schemas.UNSCORED_PAIRS. Raises StageError if the prompts differ, or if no pairs are left.
@@ -85,7 +85,11 @@ def build_pairs(responses: pa.Table, rankings: pa.Table, lengths: params.Lengths
     too_long = len(rankings) - ties - len(pairs)
     log.info("%d pairs; dropped %d ties and %d pairs that are too long", len(pairs), ties, too_long)
     if not len(pairs):
-        remedy = "raise lengths.total or lengths.prompt" if too_long else "raise generate.temperature or generate.samples"
+        remedy = (
+            "raise lengths.total, or set lengths.too_long to truncate"
+            if too_long
+            else "raise generate.temperature or generate.samples"
+        )
         raise StageError(f"no pairs are left from {len(responses)} prompts ({ties} ties, {too_long} too long): {remedy}")
     return pairs
 
@@ -98,9 +102,8 @@ def _build_batch(responses: pa.RecordBatch, rankings: pa.Table, lengths: params.
     starts, counts = list_spans(tokens)
     pair = np.stack([rankings["chosen"].to_numpy(), rankings["rejected"].to_numpy()])  # (2, N), indices into K responses
     starts, counts = starts[first_responses + pair], counts[first_responses + pair]
-    kept_prompts, kept = chat.truncate_lengths(prompt_lengths, counts, max_prompt=lengths.prompt, max_total=lengths.total)
-    fits = (kept_prompts == prompt_lengths) & (kept == counts).all(0) | (lengths.too_long == "truncate")
-    rows = np.flatnonzero(fits & ~rankings["tie"].to_numpy())
+    kept_prompts, kept, dropped = cut_lengths(prompt_lengths, counts, lengths)
+    rows = np.flatnonzero(~dropped & ~rankings["tie"].to_numpy())
     samples = len(rankings["probabilities"][0])
     probabilities = pc.list_flatten(rankings["probabilities"]).to_numpy().reshape(-1, samples)
     prompt_ends = (prompt_starts + prompt_lengths)[rows]
@@ -118,6 +121,20 @@ def _build_batch(responses: pa.RecordBatch, rankings: pa.Table, lengths: params.
         "rejected_tokens_cut": (counts - kept)[1, rows],
     }
     return pa.table(columns).cast(schemas.UNSCORED_PAIRS)
+
+
+def cut_lengths(
+    prompts: Integers, responses: Integers, lengths: params.Lengths
+) -> tuple[Integers, Integers, npt.NDArray[np.bool_]]:
+    """Apply `lengths` to the token counts of N prompts (N,) and of their chosen and rejected responses (2, N).
+
+    Returns the counts that are kept, in the same shapes, and a mask (N,) of the pairs to drop.
+    """
+    if lengths.too_long == "drop":
+        return prompts, responses, ~chat.fit_lengths(prompts, responses, lengths.total)
+    limits = {"max_prompt": lengths.prompt, "max_total": lengths.total}
+    kept_prompts, kept = chat.truncate_lengths(prompts, responses, lengths.too_long, **limits)
+    return kept_prompts, kept, np.zeros(len(prompts), bool)
 
 
 def list_spans(lists: pa.ListArray) -> tuple[Integers, Integers]:

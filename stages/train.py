@@ -5,10 +5,11 @@ at 1". The global batch consists of the same pairs in the same order on any numb
 """
 
 import argparse
+import math
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -25,11 +26,23 @@ NOT_IN_RESUME_KEY = {"checkpoint_steps", "report_to"}
 resumes from its checkpoint even if they change."""
 
 
+class Outputs(NamedTuple):
+    """The paths that training writes."""
+
+    policy: Path
+    """A transformers checkpoint."""
+    log: Path
+    """CSV of schemas.LOG_COLUMNS."""
+    update: Path
+    """JSON of schemas.UPDATE_KEYS."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, required=True, help="the policy pi_t")
     parser.add_argument("--pairs", type=Path, required=True, help="pairs with their reference log-probabilities")
     parser.add_argument("--out", type=Path, required=True, help="folder to write: the policy pi_t+1")
     parser.add_argument("--out-log", type=Path, required=True, help="CSV to write: the training log")
+    parser.add_argument("--out-update", type=Path, required=True, help="JSON to write: steps, and how much they changed")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -43,11 +56,12 @@ def run(args: argparse.Namespace, settings: params.Train, eta: float, seed: int,
     key = {**group.digests, "eta": eta, "train": settings.model_dump(exclude=NOT_IN_RESUME_KEY), "seed": seed}
     folder = scratch.folder("train", key)
     pairs = select_whole_batches(tables.read(args.pairs, schemas.PAIRS), settings.global_batch)
+    check_schedule(len(pairs), settings)
     training.check_tracker(settings.report_to)
     training.quiet_libraries()
     distributed.start_group(group)
     seeding.make_deterministic(seed)
-    train_policy(pairs, args.model, eta, settings, seed, folder, args.out, args.out_log)
+    train_policy(pairs, args.model, eta, settings, seed, folder, Outputs(args.out, args.out_log, args.out_update))
 
 
 def select_whole_batches(pairs: pa.Table, global_batch: int) -> pa.Table:
@@ -67,35 +81,58 @@ def select_whole_batches(pairs: pa.Table, global_batch: int) -> pa.Table:
     return selected
 
 
+def check_schedule(pairs: int, settings: params.Train) -> None:
+    """Warn about steps whose learning rate is 0, which train nothing. Raises StageError if there is no other step.
+
+    pairs: their number, a multiple of train.global_batch. Linear warm-up, if any, starts at 0 with the first step; the decay
+    would reach 0 just after the last step.
+    """
+    steps = math.ceil(settings.stop_epoch * (pairs // settings.global_batch))
+    idle = int(settings.warmup_ratio > 0)
+    if steps == idle:
+        raise StageError(
+            f"training has {steps} step, and linear warm-up starts with a learning rate of 0, so it would train nothing: set "
+            "train.warmup_ratio to 0, lower train.global_batch, or raise train.stop_epoch and train.epochs"
+        )
+    if idle and is_main_process():
+        log.warning(
+            "the learning rate of the first of %d steps is 0 (train.warmup_ratio): its %d pairs train nothing",
+            steps,
+            settings.global_batch,
+        )
+
+
 def train_policy(
-    pairs: pa.Table,
-    model_path: Path,
-    eta: float,
-    settings: params.Train,
-    seed: int,
-    folder: Path,
-    out: Path,
-    out_log: Path,
+    pairs: pa.Table, model_path: Path, eta: float, settings: params.Train, seed: int, folder: Path, outputs: Outputs
 ) -> None:
-    """Train on a table of schemas.PAIRS; write the new policy as a transformers checkpoint and the training log as CSV.
+    """Train on a table of schemas.PAIRS and write the outputs.
 
     Call this within the distributed group, with the seed set. folder: for checkpoints; training resumes from its newest one.
     Raises StageError if the first loss is not as expected, or if a metric or a weight is not finite.
     """
+    from stages.engines import updates
     from stages.engines.trainer import SPPOTrainer
 
-    arguments = policy_arguments(settings, seed, folder, run_name=out.name)
-    model = packing.enable_scoring(training.load_policy(model_path, settings.dtype))
+    arguments = policy_arguments(settings, seed, folder, run_name=outputs.policy.name)
+    model, first = training.load_policy(model_path, settings.dtype), None
     if settings.lora.rank:
-        model = training.add_adapters(model, settings.lora)
-    trainer = SPPOTrainer(model, arguments, settings, eta, train_dataset=to_dataset(pairs))
+        model = training.add_adapters(packing.enable_scoring(model), settings.lora)
+    else:
+        first = training.load_start(model_path, model, arguments, settings.dtype)
+        model = packing.enable_scoring(model)
+    trainer = SPPOTrainer(model, arguments, settings, eta, to_dataset(pairs), first)
     start = checkpoints.newest_checkpoint(folder)
     if start:
         log.info("resuming from %s", start)
     trainer.train(resume_from_checkpoint=start and str(start))
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # all processes take part, the main one gets them
+    # All processes take part in gathering the weights and in measuring their update; the main one gets them.
+    masters = settings.dtype == "bfloat16" and (settings.checkpoint_dtype == "float32" or settings.lora.rank > 0)
+    weights = training.gather_weights(trainer, masters=masters)
+    sums = None
+    if first is not None:
+        sums = trainer.accelerator.reduce(updates.measure_shards(model, first, settings.checkpoint_dtype), "sum")
     if is_main_process():
-        write_results(trainer, weights, model_path, out, out_log)
+        write_results(trainer, weights, sums, model_path, outputs)
 
 
 def policy_arguments(settings: params.Train, seed: int, folder: Path, run_name: str) -> Any:
@@ -131,21 +168,41 @@ def to_dataset(table: pa.Table) -> Any:
     return Dataset(InMemoryTable(table), fingerprint="")  # not used; the default is a slow hash of all rows
 
 
-def write_results(trainer: Any, weights: dict[str, Any], model_path: Path, out: Path, out_log: Path) -> None:
-    """Write a trained policy, with the tokenizer of the model at `model_path`, and the training log.
+def write_results(trainer: Any, weights: dict[str, Any], sums: Any, model_path: Path, outputs: Outputs) -> None:
+    """Write a trained policy, with the tokenizer of the model at `model_path`, the training log and the update's summary.
 
-    trainer: an SPPOTrainer. weights: the state dict of its model, gathered from all processes.
+    trainer: an SPPOTrainer. weights: the state dict of its model, gathered from all processes. sums: from
+    `updates.compare_weights` over all weights; None if adapters were trained, which are merged and measured here.
     """
     import pandas as pd
+    import torch
     from transformers import AutoTokenizer
+
+    from stages.engines import updates
 
     settings = trainer.settings
     records = [record for record in trainer.state.log_history if "kl" in record]
     log.info("loss %.4g at the first step, %.4g at the last", records[0]["loss"], records[-1]["loss"])
-    with files.replacing(out) as partial_out, files.replacing(out_log) as partial_log:
+    with files.replacing(outputs.policy) as partial_policy, files.replacing(outputs.log) as partial_log:
         if settings.lora.rank:
-            training.merge_adapters(model_path, settings.dtype, settings.lora, weights).save_pretrained(partial_out)
+            model = training.load_adapters(model_path, settings.lora, weights)
+            sums = updates.measure_adapters(model, settings.checkpoint_dtype)
+            model.merge_and_unload().to(getattr(torch, settings.checkpoint_dtype)).save_pretrained(partial_policy)
         else:
-            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(partial_out, state_dict=weights)
-        AutoTokenizer.from_pretrained(pointers.resolve(model_path), trust_remote_code=False).save_pretrained(partial_out)
+            save_policy(trainer.accelerator.unwrap_model(trainer.model), weights, settings.checkpoint_dtype, partial_policy)
+        AutoTokenizer.from_pretrained(pointers.resolve(model_path), trust_remote_code=False).save_pretrained(partial_policy)
         pd.DataFrame(records, columns=schemas.LOG_COLUMNS).to_csv(partial_log, index=False, float_format="%.6g")
+    effective = sum(record["learning_rate"] > 0 for record in records)
+    update = {"steps": len(records), "effective_steps": effective, **updates.summarize(sums)}
+    log.info("%(effective_steps)d of %(steps)d steps had a learning rate above 0", update)
+    log.info(
+        "%.4g of the weights changed; %.4g of the update survives in the checkpoint", update["changed"], update["survived"]
+    )
+    files.write_json(update, outputs.update)
+
+
+def save_policy(model: Any, weights: dict[str, Any], dtype: params.Precision, folder: Path) -> None:
+    """Save a model's weights, a state dict, in a precision that may differ from the model's own."""
+    model.save_pretrained(folder, state_dict=training.convert_weights(weights, dtype))
+    model.config.dtype = dtype  # save_pretrained wrote the model's
+    model.config.save_pretrained(folder)

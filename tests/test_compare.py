@@ -55,12 +55,12 @@ matrix = st.lists(st.lists(st.floats(-20, 20), min_size=3, max_size=3), min_size
 
 
 @settings(deadline=None)
-@given(st.lists(matrix, min_size=2, max_size=6))
-def test_win_rates_are_mean_debiased_probabilities(logits: list[list[list[float]]]) -> None:
-    rates, errors = compare.compute_win_rates([{"logits": one} for one in logits])
+@given(st.lists(matrix, min_size=2, max_size=6), st.floats(0.1, 2))
+def test_win_rates_are_mean_debiased_probabilities(logits: list[list[list[float]]], scale: float) -> None:
+    rates, errors = compare.compute_win_rates([{"logits": one} for one in logits], scale)
     for i in range(3):
         for j in range(3):
-            wins: list[Any] = [100 / (1 + math.exp((one[j][i] - one[i][j]) / 2)) for one in logits]
+            wins: list[Any] = [100 / (1 + math.exp((one[j][i] - one[i][j]) * scale)) for one in logits]
             mean = sum(wins) / len(wins)
             assert rates[i][j] == pytest.approx(mean)
             assert rates[i][j] + rates[j][i] == pytest.approx(100)

@@ -1,5 +1,6 @@
 """The stage as a whole: what must not change a ranking, what the parameters change, and what is rejected."""
 
+import math
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -72,9 +73,24 @@ def test_the_templated_prompt_and_aggregate_probabilities_are_parameters(rank: R
     (aggregate,) = read(rank(ROWS[:1], "aggregate", probability="aggregate"))
     assert aggregate["logits"] == plain["logits"]
     assert (aggregate["chosen"], aggregate["rejected"]) == (plain["chosen"], plain["rejected"])
-    scores = sppo.pairwise_scores(torch.tensor(plain["logits"], dtype=torch.float64))
-    assert aggregate["probabilities"] == pytest.approx(sppo.win_probabilities(sppo.aggregate_scores(scores)).tolist())
+    logits = torch.tensor(plain["logits"], dtype=torch.float64)
+    assert aggregate["probabilities"] == pytest.approx(sppo.win_probabilities(sppo.aggregate_scores(logits)).tolist())
     assert aggregate["probabilities"] != pytest.approx(plain["probabilities"])
+
+
+@pytest.mark.slow
+def test_the_scale_of_the_scores_is_a_parameter(rank: Rank) -> None:
+    half, whole = (read(rank(ROWS[:1], f"scale {scale}", scale=scale))[0] for scale in (0.5, 1.0))
+    differences = [
+        [one - other for one, other in zip(*both, strict=True)]
+        for both in zip(half["logits"], zip(*half["logits"], strict=True), strict=True)
+    ]
+    for row, scale in ((half, 0.5), (whole, 1.0)):
+        wins = [[1 / (1 + math.exp(-scale * value)) for value in values] for values in differences]
+        assert row["probabilities"] == pytest.approx([sum(values) / 3 for values in wins])
+    probabilities = half.pop("probabilities"), whole.pop("probabilities")
+    assert probabilities[0] != pytest.approx(probabilities[1])
+    assert half == whole
 
 
 @pytest.mark.slow

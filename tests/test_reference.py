@@ -30,10 +30,15 @@ prompts = st.tuples(ids, st.lists(ids, min_size=K, max_size=K), st.integers(0, K
 def build_pair(row: dict[str, Any], ranking: dict[str, Any], lengths: params.Lengths) -> dict[str, Any] | None:
     """Build the pair of one prompt with Python lists; None if it is dropped."""
     responses = [row["token_ids"][ranking[side]] for side in ("chosen", "rejected")]
-    prompt = row["prompt_token_ids"][-lengths.prompt :]
-    kept = [response[: lengths.total - len(prompt)] for response in responses]
-    if ranking["tie"] or (lengths.too_long == "drop" and ([prompt, *kept] != [row["prompt_token_ids"], *responses])):
+    prompt, kept, longest = row["prompt_token_ids"], responses, max(map(len, responses))
+    if ranking["tie"] or (lengths.too_long == "drop" and len(prompt) + longest > lengths.total):
         return None
+    if len(prompt) + longest > lengths.total:
+        part = lengths.prompt if lengths.too_long == "released" else max(lengths.prompt, lengths.total - longest)
+        prompt = prompt[-part:]
+    if len(prompt) + longest > lengths.total:
+        room = lengths.total - (lengths.prompt if lengths.too_long == "released" else len(prompt))
+        kept = [response[:room] for response in responses]
     return {
         "prompt_id": row["prompt_id"],
         "prompt_token_ids": prompt,
@@ -52,7 +57,7 @@ def build_pair(row: dict[str, Any], ranking: dict[str, Any], lengths: params.Len
     st.lists(prompts, min_size=2, max_size=9),
     st.integers(1, 20),
     st.integers(1, 20),
-    st.sampled_from(["drop", "truncate"]),
+    st.sampled_from(["drop", "truncate", "released"]),
     st.data(),
 )
 def test_pairs_match_a_row_by_row_construction(
@@ -98,7 +103,31 @@ def test_no_pair_left_is_one_line_with_the_parameters_to_change() -> None:
     assert_message(str(raised.value), "1 prompts", "1 ties, 0 too long", "generate.temperature or generate.samples")
     with pytest.raises(StageError) as raised:
         build_valid_pairs(valid.responses(), valid.rankings(), total=3)
-    assert_message(str(raised.value), "2 prompts", "1 ties, 1 too long", "raise lengths.total or lengths.prompt")
+    assert_message(str(raised.value), "2 prompts", "1 ties, 1 too long", "raise lengths.total", "lengths.too_long to truncate")
+
+
+@pytest.mark.parametrize("too_long", ["drop", "truncate", "released"])
+def test_a_pair_that_fits_is_kept_whole_however_long_its_prompt(too_long: Any) -> None:
+    """The prompt has 2 tokens, more than lengths.prompt, and the longer response 3; one token less of room is too little."""
+    tables = [
+        pa.Table.from_pylist(rows[1:], schema=schema)
+        for rows, schema in ((valid.responses(), schemas.RESPONSES), (valid.rankings(), schemas.RANKINGS))
+    ]
+    prompt, responses = (tables[0][column][0].as_py() for column in ("prompt_token_ids", "token_ids"))
+    ranking = valid.rankings()[1]
+    whole = [prompt, responses[ranking["chosen"]], responses[ranking["rejected"]]]
+    total = len(prompt) + max(map(len, whole[1:]))
+    (pair,) = reference.build_pairs(*tables, params.Lengths(prompt=1, total=total, too_long=too_long)).to_pylist()
+    assert [pair[f"{text}_token_ids"] for text in packing.TEXTS] == whole
+    assert [pair[f"{text}_tokens_cut"] for text in packing.TEXTS] == [0, 0, 0]
+    shorter = params.Lengths(prompt=1, total=total - 1, too_long=too_long)
+    if too_long == "drop":
+        with pytest.raises(StageError):
+            reference.build_pairs(*tables, shorter)
+    else:
+        (pair,) = reference.build_pairs(*tables, shorter).to_pylist()
+        assert pair["prompt_tokens_cut"] == 1
+        assert pair["prompt_token_ids"] == prompt[1:]
 
 
 def test_the_longest_pair_has_the_longest_text() -> None:

@@ -1,5 +1,8 @@
 """The stage `train` as users run it, on the pairs of a tiny policy."""
 
+import json
+import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,18 +10,22 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, get_scheduler
 
 from stages import train
 from stages.artifacts import files, schemas, tables
 from stages.runtime import params
 from stages.runtime.errors import StageError
+from stages.runtime.paths import ROOT
+from support import steps
 from support import tables as valid
 from support.messages import assert_message
 from support.running import TINY, run_stage, set_params
 
-OUT = ("--out", "iter1", "--out-log", "iter1.csv")
+OUT = ("--out", "iter1", "--out-log", "iter1.csv", "--out-update", "iter1.json")
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +36,7 @@ def trained(pairs: Path) -> Path:
 
 
 def run_train(pairs: Path, name: str, overrides: dict[str, Any]) -> Path:
-    """Train with TINY and overrides in a folder `name` of `pairs`. Returns that folder, with iter1 and iter1.csv."""
+    """Train with TINY and overrides in a folder `name` of `pairs`. Returns that folder, which then holds the outputs."""
     folder = pairs / name
     folder.mkdir()
     set_params(folder, TINY | overrides)
@@ -47,6 +54,7 @@ def fail_to_train(pairs: Path, name: str, overrides: dict[str, Any], table: str 
     assert done.returncode == 1
     assert not (folder / "iter1").exists()
     assert not (folder / "iter1.csv").exists()
+    assert not (folder / "iter1.json").exists()
     return done.stderr.splitlines()[-1]
 
 
@@ -63,6 +71,49 @@ def test_fewer_pairs_than_a_batch_is_one_line() -> None:
     assert_message(str(raised.value), "2 pairs", "global batch of 64", "lower train.global_batch")
 
 
+def effective_steps(steps: int, settings: params.Train) -> int:
+    """Count the steps with a learning rate above 0 by running transformers' own schedule."""
+    total = round(steps * settings.epochs / settings.stop_epoch)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=settings.learning_rate)
+    schedule = get_scheduler("linear", optimizer, math.ceil(total * settings.warmup_ratio), total)
+    rates = []
+    for _ in range(steps):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    return sum(rate > 0 for rate in rates)
+
+
+ratios = st.one_of(st.just(0.0), st.floats(0.001, 0.99))
+
+
+@given(st.integers(1, 5), ratios, st.floats(0.1, 3), st.floats(1, 4))
+def test_a_schedule_is_accepted_if_it_has_an_effective_step(batches: int, ratio: float, stop: float, longer: float) -> None:
+    root: params.Train = params.load("train", path=ROOT / "params.yaml").train
+    settings = root.model_copy(
+        update={"global_batch": 8, "warmup_ratio": ratio, "stop_epoch": stop, "epochs": stop * longer, "loss": "sppo"}
+    )
+    count = math.ceil(stop * batches)
+    if effective_steps(count, settings):
+        train.check_schedule(8 * batches, settings)
+    else:
+        with pytest.raises(StageError) as raised:
+            train.check_schedule(8 * batches, settings)
+        remedies = ("train.warmup_ratio", "train.global_batch", "train.stop_epoch", "train.epochs")
+        assert_message(str(raised.value), "1 step", "learning rate of 0", *remedies)
+
+
+def test_pairs_that_train_nothing_are_counted_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    root: params.Train = params.load("train", path=ROOT / "params.yaml").train
+    settings = root.model_copy(update={"global_batch": 8, "stop_epoch": 2, "warmup_ratio": 0.1})
+    with caplog.at_level(logging.WARNING):
+        train.check_schedule(24, settings.model_copy(update={"warmup_ratio": 0}))
+        assert not caplog.messages
+        train.check_schedule(24, settings)
+    (message,) = caplog.messages
+    assert_message(message, "first of 6 steps", "train.warmup_ratio", "8 pairs train nothing")
+
+
 def test_keys_outside_the_resume_key_exist() -> None:
     assert set(params.Train.model_fields) > train.NOT_IN_RESUME_KEY
 
@@ -70,13 +121,97 @@ def test_keys_outside_the_resume_key_exist() -> None:
 @pytest.mark.slow
 def test_the_first_loss_is_what_theory_says(trained: Path) -> None:
     """eta^2 mean((P^ - 1/2)^2), all pairs being one global batch."""
-    folder = run_train(trained, "whole", {"train.global_batch": 20, "eta": 1000})
+    folder = run_train(trained, "whole", {"train.global_batch": 20, "train.stop_epoch": 2, "eta": 1000})
     rows = tables.read(trained / "pairs.parquet", schemas.PAIRS).to_pandas()
     probabilities = pd.concat([rows["chosen_probability"], rows["rejected_probability"]])
     log = pd.read_csv(folder / "iter1.csv")
-    assert log["loss"].tolist() == pytest.approx([1e6 * ((probabilities - 0.5) ** 2).mean()], rel=1e-4)
-    assert log["learning_rate"].tolist() == [0]  # linear warm-up starts at 0
+    assert log["loss"][0] == pytest.approx(1e6 * ((probabilities - 0.5) ** 2).mean(), rel=1e-4)
+    assert log["loss"][1] == pytest.approx(log["loss"][0], rel=1e-6)  # linear warm-up starts with a learning rate of 0
+    assert log["learning_rate"].tolist() == [0, pytest.approx(5e-5)]
     assert abs(log["chosen_log_ratio"][0]) < 1e-4
+
+
+@pytest.mark.slow
+def test_a_training_without_an_effective_step_is_refused_before_it_starts(trained: Path) -> None:
+    line = fail_to_train(trained, "idle", {"train.global_batch": 20})
+    assert_message(line, "train: error", "1 step", "train.warmup_ratio", "train.global_batch", "train.epochs")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [steps.Plan.max_grad_norm, 0])
+def test_every_step_under_deepspeed_is_that_of_a_loop_written_by_hand(trained: Path, limit: float) -> None:
+    """With clipping, which some steps need, and without. All pairs are one global batch."""
+    rows = tables.read(trained / "pairs.parquet", schemas.PAIRS).to_pylist()
+    plan = steps.Plan(max_grad_norm=limit or math.inf)
+    overrides = {
+        "eta": plan.eta,
+        "train.global_batch": len(rows),
+        "train.device_batch": len(rows) // 2,
+        "train.learning_rate": plan.learning_rate,
+        "train.epochs": plan.epochs,
+        "train.stop_epoch": plan.steps,
+        "train.warmup_ratio": plan.warmup / plan.epochs,
+        "train.max_grad_norm": limit,
+        "train.checkpoint_steps": 0,
+    }
+    folder = run_train(trained, f"by-hand-{limit}", overrides)
+    records, model = steps.train_by_hand(trained / "base", rows, plan)
+    assert {record["clipped"] for record in records} == ({0, 1} if limit else {0})
+    log, expected = pd.read_csv(folder / "iter1.csv"), pd.DataFrame(records)
+    for column in schemas.LOG_COLUMNS:
+        tolerance = 5e-4 * max(expected[column].abs().max(), 1e-12)
+        assert log[column].tolist() == pytest.approx(expected[column].tolist(), abs=tolerance), column
+    trained_weights, state = load_file(folder / "iter1" / "model.safetensors"), model.state_dict()
+    for name, weights in load_file(trained / "base" / "model.safetensors").items():
+        update = (state[name] - weights).norm()
+        assert (trained_weights[name] - state[name]).norm() < 0.02 * update, name
+
+
+@pytest.mark.slow
+def test_the_update_is_measured_by_every_process(trained: Path) -> None:
+    """The share that survives in bfloat16, from two processes' shards, equals that of the two checkpoints in float32."""
+    full = run_train(trained, "full", {"train.stop_epoch": 3, "train.devices": 2})
+    rounded = run_train(trained, "rounded", {"train.stop_epoch": 3, "train.devices": 2, "train.checkpoint_dtype": "bfloat16"})
+    names = load_file(trained / "base" / "model.safetensors").keys()
+    before, after, kept = (
+        torch.cat([load_file(path / "model.safetensors")[name].flatten() for name in names])
+        for path in (trained / "base", full / "iter1", rounded / "iter1")
+    )
+    assert kept.dtype == torch.bfloat16
+    assert torch.equal(kept, after.bfloat16())
+    left, update = kept.double() - before.bfloat16().double(), after.double() - before.double()
+    shares = {"changed": (left != 0).double().mean(), "survived": left.dot(update) / update.dot(update)}
+    written = json.loads((rounded / "iter1.json").read_text())
+    expected = {name: float(share) for name, share in shares.items()}
+    assert {name: written[name] for name in shares} == pytest.approx(expected, rel=1e-5)
+    counts = {"steps": 6, "effective_steps": 5, "weights": len(before)}
+    assert {name: written[name] for name in counts} == counts
+    unrounded = json.loads((full / "iter1.json").read_text())
+    changed = (after != before).double().mean().item()
+    assert (unrounded["changed"], unrounded["survived"]) == (pytest.approx(changed, rel=1e-5), 1)
+    for folder, dtype in ((full, "float32"), (rounded, "bfloat16")):
+        assert AutoConfig.from_pretrained(folder / "iter1").dtype == getattr(torch, dtype)
+
+
+@pytest.mark.slow
+def test_a_float32_checkpoint_of_a_bfloat16_training_keeps_the_master_weights(trained: Path) -> None:
+    """What bfloat16 would lose is passed on: the next iteration starts from it and, at learning rate 1e-30, ends with it."""
+    overrides = {"train.dtype": "bfloat16", "train.checkpoint_dtype": "float32", "train.warmup_ratio": 0}
+    first = run_train(trained, "masters", overrides)
+    weights = load_file(first / "iter1" / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    assert not torch.equal(weights["model.embed_tokens.weight"].bfloat16().float(), weights["model.embed_tokens.weight"])
+    folder = trained / "again32"
+    folder.mkdir()
+    set_params(folder, TINY | overrides | {"train.learning_rate": 1e-30})
+    start = ("--model", "../masters/iter1")
+    options = ("--responses", "../responses.parquet", "--rankings", "../rankings.parquet", "--out", "pairs.parquet")
+    for stage in (("reference", *start, *options), ("train", *start, "--pairs", "pairs.parquet", *OUT)):
+        done = run_stage(folder, *stage)
+        assert done.returncode == 0, done.stderr
+    same = load_file(folder / "iter1" / "model.safetensors")
+    assert all(torch.equal(same[name], weights[name]) for name in weights)
+    assert json.loads((folder / "iter1.json").read_text())["changed"] == 0
 
 
 @pytest.mark.slow
@@ -101,16 +236,18 @@ def test_the_same_global_batch_trains_the_same_policy(trained: Path, device_batc
 
 @pytest.mark.slow
 def test_the_same_inputs_give_the_same_bytes(trained: Path) -> None:
-    options = ("--model", "base", "--pairs", "pairs.parquet", "--out", "again", "--out-log", "again.csv")
-    done = run_stage(trained, "train", *options)
+    options = ("--out", "again", "--out-log", "again.csv", "--out-update", "again.json")
+    done = run_stage(trained, "train", "--model", "base", "--pairs", "pairs.parquet", *options)
     assert done.returncode == 0, done.stderr
     assert files.digest(trained / "again") == files.digest(trained / "iter1")
     assert (trained / "again.csv").read_bytes() == (trained / "iter1.csv").read_bytes()
+    assert (trained / "again.json").read_bytes() == (trained / "iter1.json").read_bytes()
 
 
 @pytest.mark.slow
 def test_bfloat16_and_gradient_checkpointing_train_too(trained: Path) -> None:
-    folder = run_train(trained, "bfloat16", {"train.dtype": "bfloat16", "train.gradient_checkpointing": True})
+    overrides = {"train.dtype": "bfloat16", "train.checkpoint_dtype": "bfloat16", "train.gradient_checkpointing": True}
+    folder = run_train(trained, "bfloat16", overrides)
     assert load_file(folder / "iter1" / "model.safetensors")["model.embed_tokens.weight"].dtype == torch.bfloat16
     assert pd.read_csv(folder / "iter1.csv")["loss"][0] == pytest.approx(pd.read_csv(trained / "iter1.csv")["loss"][0], rel=0.1)
 
@@ -122,6 +259,9 @@ def test_merged_adapters_change_only_the_linear_layers(trained: Path) -> None:
     before, after = load_file(trained / "base" / "model.safetensors"), load_file(folder / "iter1" / "model.safetensors")
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
+    update = json.loads((folder / "iter1.json").read_text())
+    share = sum(int((before[name] != after[name]).sum()) for name in before) / sum(map(torch.numel, before.values()))
+    assert (update["changed"], update["survived"]) == (pytest.approx(share, rel=1e-5), 1)
     assert changed == {name for name in before if name.endswith("_proj.weight")}
 
 

@@ -6,6 +6,7 @@ the number of workers.
 
 import contextlib
 import json
+import math
 import multiprocessing
 import os
 import sys
@@ -115,17 +116,49 @@ def enter_worker(queue: Any, data_sets: Path, folder: Path) -> None:
 def evaluate_task(task: str, model: str, dtype: str, batch_size: int) -> dict[str, Any]:
     """Evaluate a model on one task, in a process whose working directory is the data sets' folder.
 
-    Returns the harness's results and, as `n`, the number of questions by (sub)task: JSON values.
-    Raises StageError if the model cannot be loaded or does not fit in the GPU's memory.
+    Returns JSON values: the harness's results and, by (sub)task, `n`, the number of questions, and `items`, the score of each
+    question in the order of the data set. Raises StageError if the model cannot be loaded or does not fit in the GPU's memory,
+    and as `check_results` does.
     """
     import torch
 
+    stock = TASKS[task]
     try:
-        results = load_worker_module().evaluate(task, TASKS[task].shots, model, dtype, batch_size)
+        results = load_worker_module().evaluate(task, stock.shots, stock.metric, model, dtype, batch_size)
     except torch.OutOfMemoryError as error:
         raise StageError(f"{task}: out of GPU memory: lower evaluate_lm.batch_size (now {batch_size})") from error
     plain: dict[str, Any] = json.loads(json.dumps(results, default=float))
+    check_results(stock, plain)
     return plain
+
+
+def check_results(task: Task, results: dict[str, Any]) -> None:
+    """Check the results of `evaluate_task` before they are kept.
+
+    Raises StageError if the score of a (sub)task is not a finite number, or not the mean of its questions' scores.
+    """
+    for name, scores in results["items"].items():
+        value, _ = read_score(name, task, results["results"][name])
+        mean = math.fsum(scores) / len(scores)
+        if not math.isclose(value, mean, rel_tol=1e-9, abs_tol=1e-12):
+            raise StageError(
+                f"{name}: the harness's {task.metric} is {value!r}, but the mean over its {len(scores)} questions is {mean!r}: "
+                "reinstall lm-eval 0.4.1 (`make env`)"
+            )
+
+
+def read_score(name: str, task: Task, scores: dict[str, Any]) -> tuple[float, float]:
+    """Return the task's metric and its standard error, as fractions, from the harness's scores of the (sub)task `name`.
+
+    Raises StageError if either is not a finite number.
+    """
+    value, error = scores[f"{task.metric},{task.filter}"], scores[f"{task.metric}_stderr,{task.filter}"]
+    if not all(isinstance(number, float) and math.isfinite(number) for number in (value, error)):
+        raise StageError(
+            f"{name}: {task.metric} is {value!r} with standard error {error!r}: check that the model's logits are finite and "
+            "that the data set has at least two questions"
+        )
+    return value, error
 
 
 def load_worker_module() -> Any:

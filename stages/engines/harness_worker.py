@@ -53,8 +53,18 @@ def load_policy(model: str, dtype: str, batch_size: int) -> Any:
     return lm
 
 
-def evaluate(task: str, shots: int, model: str, dtype: str, batch_size: int) -> dict[str, Any]:
-    """Evaluate a model on a registered task. Returns the harness's results, and the number of questions by (sub)task as `n`."""
+def evaluate(task: str, shots: int, metric: str, model: str, dtype: str, batch_size: int) -> dict[str, Any]:
+    """Evaluate a model on a registered task.
+
+    Returns the harness's results and, by (sub)task, `n`, the number of questions, and `items`, the metric's value for each
+    question in the order of the data set. The harness's samples, which also hold every prompt, stay in this process.
+    """
     results = lm_eval.simple_evaluate(model=load_policy(model, dtype, batch_size), tasks=[task], num_fewshot=shots)
-    counts = {name: len(samples) for name, samples in results["samples"].items()}
-    return {name: results[name] for name in KEPT if name in results} | {"n": counts}
+    items = {name: read_items(samples, metric) for name, samples in results["samples"].items()}
+    counts = {name: len(scores) for name, scores in items.items()}
+    return {name: results[name] for name in KEPT if name in results} | {"n": counts, "items": items}
+
+
+def read_items(samples: list[dict[str, Any]], metric: str) -> list[float]:
+    """Return the metric's value for each of the harness's samples, in the order of their doc_id."""
+    return [float(sample[metric]) for sample in sorted(samples, key=lambda sample: sample["doc_id"])]

@@ -22,7 +22,7 @@ def load_ranker(ranker: Path, settings: params.Rank) -> Callable[[pa.Table], pa.
 
     ranker: a folder with `PairRM` and `base`. Raises StageError if it cannot be loaded.
     """
-    torch.set_num_threads(1)  # the order of summation, and so the last digits, must not depend on the number of cores
+    torch.set_num_threads(1)  # there may be a worker per core, and the number of threads changes the last digits of sums
     blender = pairrm.load_blender(ranker)
     return functools.partial(rank_shard, blender, pairrm.select_forward(blender), settings)
 
@@ -38,25 +38,26 @@ def rank_shard(blender: Any, forward: pairrm.Forward, settings: params.Rank, sha
     with explain_out_of_memory(f"lower rank.tokens_per_batch (now {settings.tokens_per_batch})"):
         logits = pairrm.pair_logits(forward, prompts, settings.tokens_per_batch)
     ranked = [
-        rank_row(row["prompt_id"], matrix, row["responses"], settings.probability)
+        rank_row(row["prompt_id"], matrix, row["responses"], settings.probability, settings.scale)
         | {"prompt_truncated": texts.prompt_truncated, "responses_truncated": texts.responses_truncated}
         for row, matrix, texts in zip(rows, logits, prompts, strict=True)
     ]
     return pa.Table.from_pylist(ranked, schema=schemas.RANKINGS)
 
 
-def rank_row(prompt_id: str, logits: Tensor, responses: list[str], probability: str) -> dict[str, Any]:
+def rank_row(prompt_id: str, logits: Tensor, responses: list[str], probability: str, scale: float) -> dict[str, Any]:
     """Derive a prompt's row of schemas.RANKINGS, except the truncation columns, from its logits (K, K) (Alg. 1, section 5.1).
 
-    probability: rank.probability, `pairwise` or `aggregate`. The row is a tie if the chosen and the rejected text are
-    identical; `rejected` then equals `chosen`. Raises StageError if a logit is not finite.
+    probability: rank.probability, `pairwise` or `aggregate`. scale: rank.scale, which applies to `pairwise` only. The row is a
+    tie if the chosen and the rejected text are identical; `rejected` then equals `chosen`. Raises StageError if a logit is not
+    finite.
     """
     if not logits.isfinite().all():
         raise StageError(f"prompt {prompt_id}: PairRM's logits are not finite: check the ranker's weights (`make verify`)")
-    scores = sppo.pairwise_scores(logits.double())
+    scores = sppo.pairwise_scores(logits.double(), scale)
     chosen, rejected = (int(index) for index in sppo.choose_pair(scores))
     tie = responses[chosen] == responses[rejected]
-    compared = sppo.aggregate_scores(scores) if probability == "aggregate" else scores
+    compared = sppo.aggregate_scores(logits.double()) if probability == "aggregate" else scores
     return {
         "prompt_id": prompt_id,
         "logits": logits.tolist(),

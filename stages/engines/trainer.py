@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, ProgressCallback, Trainer
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from stages.artifacts import files, schemas
 from stages.engines import checkpoints
@@ -52,6 +52,21 @@ class LogpsScorer(PackedTrainer):
         return None, torch.stack(logps.chunk(2), 1), None
 
 
+class StartCallback(TrainerCallback):  # type: ignore[misc]
+    """Sets the float32 master weights before the first step, unless training resumes from a checkpoint that holds them."""
+
+    def __init__(self, start: list[torch.Tensor]) -> None:
+        self.start = start
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Set each weight's shard in this process, in the order of the model's parameters."""
+        from deepspeed.utils import safe_set_local_fp32_param
+
+        if not state.global_step:
+            for weights, shard in zip(model.parameters(), self.start, strict=True):
+                safe_set_local_fp32_param(weights, shard)
+
+
 class SPPOTrainer(PackedTrainer):
     """Trains a policy on pairs with the loss that `settings` names; logs schemas.LOG_COLUMNS and checks them at every step.
 
@@ -59,12 +74,17 @@ class SPPOTrainer(PackedTrainer):
     by the stage.
     """
 
-    def __init__(self, model: Any, args: Any, settings: params.Train, eta: float, train_dataset: Any) -> None:
+    def __init__(
+        self, model: Any, args: Any, settings: params.Train, eta: float, train_dataset: Any, start: list[torch.Tensor] | None
+    ) -> None:
+        """Prepare the training. start: this process's shards of the master weights; None: DeepSpeed copies the model's."""
         super().__init__(model, args, train_dataset=train_dataset)
         self.settings, self.eta = settings, eta
         self.model_accepts_loss_kwargs = False  # the loss is a mean over pairs, not over tokens
         self.batch_metrics: list[torch.Tensor] = []
         self.remove_callback(PrinterCallback)  # the log is written to a file
+        if start:
+            self.add_callback(StartCallback(start))
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Span the learning-rate schedule over settings.epochs; training stops at settings.stop_epoch."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from stages.artifacts import pointers
 from stages.runtime import params
+from stages.runtime.devices import is_main_process
 from stages.runtime.errors import StageError
 
 
@@ -92,19 +93,63 @@ def training_arguments(
 
 
 def load_policy(path: Path, dtype: params.Precision) -> Any:
-    """Load a causal language model from safetensors, without running code that comes with it.
+    """Load a causal language model from safetensors, without dropout and without running code that comes with it.
 
-    path: a folder with the model or a pointer to it. Raises StageError if the model is incomplete or corrupted.
+    path: a folder with the model or a pointer to it. dtype: what the weights are converted to, whatever they are stored in.
+    Raises StageError if the model is incomplete or corrupted.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     local = pointers.check_model(path)
+    config = AutoConfig.from_pretrained(local, trust_remote_code=False)
+    disable_dropout(config)
     model = AutoModelForCausalLM.from_pretrained(
-        local, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+        local, config=config, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
     )
     pointers.cap_attention(model)
     return model
+
+
+def disable_dropout(config: Any) -> None:
+    """Set every dropout probability in a transformers configuration to 0, as the released code does by hand.
+
+    With dropout, the policy would differ from its reference before the first step. Architectures differ in how they name the
+    probabilities (attention_dropout, resid_pdrop, layerdrop) and in whether a module copies them, so they are changed in the
+    configuration, before the model is built from it.
+    """
+    for part in (config, config.get_text_config()):
+        for name, value in part.to_dict().items():
+            if "drop" in name and isinstance(value, float) and value > 0:
+                setattr(part, name, 0.0)
+
+
+def has_float32_weights(path: Path) -> bool:
+    """Return whether any weight of a model is stored in float32. path: a folder with the model or a pointer to it."""
+    from safetensors import safe_open
+
+    for file in pointers.resolve(path).glob("*.safetensors"):
+        with safe_open(file, "pt") as weights:
+            if any(weights.get_slice(name).get_dtype() == "F32" for name in weights.keys()):  # noqa: SIM118 - not a dict
+                return True
+    return False
+
+
+def load_start(path: Path, model: Any, arguments: Any, dtype: params.Precision) -> list[Any]:
+    """Return this process's ZeRO-3 shards of the weights that training starts from, one per parameter, on the CPU.
+
+    They are a copy of the model's shards, unless the model was converted to bfloat16 from a float32 checkpoint: then they are
+    the checkpoint's, so that what the last iteration passed on in float32 is not rounded.
+    path: the model's folder or a pointer to it. model: from `load_policy`. arguments: from `training_arguments`.
+    """
+    if dtype == "bfloat16" and has_float32_weights(path):
+        from transformers.integrations.deepspeed import HfDeepSpeedConfig, set_hf_deepspeed_config
+
+        config = HfDeepSpeedConfig(zero3_config(1, "float32", 1, 0))  # models are loaded as the newest configuration says
+        model = load_policy(path, "float32")
+        set_hf_deepspeed_config(arguments.hf_deepspeed_config)
+        del config
+    return [weights.ds_tensor.detach().to("cpu", copy=True) for weights in model.parameters()]
 
 
 def add_adapters(model: Any, lora: params.Lora) -> Any:
@@ -115,14 +160,45 @@ def add_adapters(model: Any, lora: params.Lora) -> Any:
     return get_peft_model(model, config)
 
 
-def merge_adapters(model_path: Path, dtype: params.Precision, lora: params.Lora, weights: dict[str, Any]) -> Any:
-    """Load the model at `model_path` and merge trained adapters into it.
+def load_adapters(model_path: Path, lora: params.Lora, weights: dict[str, Any]) -> Any:
+    """Load the model at `model_path` in float32, with trained adapters that are not merged yet.
 
-    weights: the state dict of the model that `add_adapters` returned, after training.
+    weights: from `gather_weights`, after training the model that `add_adapters` returned.
     """
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     unset_hf_deepspeed_config()  # otherwise the model would be loaded in ZeRO-3's shards, most of them in other processes
-    model = add_adapters(load_policy(model_path, dtype), lora)
-    model.load_state_dict(weights)
-    return model.merge_and_unload()
+    model = add_adapters(load_policy(model_path, "float32"), lora)
+    model.load_state_dict({name: tensor for name, tensor in weights.items() if "lora_" in name}, strict=False)
+    return model
+
+
+def gather_weights(trainer: Any, *, masters: bool) -> dict[str, Any]:
+    """Gather a trained model's state dict from all processes, each of which must call this; only the main one gets it.
+
+    trainer: a transformers.Trainer under ZeRO-3. masters: take trained weights from the optimizer's float32 copy rather than
+    from the model, which may be in bfloat16.
+    """
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    weights: dict[str, Any] = trainer.accelerator.get_state_dict(trainer.model_wrapped) or {}
+    names: dict[Any, list[str]] = {}  # tied weights have several names
+    for name, parameter in trainer.accelerator.unwrap_model(trainer.model).named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
+    for parameter, same in names.items():
+        if masters and parameter.requires_grad:
+            full = safe_get_full_fp32_param(parameter)
+            if is_main_process():
+                weights |= dict.fromkeys(same, full.cpu())
+    return weights
+
+
+def convert_weights(weights: dict[str, Any], dtype: params.Precision) -> dict[str, Any]:
+    """Convert a state dict's floating-point tensors to dtype. Names that share a tensor still do."""
+    import torch
+
+    converted: dict[int, Any] = {}
+    for tensor in weights.values():
+        if id(tensor) not in converted:
+            converted[id(tensor)] = tensor.to(getattr(torch, dtype)) if tensor.is_floating_point() else tensor
+    return {name: converted[id(tensor)] for name, tensor in weights.items()}

@@ -67,11 +67,35 @@ def count_special_tokens(tokenizer: Any, prompts: Sequence[Sequence[int]]) -> in
     return sum(sum(token in special for token in ids) > own for ids in prompts)
 
 
-def truncate_lengths(prompts: Lengths, responses: Lengths, *, max_prompt: int, max_total: int) -> tuple[Lengths, Lengths]:
+def fit_lengths(prompts: Lengths, responses: Lengths, max_total: int) -> npt.NDArray[np.bool_]:
+    """Return which of N prompts fit into max_total tokens together with the longest of their responses: (N,).
+
+    prompts: (N,); responses: (R, N), token counts.
+    """
+    fits: npt.NDArray[np.bool_] = prompts + responses.max(0) <= max_total
+    return fits
+
+
+def truncate_lengths(
+    prompts: Lengths, responses: Lengths, rule: str, *, max_prompt: int, max_total: int
+) -> tuple[Lengths, Lengths]:
     """Compute how many tokens training keeps: the last ones of each prompt, the first ones of each response.
 
-    prompts: (N,); responses: (..., N), token counts. A prompt keeps at most max_prompt tokens, a response at most what
-    then remains of max_total. Returns the kept counts in the same shapes.
+    prompts: (N,); responses: (R, N), token counts. max_prompt, max_total: `lengths.prompt` and `lengths.total`, of which the
+    former is less. Whatever fits is kept whole; see `fit_lengths`. rule: what happens to the rest.
+
+    - `truncate`: a prompt loses as many tokens as needed, but keeps max_prompt (or all, if it has fewer). If that is not
+      enough, each response keeps what then remains of max_total.
+    - `released` (the released code's tokenize_row in sppo/trainer.py): a prompt keeps max_prompt tokens. If that is not enough,
+      each response keeps max_total - max_prompt, however short the prompt is.
+
+    Returns the kept counts in the same shapes. No text is left without a token, and no pair exceeds max_total.
     """
-    kept = np.minimum(prompts, max_prompt)
-    return kept, np.minimum(responses, max_total - kept)
+    fits, longest = fit_lengths(prompts, responses, max_total), responses.max(0)
+    shortest = np.minimum(prompts, max_prompt)
+    if rule == "truncate":
+        kept = np.clip(max_total - longest, shortest, prompts)
+        return kept, np.minimum(responses, max_total - kept)
+    kept = np.where(fits, prompts, shortest)
+    room = np.where(fit_lengths(kept, responses, max_total), max_total, max_total - max_prompt)
+    return kept, np.minimum(responses, room)

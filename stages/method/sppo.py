@@ -4,23 +4,24 @@ import torch
 from torch import Tensor
 
 
-def pairwise_scores(logits: Tensor) -> Tensor:
-    """Compute position-debiased pairwise scores s(y_i, y_j; x) = (L_ij - L_ji) / 2.
+def pairwise_scores(logits: Tensor, scale: float) -> Tensor:
+    """Compute position-debiased pairwise scores s(y_i, y_j; x) = scale (L_ij - L_ji).
 
     logits: (..., K, K), where L_ij is PairRM's logit with response i on the left and j on the right; the diagonal is ignored.
-    Returns (..., K, K), antisymmetric, so that sigmoid(s_ij) + sigmoid(s_ji) = 1.
+    scale: `rank.scale`, which the paper does not state: 0.5 is the mean of the logits of both orders, 1 is llm-blender's own
+    `compare`. Returns (..., K, K), antisymmetric, so that sigmoid(s_ij) + sigmoid(s_ji) = 1.
     """
-    return (logits - logits.transpose(-1, -2)) / 2
+    return scale * (logits - logits.transpose(-1, -2))
 
 
-def aggregate_scores(scores: Tensor) -> Tensor:
+def aggregate_scores(logits: Tensor) -> Tensor:
     """Compute differences of aggregate scores a_i - a_j, a_i = (1/K) sum_k (L_ik - L_ki), as the released code does.
 
     The released code uses these where the paper uses s(y_i, y_j; x). They form a Bradley-Terry model; section 5.1 says that
-    PairRM's scores are not used as one. They order the responses as `scores` do, with differences about twice as large.
-    scores: (..., K, K) pairwise scores. Returns (..., K, K), antisymmetric.
+    PairRM's scores are not used as one. They order the responses as the pairwise scores do, and have no scale to choose.
+    logits: (..., K, K), as in `pairwise_scores`. Returns (..., K, K), antisymmetric.
     """
-    aggregate = 2 * scores.mean(-1)
+    aggregate = pairwise_scores(logits, 1).mean(-1)
     return aggregate[..., :, None] - aggregate[..., None, :]
 
 

@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from stages.artifacts import schemas, tables
+from stages.artifacts import files, schemas, tables
 from stages.method import sppo
 from stages.reporting import inputs, markdown
+from stages.runtime.errors import StageError, quote
 from stages.runtime.params import Train
 
 METRICS = {
@@ -29,6 +30,7 @@ METRICS = {
     "ties": "ties (dropped)",
     "pairs_too_long": "pairs dropped because they are too long",
     "pairs": "training pairs",
+    "pairs_used": "training pairs used by a step",
     "training_prompts_cut": "training pairs with a truncated prompt",
     "training_responses_cut": "chosen and rejected responses truncated for training",
     "chosen_probability": "P^ of chosen responses, mean",
@@ -38,6 +40,7 @@ METRICS = {
     "rejected_probability_5": "P^ of rejected responses, 5% quantile",
     "rejected_probability_95": "P^ of rejected responses, 95% quantile",
     "steps": "optimizer steps",
+    "effective_steps": "effective steps",
     "first_loss": "loss at the first step",
     "theoretical_first_loss": "theoretical loss when policy and reference are equal",
     "last_loss": "loss at the end",
@@ -47,11 +50,16 @@ METRICS = {
     "rejected_log_ratio": "log-ratio of rejected responses (nats)",
     "reward_margin": "reward margin",
     "kl": "KL divergence from the reference (nats)",
+    "weights_changed": "weights changed by the update after rounding to the checkpoint's precision (share)",
+    "update_survived": "share of the update that survives the checkpoint's precision",
 }
 """Metric -> its label in the table, in the table's order."""
 NOTES = """\
 - Also in AlpacaEval: the prompt is an AlpacaEval instruction, or shares 13 consecutive words with one, ignoring case and
   punctuation (`split.contamination`).
+- Training pairs used by a step: all but those beyond the last whole global batch or, with `train.stop_epoch` below 1, those
+  that training did not reach.
+- Effective steps: those with a learning rate above 0. The first step of a linear warm-up has a learning rate of 0.
 - Loss at the first step: that of the first global batch. The theoretical loss (for SPPO η² mean (P^ − ½)²) is that of all
   pairs. Training verifies on its first batch that policy and reference are equal.
 - Loss at the end, log-ratios log π/π_t (summed over a response), reward margin and KL divergence: means over the last fifth of
@@ -59,6 +67,8 @@ NOTES = """\
 - Reward margin: log-ratio of the chosen response minus that of the rejected one, divided by η (for DPO and IPO, times β).
 - KL divergence: mean of half the squared log-ratio, a second-order estimate, from only the best and the worst of the K
   responses.
+- The update: the difference that training makes to the weights in float32. It survives as far as the checkpoint's precision
+  (`train.checkpoint_dtype`) can express it: 1 if nothing is lost, 0 if every weight is rounded back to where it was.
 """
 """The text below the table."""
 BINS = 20
@@ -84,6 +94,7 @@ def measure_health(iteration: str, data: Path, eta: float, train: Train) -> Heal
     pairs = tables.read(data / "pairs" / f"{iteration}.parquet", schemas.PAIRS)
     pairs = pairs.select([field.name for field in pairs.schema if not pa.types.is_list(field.type)]).to_pandas()
     log = inputs.read_training_log(data / "logs" / f"{iteration}.csv")
+    update = read_update(data / "logs" / f"{iteration}.json", log)
     ties = int(rankings["tie"].sum())
     metrics = {
         "contaminated": inputs.read_contamination(iteration, data / "split" / "contamination.json"),
@@ -93,8 +104,12 @@ def measure_health(iteration: str, data: Path, eta: float, train: Train) -> Heal
         "ties": ties,
         "pairs_too_long": len(rankings) - ties - len(pairs),
         **measure_pairs(pairs),
+        "pairs_used": count_used(len(pairs), len(log), train.global_batch),
         "theoretical_first_loss": theoretical_loss(pairs, eta, train),
         **measure_training(log, eta, train),
+        "effective_steps": update["effective_steps"],
+        "weights_changed": update["changed"],
+        "update_survived": update["survived"],
     }
     return Health(metrics, log.assign(iteration=iteration), make_histogram(pairs).assign(iteration=iteration))
 
@@ -133,6 +148,27 @@ def measure_pairs(pairs: pd.DataFrame) -> dict[str, float]:
         for percent in (5, 95):
             metrics[f"{response}_probability_{percent}"] = float(probabilities.quantile(percent / 100))
     return metrics
+
+
+def count_used(pairs: int, steps: int, global_batch: int) -> int:
+    """Count the pairs that at least one optimizer step used: every epoch takes only whole global batches from them."""
+    return min(steps, pairs // global_batch) * global_batch
+
+
+def read_update(path: Path, log: pd.DataFrame) -> dict[str, float]:
+    """Read train's summary of an update (schemas.UPDATE_KEYS), which must match the training log. Raises StageError."""
+    update = files.read_json(path)
+    if not isinstance(update, dict) or set(update) != set(schemas.UPDATE_KEYS):
+        keys = ", ".join(schemas.UPDATE_KEYS)
+        raise StageError(f"{path}: expected a JSON object with exactly the keys {keys}: {inputs.REMEDY}")
+    for key, count in (("steps", len(log)), ("effective_steps", int((log["learning_rate"] > 0).sum()))):
+        if update[key] != count or isinstance(update[key], bool):
+            raise StageError(f"{path}: {key!r} is {quote(update[key])}, but {count} by the training log: {inputs.REMEDY}")
+    if not isinstance(update["weights"], int) or isinstance(update["weights"], bool) or update["weights"] < 1:
+        raise StageError(f"{path}: 'weights' is {quote(update['weights'])}, expected a positive integer: {inputs.REMEDY}")
+    inputs.require_number(update["changed"], f"{path}: 'changed'", 1)
+    inputs.require_number(update["survived"], f"{path}: 'survived'", inputs.COUNT_LIMIT)
+    return update
 
 
 def theoretical_loss(pairs: pd.DataFrame, eta: float, train: Train) -> float:

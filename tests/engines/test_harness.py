@@ -1,5 +1,6 @@
 import concurrent.futures
 import contextlib
+import math
 import os
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
@@ -35,6 +36,55 @@ def test_tasks_that_finished_earlier_are_not_evaluated_again(tmp_path: Path, mon
     harness.evaluate_tasks(tmp_path / "model", tmp_path / "sets", "float32", 4)
     assert keys[0] != keys[1]
     assert keys[0] != keys[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "shots", "metric"),
+    [
+        ("arc_challenge", 25, "acc_norm"),
+        ("truthfulqa_mc2", 0, "acc"),
+        ("winogrande", 5, "acc"),
+        ("gsm8k", 5, "exact_match"),
+        ("hellaswag", 10, "acc_norm"),
+        ("mmlu", 5, "acc"),
+    ],
+)
+def test_a_task_is_evaluated_with_the_published_shots_and_metric(
+    name: str, shots: int, metric: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    class Worker:
+        @staticmethod
+        def evaluate(*arguments: Any) -> dict[str, Any]:
+            calls.append(arguments)
+            return make_results(name, 0.25, [1, 0, 0, 0])
+
+    monkeypatch.setattr(harness, "load_worker_module", Worker)
+    assert harness.evaluate_task(name, "model", "bfloat16", 64)["items"] == {name: [1, 0, 0, 0]}
+    assert calls == [(name, shots, metric, "model", "bfloat16", 64)]
+
+
+def make_results(name: str, value: float, scores: list[float]) -> dict[str, Any]:
+    """Make results of `evaluate_task` for one task."""
+    task = harness.TASKS[name]
+    score = {f"{task.metric},{task.filter}": value, f"{task.metric}_stderr,{task.filter}": 0.1}
+    return {"results": {name: score}, "n": {name: len(scores)}, "items": {name: scores}}
+
+
+@pytest.mark.parametrize(
+    ("value", "parts"),
+    [
+        (0.5 + 1e-6, ["gsm8k", "exact_match", "0.500001", "4 questions", "0.5", "make env"]),
+        (math.nan, ["gsm8k", "exact_match", "nan", "logits"]),
+    ],
+)
+def test_a_score_that_is_not_the_mean_over_its_questions_is_an_error(value: float, parts: list[str]) -> None:
+    task = harness.TASKS["gsm8k"]
+    harness.check_results(task, make_results("gsm8k", 0.5 + 1e-14, [1, 0, 1, 0]))
+    with pytest.raises(StageError) as error:
+        harness.check_results(task, make_results("gsm8k", value, [1, 0, 1, 0]))
+    assert_message(str(error.value), *parts)
 
 
 def test_a_dead_worker_is_an_error_that_names_its_log(tmp_path: Path) -> None:

@@ -219,7 +219,7 @@ def test_logits_and_scores_are_llm_blenders_own(ranker: Path, tmp_path: Path) ->
         actual = torch.tensor(row["logits"])
         torch.testing.assert_close((actual - actual.T).mean(-1), torch.tensor(scores), atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(actual, torch.tensor(logits), atol=1e-5, rtol=1e-5)
-        pairwise = sppo.pairwise_scores(actual.double())
+        pairwise = sppo.pairwise_scores(actual.double(), 0.5)
         assert row["probabilities"] == pytest.approx(sppo.win_probabilities(pairwise).tolist())
         assert (row["chosen"], row["rejected"]) == tuple(int(index) for index in sppo.choose_pair(pairwise))
         assert not row["tie"]

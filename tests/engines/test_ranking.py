@@ -22,7 +22,7 @@ def sigmoid(value: float) -> float:
 
 def test_a_row_holds_the_pair_and_the_probabilities() -> None:
     """Scores are (L_ij - L_ji) / 2: s_01 = -2, s_02 = -2, s_12 = -1."""
-    row = ranking.rank_row("an id", LOGITS, ["a", "b", "c"], "pairwise")
+    row = ranking.rank_row("an id", LOGITS, ["a", "b", "c"], "pairwise", 0.5)
     assert row["prompt_id"] == "an id"
     assert row["logits"] == LOGITS.tolist()
     assert (row["chosen"], row["rejected"], row["tie"]) == (2, 0, False)
@@ -31,7 +31,7 @@ def test_a_row_holds_the_pair_and_the_probabilities() -> None:
 
 
 def test_aggregate_probabilities_change_nothing_else() -> None:
-    pairwise, aggregate = (ranking.rank_row("x", LOGITS, ["a", "b", "c"], kind) for kind in ("pairwise", "aggregate"))
+    pairwise, aggregate = (ranking.rank_row("x", LOGITS, ["a", "b", "c"], kind, 0.5) for kind in ("pairwise", "aggregate"))
     # Aggregates a_i = (1/K) sum_k (L_ik - L_ki): -8/3, 2/3 and 6/3.
     expected = [sum(sigmoid((a - b) / 3) for b in (-8, 2, 6)) / 3 for a in (-8, 2, 6)]
     assert aggregate.pop("probabilities") == pytest.approx(expected)
@@ -39,18 +39,32 @@ def test_aggregate_probabilities_change_nothing_else() -> None:
     assert aggregate == pairwise
 
 
+def test_the_scale_changes_pairwise_probabilities_only() -> None:
+    rows = {
+        kind: [ranking.rank_row("x", LOGITS, ["a", "b", "c"], kind, scale) for scale in (0.5, 1)]
+        for kind in ("pairwise", "aggregate")
+    }
+    half, whole = rows["pairwise"]
+    # L_ij - L_ji: s_01 = -4, s_02 = -4, s_12 = -2.
+    expected = [(0.5 + 2 * sigmoid(-4)) / 3, (sigmoid(4) + 0.5 + sigmoid(-2)) / 3, (sigmoid(4) + sigmoid(2) + 0.5) / 3]
+    assert whole.pop("probabilities") == pytest.approx(expected)
+    assert half.pop("probabilities") != pytest.approx(expected)
+    assert half == whole
+    assert rows["aggregate"][0] == rows["aggregate"][1]
+
+
 @pytest.mark.parametrize("responses", [["a", "a", "a"], ["a", "b", "a"]])
 def test_identical_texts_are_a_tie(responses: list[str]) -> None:
     """Both when all logits are equal and when the chosen and the rejected text are identical in spite of their logits."""
     logits = torch.zeros(3, 3) if len(set(responses)) == 1 else LOGITS
-    row = ranking.rank_row("x", logits, responses, "pairwise")
+    row = ranking.rank_row("x", logits, responses, "pairwise", 0.5)
     assert row["tie"]
     assert row["rejected"] == row["chosen"]
 
 
 def test_a_logit_that_is_not_finite_is_rejected() -> None:
     with pytest.raises(StageError) as error:
-        ranking.rank_row("an id", LOGITS.log(), ["a", "b", "c"], "pairwise")
+        ranking.rank_row("an id", LOGITS.log(), ["a", "b", "c"], "pairwise", 0.5)
     assert_message(str(error.value), "prompt an id", "not finite", "weights")
 
 
@@ -73,12 +87,12 @@ def test_a_shard_is_ranked_by_the_column_that_the_parameter_selects(
     monkeypatch.setattr(pairrm, "encode", encode)
     monkeypatch.setattr(pairrm, "pair_logits", lambda *_: [LOGITS])
     row = {"prompt_id": "an id", "prompt": "p", "templated_prompt": "<p>", "responses": ["a", "b", "c"]}
-    chosen = settings.model_copy(update={"input": source})
+    chosen = settings.model_copy(update={"input": source, "scale": 2})
     table = ranking.rank_shard(None, lambda _: LOGITS, chosen, pa.Table.from_pylist([row]))
     assert encoded == [(row[column], row["responses"])]
     assert table.schema == schemas.RANKINGS
     (result,) = table.to_pylist()
-    expected = ranking.rank_row("an id", LOGITS, ["a", "b", "c"], settings.probability)
+    expected = ranking.rank_row("an id", LOGITS, ["a", "b", "c"], settings.probability, 2)
     assert result == expected | {"prompt_truncated": True, "responses_truncated": 2}
 
 

@@ -35,17 +35,41 @@ def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
+def as_tensor(logits: Matrix) -> Tensor:
+    return torch.tensor(logits, dtype=torch.float64)
+
+
 def scores_of(logits: Matrix) -> Tensor:
-    return sppo.pairwise_scores(torch.tensor(logits, dtype=torch.float64))
+    return sppo.pairwise_scores(as_tensor(logits), 0.5)
+
+
+@settings(deadline=None)
+@given(matrices(), st.floats(0.01, 3))
+def test_scores_are_the_scaled_difference_of_both_orders(logits: Matrix, scale: float) -> None:
+    scores = sppo.pairwise_scores(as_tensor(logits), scale).tolist()
+    for i in range(len(logits)):
+        for j in range(len(logits)):
+            assert scores[i][j] == pytest.approx((logits[i][j] - logits[j][i]) * scale)
 
 
 @settings(deadline=None)
 @given(matrices())
-def test_scores_are_half_the_difference_of_both_orders(logits: Matrix) -> None:
-    scores = scores_of(logits).tolist()
-    for i in range(len(logits)):
-        for j in range(len(logits)):
-            assert scores[i][j] == pytest.approx((logits[i][j] - logits[j][i]) / 2)
+def test_a_scale_of_one_half_is_exactly_the_mean_of_both_orders(logits: Matrix) -> None:
+    difference = as_tensor(logits) - as_tensor(logits).T
+    assert torch.equal(scores_of(logits), difference / 2)
+    assert torch.equal(sppo.pairwise_scores(as_tensor(logits), 1), difference)  # llm-blender's compare
+
+
+@settings(deadline=None)
+@given(matrices(st.integers(-40, 40).map(float)), st.sampled_from([0.25, 0.5, 1.0, 2.0]))
+def test_the_scale_sharpens_probabilities_but_chooses_the_same_pair(logits: Matrix, scale: float) -> None:
+    scores = sppo.pairwise_scores(as_tensor(logits), scale)
+    for one, other in zip(sppo.choose_pair(scores), sppo.choose_pair(scores_of(logits)), strict=True):
+        assert one == other
+    size = len(logits)
+    for i, probability in enumerate(sppo.win_probabilities(scores).tolist()):
+        wins = [sigmoid(scale * (logits[i][k] - logits[k][i])) for k in range(size) if k != i]
+        assert probability == pytest.approx((sum(wins) + 0.5) / size)
 
 
 @settings(deadline=None)
@@ -112,7 +136,7 @@ def test_the_pair_is_chosen_by_mean_score_not_by_win_probability() -> None:
 def test_aggregate_scores_give_the_released_codes_probabilities(logits: Matrix) -> None:
     size = len(logits)
     totals = [sum(logits[i][k] - logits[k][i] for k in range(size)) / size for i in range(size)]
-    aggregated = sppo.aggregate_scores(scores_of(logits))
+    aggregated = sppo.aggregate_scores(as_tensor(logits))
     probabilities = sppo.win_probabilities(aggregated).tolist()
     for i in range(size):
         assert probabilities[i] == pytest.approx(sum(sigmoid(totals[i] - totals[k]) for k in range(size)) / size)
@@ -120,9 +144,9 @@ def test_aggregate_scores_give_the_released_codes_probabilities(logits: Matrix) 
     torch.testing.assert_close(pairwise + pairwise.T, torch.ones_like(pairwise))
 
 
-def test_aggregate_scores_of_two_responses_are_twice_the_pairwise_ones() -> None:
-    scores = scores_of([[0.0, 1.0], [-0.5, 0.0]])
-    torch.testing.assert_close(sppo.aggregate_scores(scores), 2 * scores)
+def test_aggregate_scores_of_two_responses_are_the_difference_of_both_orders() -> None:
+    logits = [[0.0, 1.0], [-0.5, 0.0]]
+    torch.testing.assert_close(sppo.aggregate_scores(as_tensor(logits)), sppo.pairwise_scores(as_tensor(logits), 1))
 
 
 def test_equal_responses_are_a_tie() -> None:
@@ -214,4 +238,4 @@ def test_gradients_match_finite_differences() -> None:
     for name in ("sppo", "sppo_hard", "dpo", "ipo"):
         loss = partial(sppo.loss, name, reference_logps=reference, probabilities=probabilities, eta=7.0, beta=0.3)
         assert torch.autograd.gradcheck(loss, (logps,))
-    assert torch.autograd.gradcheck(lambda x: sppo.win_probabilities(sppo.pairwise_scores(x)), (logits.requires_grad_(),))
+    assert torch.autograd.gradcheck(lambda x: sppo.win_probabilities(sppo.pairwise_scores(x, 0.5)), (logits.requires_grad_(),))

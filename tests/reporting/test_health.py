@@ -1,9 +1,10 @@
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
-from stages.artifacts import schemas
+from stages.artifacts import files, schemas
 from stages.artifacts import tables as parquet
 from stages.reporting import health
 from stages.runtime import params
@@ -12,7 +13,7 @@ from stages.runtime.params import Train
 from stages.runtime.paths import ROOT
 from support import tables
 from support.messages import assert_message
-from support.reports import read_rows, write_iteration
+from support.reports import UPDATE, read_rows, write_iteration
 
 ETA = 10
 
@@ -30,15 +31,16 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_every_metric_is_measured(data: Path, train: Train) -> None:
-    result = health.measure_health("iter1", data, ETA, train)
+    result = health.measure_health("iter1", data, ETA, train.model_copy(update={"global_batch": 1}))
     assert set(result.metrics) == set(health.METRICS)
     counts = {"prompts": 2, "responses": 6, "duplicates": 2, "empty": 2, "responses_cut": 4, "tokens": 14, "contaminated": 7}
     counts |= {"ties": 1, "pairs_too_long": 0, "pairs": 1, "training_prompts_cut": 0, "training_responses_cut": 1, "steps": 2}
-    counts |= {"ranker_prompts_cut": 0, "ranker_responses_cut": 0}
+    counts |= {"ranker_prompts_cut": 0, "ranker_responses_cut": 0, "pairs_used": 1, "effective_steps": 1}
     assert {name: result.metrics[name] for name in counts} == counts
     assert all(isinstance(result.metrics[name], int) for name in counts)
     values = {"chosen_probability": 0.75, "rejected_probability": 0.25, "first_loss": 6.25, "last_loss": 5.25, "kl": 0.75}
     values |= {"gradient_norm": 40, "clipped_steps": 0.5, "length_50": 3, "length_5": 1, "reward_margin": 0.2}
+    values |= {"weights_changed": 0.75, "update_survived": 0.875}
     assert {name: result.metrics[name] for name in values} == pytest.approx(values)
 
 
@@ -82,7 +84,53 @@ def test_the_histogram_counts_every_response_once() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["responses/iter1.parquet", "rankings/iter1.parquet", "pairs/iter1.parquet", "logs/iter1.csv"])
+@pytest.mark.parametrize(
+    ("pairs", "steps", "used"),
+    [(30, 3, 24), (30, 6, 24), (32, 4, 32), (32, 2, 16), (8, 1, 8)],
+    ids=["a rest", "two epochs", "all", "half an epoch", "one batch"],
+)
+def test_pairs_that_no_step_used_are_not_counted_as_used(pairs: int, steps: int, used: int) -> None:
+    batches = [range(start, start + 8) for start in range(0, pairs - 7, 8)]
+    assert health.count_used(pairs, steps, 8) == len({pair for step in range(steps) for pair in batches[step % len(batches)]})
+    assert health.count_used(pairs, steps, 8) == used
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"steps": 3}, ("'steps' is 3", "2 by the training log")),
+        ({"steps": 2.5}, ("'steps' is 2.5",)),
+        ({"effective_steps": 2}, ("'effective_steps' is 2", "1 by the training log")),
+        ({"effective_steps": True}, ("'effective_steps' is True",)),
+        ({"weights": 0}, ("'weights' is 0", "positive integer")),
+        ({"weights": 10.0}, ("'weights' is 10.0", "positive integer")),
+        ({"changed": 1.01}, ("'changed' is 1.01", "from 0 to 1")),
+        ({"changed": "0.5"}, ("'changed' is",)),
+        ({"survived": -0.1}, ("'survived' is -0.1",)),
+        ({"survived": None}, ("'survived' is None",)),
+        ({"more": 1}, ("exactly the keys", "survived")),
+    ],
+)
+def test_an_update_that_train_cannot_have_written_is_one_line(
+    data: Path, train: Train, changes: dict[str, Any], parts: tuple[str, ...]
+) -> None:
+    files.write_json(UPDATE | changes, data / "logs" / "iter1.json")
+    with pytest.raises(StageError) as error:
+        health.measure_health("iter1", data, ETA, train)
+    assert_message(str(error.value), str(data / "logs" / "iter1.json"), *parts, "dvc repro")
+
+
+def test_an_update_without_a_key_is_one_line(data: Path, train: Train) -> None:
+    files.write_json({key: value for key, value in UPDATE.items() if key != "survived"}, data / "logs" / "iter1.json")
+    with pytest.raises(StageError) as error:
+        health.measure_health("iter1", data, ETA, train)
+    assert_message(str(error.value), "iter1.json", "exactly the keys", "survived")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["responses/iter1.parquet", "rankings/iter1.parquet", "pairs/iter1.parquet", "logs/iter1.csv", "logs/iter1.json"],
+)
 def test_a_missing_file_is_named(name: str, data: Path, train: Train) -> None:
     (data / name).unlink()
     with pytest.raises(StageError) as error:
@@ -97,6 +145,8 @@ def test_the_page_has_a_row_per_metric_and_a_column_per_iteration(data: Path, tr
     assert len(rows) == len(health.METRICS) + 2
     assert ["generated tokens", "14", "14"] in rows
     assert ["loss at the first step", "6.25", "6.25"] in rows
+    assert ["effective steps", "1", "1"] in rows
+    assert ["share of the update that survives the checkpoint's precision", "0.875", "0.875"] in rows
 
 
 def test_iterations_whose_every_step_was_clipped_are_named() -> None:
