@@ -1,7 +1,8 @@
 """Evaluate a model on AlpacaEval 2.0: a judge compares its answers with the reference outputs.
 
 The judge is the miniature's gold rule, called in process, or a model at an OpenAI-compatible endpoint, which gets AlpacaEval
-2.0's own prompt. Win rates are alpaca-eval's. `python -m stages.tools score` scores existing annotations.
+2.0's own prompt. Win rates are alpaca-eval's. stages/judges/annotations.py says which odd outputs and annotations are refused
+and which are counted. `python -m stages.tools score` scores existing annotations.
 """
 
 import argparse
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.artifacts import files
+from stages.judges import annotations as checks
 from stages.judges import gold, scoring
 from stages.runtime import params
 from stages.runtime.errors import StageError
@@ -52,7 +54,7 @@ def evaluate(
     )
     annotations = scoring.clean_annotations(annotations)
     metrics["judge"] = section.judge
-    metrics["n_failed"] = sum(row["preference"] is None for row in annotations)
+    metrics["n_failed"] = checks.count_failed(annotations)
     return metrics, annotations
 
 
@@ -68,6 +70,30 @@ def check_instructions(answers: Path, instructions: list[str], references: Path,
     )
 
 
+def read_inputs(
+    answers: Path, reference_outputs: Path, alpaca_eval_set: Path
+) -> tuple[scoring.Records, scoring.Records, Path | None]:
+    """Read and check the answers and the reference outputs.
+
+    Returns both, in the same order of instructions, and the folder for length control: None if the instructions are not
+    canonical. Raises StageError.
+    """
+    keys = ["dataset", "instruction", "output", "generator"]
+    outputs, references = files.read_records(answers, keys), files.read_records(reference_outputs, keys)
+    instructions = [row["instruction"] for row in references]
+    check_instructions(answers, [row["instruction"] for row in outputs], reference_outputs, instructions)
+    checks.check_outputs(answers, outputs)
+    checks.check_outputs(reference_outputs, references)
+    if not scoring.is_canonical(instructions):
+        if empty := checks.count_empty(references, "output"):
+            log.warning("%s: %d of %d reference outputs are empty", reference_outputs, empty, len(references))
+        return outputs, references, None
+    checks.check_references(reference_outputs, references)
+    texts = [[row["output"] for row in rows] for rows in (outputs, references)]
+    checks.check_lengths(answers, outputs[0]["generator"], *texts)
+    return outputs, references, alpaca_eval_set
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--answers", type=Path, required=True, help="the model's answers, in the format of alpaca-eval's model_outputs.json"
@@ -81,13 +107,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     section = params.load("evaluate_alpaca").evaluate_alpaca
-    keys = ["dataset", "instruction", "output", "generator"]
-    outputs = files.read_records(args.answers, keys)
-    references = files.read_records(args.reference_outputs, keys)
-    instructions = [row["instruction"] for row in references]
-    check_instructions(args.answers, [row["instruction"] for row in outputs], args.reference_outputs, instructions)
-    length_control = args.alpaca_eval_set if scoring.is_canonical(instructions) else None
+    outputs, references, length_control = read_inputs(args.answers, args.reference_outputs, args.alpaca_eval_set)
     metrics, annotations = evaluate(outputs, references, section, length_control)
+    checks.check_annotations(f"the annotations by {section.judge}", annotations, args.answers, outputs)
     if not length_control:
         metrics["length_controlled_absent"] = scoring.NOT_CANONICAL
     with files.replacing(args.out) as partial:

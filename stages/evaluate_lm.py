@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.artifacts import files, pointers
-from stages.engines.harness import TASKS, Task, evaluate_tasks
+from stages.engines.harness import TASKS, evaluate_tasks, read_score
 from stages.runtime import params
 from stages.runtime.errors import StageError
 from stages.runtime.logs import log
@@ -21,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         required=True,
-        help="folder to write: the harness's results as one TASK.json per task, and summary.json",
+        help="folder to write: the harness's results as one TASK.json per task, summary.json, and items.json with the score of "
+        "every question",
     )
 
 
@@ -29,10 +30,12 @@ def main(args: argparse.Namespace) -> None:
     settings = params.load("evaluate_lm").evaluate_lm
     files.require(args.data_sets / "exact_match" / "exact_match.py")
     results = evaluate_tasks(pointers.check_model(args.model), args.data_sets, settings.dtype, settings.batch_size)
+    items = {task: result.pop("items") for task, result in results.items()}
     summary = summarize(results)
     with files.replacing(args.out) as partial:
         for task, result in results.items():
             files.write_json(result, partial / f"{task}.json")
+        files.write_json(items, partial / "items.json")
         files.write_json(summary, partial / "summary.json")
     for task, row in summary.items():
         log.info("%s: %s %.1f +- %.1f on %d questions", task, row["metric"], row["value"], row["standard_error"], row["n"])
@@ -42,8 +45,13 @@ def summarize(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Compute the Leaderboard's scores from the harness's results for each task.
 
     Returns task -> metric, shots, value and standard_error in percent, n: the number of questions. MMLU's value is the plain
-    mean over its 57 subjects, its standard error that of a mean of independent values; `weighted` is the harness's own mean,
-    weighted by the sizes of the subjects. Raises StageError if a value is not a finite number or a subject is missing.
+    mean over its 57 subjects, its standard error that of a mean of independent values. Its `weighted` is the harness's own
+    mean, weighted by the subjects' numbers of questions, and `weighted_standard_error` is sqrt(sum_i w_i^2 se_i^2), the error
+    of that mean of independent values. The harness's own is not used: for a group, lm-eval 0.4.1 (evaluator.evaluate) puts
+    squared standard errors into the formula for the combined variance of samples, which gives about the standard deviation
+    between the subjects instead of the standard error of their mean (0.144 for Mistral-7B; replaced in
+    lm-evaluation-harness#1390).
+    Raises StageError if a value is not a finite number or a subject is missing.
     """
     summary = {}
     for name, task in TASKS.items():
@@ -60,16 +68,8 @@ def summarize(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
             "n": sum(results[name]["n"].values()),
         }
         if name == "mmlu":
+            sizes = [results[name]["n"][subtask] for subtask in subtasks]
+            weighted_errors = [size * error for size, error in zip(sizes, errors, strict=True)]
             summary[name]["weighted"] = 100 * scores[name][f"{task.metric},{task.filter}"]
+            summary[name]["weighted_standard_error"] = 100 * math.hypot(*weighted_errors) / sum(sizes)
     return summary
-
-
-def read_score(name: str, task: Task, scores: dict[str, Any]) -> tuple[float, float]:
-    """Return the value of the task's metric and its standard error. Raises StageError if either is not a finite number."""
-    value, error = scores[f"{task.metric},{task.filter}"], scores[f"{task.metric}_stderr,{task.filter}"]
-    if not all(isinstance(number, float) and math.isfinite(number) for number in (value, error)):
-        raise StageError(
-            f"{name}: {task.metric} is {value!r} with standard error {error!r}: check that the model's logits are finite and "
-            "that the data set has at least two questions"
-        )
-    return value, error

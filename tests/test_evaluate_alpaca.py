@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from stages import evaluate_alpaca
 from stages.artifacts import files
 from stages.miniature import domain
 from stages.runtime import params
@@ -75,6 +76,63 @@ def test_the_win_rate_is_the_mean_gold_preference(folder: Path) -> None:
 def test_answers_to_other_instructions_are_an_error(folder: Path, kept: slice, record: str) -> None:
     files.write_json(files.read_json(folder / "answers.json")[kept], folder / "answers.json")
     assert_message(fail(folder), "answers.json", record, "'instruction'", "reference_outputs.json", "answer")
+
+
+def refuse_inputs(folder: Path) -> str:
+    """Read the folder's inputs, which must be refused, and return the message."""
+    with pytest.raises(StageError) as error:
+        evaluate_alpaca.read_inputs(folder / "answers.json", folder / "reference_outputs.json", folder / "set")
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", ["answers.json", "reference_outputs.json"])
+def test_outputs_of_two_models_are_refused(name: str, folder: Path) -> None:
+    rows = files.read_json(folder / name)
+    files.write_json([*rows[:-1], rows[-1] | {"generator": "other"}], folder / name)
+    assert_message(refuse_inputs(folder), name, "record 59", "'generator'", "'other'")
+    assert_message(fail(folder), "evaluate-alpaca: error: ", name, "record 59")
+
+
+def test_an_instruction_that_occurs_twice_is_refused(folder: Path) -> None:
+    for name in ("answers.json", "reference_outputs.json"):
+        rows = files.read_json(folder / name)
+        files.write_json([*rows[:-1], rows[0]], folder / name)
+    assert_message(refuse_inputs(folder), "answers.json", "record 59", "'instruction'", "record 0", "remove")
+
+
+def test_empty_reference_outputs_of_a_policy_are_counted_in_the_log(folder: Path) -> None:
+    rows = files.read_json(folder / "reference_outputs.json")
+    rows = [row | {"output": "" if index < 3 else row["output"]} for index, row in enumerate(rows)]
+    files.write_json(rows, folder / "reference_outputs.json")
+    assert "3 of 60 reference outputs are empty" in succeed(folder).stderr
+    assert read_metrics(folder)["n_total"] == 60
+
+
+@needs_reference
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"output": ""}, ["record 5", "'output'", "empty"]),
+        ({"generator": "text_davinci_003"}, ["record 0", "'generator'", "'text_davinci_003'", "gpt4_1106_preview"]),
+    ],
+)
+def test_reference_outputs_other_than_alpaca_evals_are_refused(change: dict[str, str], parts: list[str], folder: Path) -> None:
+    references = files.read_json(Path(str(REFERENCE)) / "alpaca_eval" / "alpaca_eval_gpt4_baseline.json")
+    changed = [row | change if index == 5 or "generator" in change else row for index, row in enumerate(references)]
+    files.write_json(changed, folder / "reference_outputs.json")
+    files.write_json([row | {"generator": "ours"} for row in references], folder / "answers.json")
+    assert_message(refuse_inputs(folder), "reference_outputs.json", *parts, "alpaca_eval_gpt4_baseline.json")
+
+
+@needs_reference
+def test_the_reference_outputs_under_another_name_are_refused(folder: Path) -> None:
+    references = files.read_json(Path(str(REFERENCE)) / "alpaca_eval" / "alpaca_eval_gpt4_baseline.json")
+    files.write_json(references, folder / "reference_outputs.json")
+    files.write_json([row | {"generator": "ours"} for row in references], folder / "answers.json")
+    assert_message(refuse_inputs(folder), "answers.json", "'ours'", "0 characters", "length control", "check")
+    files.write_json(references, folder / "answers.json")
+    paths = folder / "answers.json", folder / "reference_outputs.json", folder / "set"
+    assert evaluate_alpaca.read_inputs(*paths) == (references, references, folder / "set")
 
 
 def test_a_model_judges_by_the_probabilities_it_gives(folder: Path) -> None:

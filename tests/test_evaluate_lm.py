@@ -12,19 +12,24 @@ from typing import Any
 import pytest
 
 from stages import evaluate_lm
+from stages.artifacts.harness_sets import DATA_SETS
 from stages.engines.harness import TASKS
+from stages.reporting import pages
 from stages.runtime.errors import StageError
 from stages.runtime.paths import ROOT
 from support.messages import assert_message
+from support.reports import read_rows
 from support.running import run_stage
 
 HARNESS = Path(sys.prefix).parent / "harness" / "bin" / "python"
 COUNTS = {"arc_challenge": 6, "truthfulqa_mc2": 5, "winogrande": 8, "gsm8k": 3, "hellaswag": 5, "mmlu": 2}
 PARAMS = {
     "seed": 3,
+    "numerics": "portable",
     "assets": {"harness": {task: {"repo": "miniature", "count": count} for task, count in COUNTS.items()}},
     "evaluate_lm": {"dtype": "float32", "batch_size": 4},
 }
+PUBLISHED_SHOTS = {"arc_challenge": 25, "truthfulqa_mc2": 0, "winogrande": 5, "gsm8k": 5, "hellaswag": 10, "mmlu": 5}
 
 
 def make_results(**mmlu: float) -> dict[str, Any]:
@@ -46,6 +51,32 @@ def test_mmlu_is_the_plain_mean_over_its_subjects() -> None:
     assert summary["mmlu"]["weighted"] == 25
     assert summary["mmlu"]["n"] == 57 * 4
     assert summary["gsm8k"] == {"metric": "exact_match", "shots": 5, "value": 50, "standard_error": 10, "n": 10}
+
+
+def test_the_error_of_mmlus_weighted_mean_weights_subjects_by_their_size() -> None:
+    results = make_results(one=1.0)
+    results["mmlu"]["n"]["one"] = 40
+    summary = evaluate_lm.summarize(results)["mmlu"]
+    total = 56 * 4 + 40
+    assert summary["n"] == total
+    assert summary["weighted_standard_error"] == pytest.approx(100 * 0.2 * math.sqrt(56 * (4 / total) ** 2 + (40 / total) ** 2))
+    assert summary["standard_error"] == pytest.approx(100 * 0.2 / math.sqrt(57)), "the plain mean's is as before"
+    assert "weighted_standard_error" not in evaluate_lm.summarize(results)["gsm8k"]
+
+
+def test_the_leaderboard_has_each_models_own_summary_in_its_row() -> None:
+    harness = {}
+    for number, name in enumerate(("base", "iter1", "iter2"), 1):
+        results = make_results(one=number / 4)
+        for task in TASKS:
+            if task != "mmlu":
+                results[task]["results"][task][f"{TASKS[task].metric},{TASKS[task].filter}"] = number / 8
+        harness[name] = evaluate_lm.summarize(results)
+    rows = [row for row in read_rows(pages.format_leaderboard(harness, {}, None)) if row[0] in harness]
+    expected = {name: f"{12.5 * number:.2f}" for number, name in enumerate(harness, 1)}
+    assert [row[0] for row in rows] == list(harness)
+    assert all(cell.startswith(f"{expected[row[0]]} ") for row in rows for cell in row[1:6])
+    assert [row[6].partition(" ")[0] for row in rows] == ["0.44", "0.88", "1.32"], "a quarter to three quarters of a 57th"
 
 
 @pytest.mark.parametrize("value", ["N/A", math.nan])
@@ -115,6 +146,7 @@ def test_the_results_are_those_of_the_harness_alone(folder: Path) -> None:
     environment = make_environment(1) | {"HF_HOME": str(folder / "hf")}
     subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
     stock = json.loads((folder / "stock.json").read_text())
+    items = json.loads((folder / "one" / "items.json").read_text())
     for task in tasks:
         name = task.partition("_anatomy")[0]
         results = json.loads((folder / "one" / f"{name}.json").read_text())
@@ -122,6 +154,10 @@ def test_the_results_are_those_of_the_harness_alone(folder: Path) -> None:
         assert results["n-shot"][task] == shots[task]
         if name == task:
             assert results["n"] == {task: COUNTS[task]}
+        metric = {"arc_challenge": "acc_norm", "hellaswag": "acc_norm", "gsm8k": "exact_match"}.get(name, "acc")
+        assert [row["doc_id"] for row in stock["samples"][task]] == list(range(COUNTS[name]))
+        assert items[name][task] == [row[metric] for row in stock["samples"][task]]
+    assert {name: len(scores) for name, scores in items.items()} == dict.fromkeys(TASKS, 1) | {"mmlu": 57}
     mc2 = json.loads((folder / "one" / "summary.json").read_text())["truthfulqa_mc2"]["value"]
     assert mc2 == 100 * stock["results"]["truthfulqa_mc2"]["acc,none"]
 
@@ -129,6 +165,68 @@ def test_the_results_are_those_of_the_harness_alone(folder: Path) -> None:
     assert bf16["stage"] == bf16["float32 log-softmax"] != bf16["bf16 log-softmax"]
     expected = {"different": 0, "case counts": 0, "half": 0.5}
     assert stock["exact_match"] == {case: expected.get(case, 1) for case in stock["exact_match"]}
+
+
+@pytest.fixture(scope="module")
+def recorded(folder: Path) -> dict[str, Any]:
+    """What tests/oracles/recorded_requests.py recorded: task -> the scores of each question, and every request."""
+    oracle = ROOT / "tests" / "oracles" / "recorded_requests.py"
+    command = [HARNESS, oracle, "sets", "recorded.json"]
+    subprocess.run(command, cwd=folder, env=make_environment(1), check=True, capture_output=True)
+    values: dict[str, Any] = json.loads((folder / "recorded.json").read_text())
+    return values
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_every_prompt_has_the_published_number_of_examples(task: str, recorded: dict[str, Any]) -> None:
+    around = {"mmlu": 1, "truthfulqa_mc2": 6}.get(task, 0)  # the task's own introduction
+    prompts = {request[0] for request in recorded[task]["requests"]}
+    assert len(prompts) >= COUNTS[task]
+    for prompt in prompts:
+        *examples, _ = prompt.split("\n\n")[around:]
+        assert len(set(examples)) == len(examples) == PUBLISHED_SHOTS[task]
+
+
+def right_choice(task: str, row: dict[str, Any]) -> int:
+    """Return the index of the right choice in a row of the task's data set."""
+    if task == "arc_challenge":
+        labels: list[str] = row["choices"]["label"]
+        return labels.index(row["answerKey"])
+    if task == "winogrande":
+        return int(row["answer"]) - 1
+    return int(row["label" if task == "hellaswag" else "answer"])
+
+
+def score_by_hand(task: str, row: dict[str, Any], requests: list[list[Any]], metric: str) -> float:
+    """Return the metric of one multiple-choice question. requests: (prompt, continuation, log-likelihood) of each choice."""
+    if task == "truthfulqa_mc2":
+        masses = [math.exp(value) for *_, value in requests]
+        right: float = sum(mass * label for mass, label in zip(masses, row["mc2_targets"]["labels"], strict=True))
+        return right / sum(masses)
+    lengths = [len(continuation) - 1 if metric == "acc_norm" else 1 for _, continuation, _ in requests]  # without the space
+    values = [value / length for (*_, value), length in zip(requests, lengths, strict=True)]
+    return float(values.index(max(values)) == right_choice(task, row))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", [task for task in TASKS if task != "gsm8k"])
+def test_every_score_is_the_published_metric(task: str, folder: Path, recorded: dict[str, Any]) -> None:
+    data_set, requests = DATA_SETS[task], iter(recorded[task]["requests"])
+    metric = "acc_norm" if task in ("arc_challenge", "hellaswag") else "acc"
+    for subtask, scores in recorded[task]["items"].items():
+        config = subtask.removeprefix("mmlu_") if task == "mmlu" else data_set.configs[0]
+        lines = (folder / "sets" / data_set.folder / config / f"{data_set.test}.jsonl").read_text().splitlines()
+        for row, score in zip(map(json.loads, lines), scores, strict=True):
+            choices = len(row["mc2_targets"]["labels"]) if task == "truthfulqa_mc2" else 2 if task == "winogrande" else 4
+            asked = [next(requests) for _ in range(choices)]
+            assert score == pytest.approx(score_by_hand(task, row, asked, metric), rel=1e-12)
+    assert not list(requests)
+
+
+@pytest.mark.slow
+def test_gsm8k_scores_exact_matches_of_the_final_number(recorded: dict[str, Any]) -> None:
+    assert recorded["gsm8k"]["items"] == {"gsm8k": [1, 0, 1]}
 
 
 @pytest.mark.slow
@@ -147,7 +245,7 @@ def test_two_workers_killed_and_resumed_give_the_same_bytes(folder: Path) -> Non
     assert done.returncode == 0, done.stderr
     assert "of 6 tasks are already finished" in done.stderr
     assert read_bytes(folder / "two") == read_bytes(folder / "one")
-    assert set(read_bytes(folder / "one")) == {"summary.json", *(f"{task}.json" for task in TASKS)}
+    assert set(read_bytes(folder / "one")) == {"summary.json", "items.json", *(f"{task}.json" for task in TASKS)}
     for text in read_bytes(folder / "one").values():
         assert str(folder).encode() not in text
         assert b" at 0x" not in text

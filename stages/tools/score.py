@@ -1,15 +1,21 @@
 """Print the AlpacaEval 2.0 metrics of existing annotations as JSON.
 
-The annotations may come from any judge. Length control is defined for AlpacaEval's 805 instructions only.
+The annotations may come from any judge. Length control is defined for AlpacaEval's 805 instructions and reference outputs only.
+stages/judges/annotations.py says which odd annotations are refused and which are counted: the printed `n_failed` is the number
+of annotations without a preference, over which the win rate is not computed, and `n_empty_references` that of empty reference
+outputs.
 """
 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from stages.artifacts import files
+from stages.assets.alpaca_eval import REFERENCE_OUTPUTS
+from stages.judges import annotations as checks
 from stages.judges import scoring
-from stages.runtime.errors import StageError, quote
+from stages.runtime.errors import StageError
 
 METRICS = [
     "length_controlled_winrate",
@@ -21,31 +27,53 @@ METRICS = [
     "n_total",
     "avg_length",
 ]
-"""The printed metrics, in this order."""
+"""alpaca-eval's metrics that are printed, in this order."""
 
 
-def read_annotations(path: Path) -> scoring.Records:
-    """Read alpaca-eval's annotations.json. Raises StageError if it is not valid."""
-    annotations = files.read_records(path, ["instruction", "output_1", "output_2", "generator_1", "generator_2"])
-    for index, row in enumerate(annotations):
-        preference = row.get("preference")
-        if not isinstance(preference, int | float | None):
-            raise StageError(
-                f"{path}: record {index}: 'preference' is {quote(preference)}, not a number or null: pass alpaca-eval's "
-                "annotations.json"
-            )
-    return annotations
+def score(annotations_path: Path, outputs_path: Path, length_control: Path | None) -> dict[str, Any]:
+    """Compute the metrics of a model's outputs from alpaca-eval's annotations of them.
+
+    length_control: folder of df_gamed.csv and, if there, the reference outputs; None computes win rates without length control.
+    Returns METRICS (percent; lengths in characters), n_failed, n_empty_references, and the names of the judge (`annotator`,
+    None if not stated) and of the `baseline`. Raises StageError.
+    """
+    annotations = files.read_records(annotations_path, ["instruction", "output_1", "output_2", "generator_1", "generator_2"])
+    outputs = files.read_records(outputs_path, ["instruction", "output", "generator"])
+    checks.check_outputs(outputs_path, outputs)
+    checks.check_annotations(annotations_path, annotations, outputs_path, outputs)
+    if length_control:
+        check_length_control(annotations_path, annotations, length_control)
+    metrics = scoring.score_annotations(annotations, outputs, length_control)
+    return {name: metrics[name] for name in METRICS if name in metrics} | {
+        "n_failed": checks.count_failed(annotations),
+        "n_empty_references": checks.count_empty(annotations, "output_1"),
+        "annotator": annotations[0].get("annotator"),
+        "baseline": annotations[0]["generator_1"],
+    }
 
 
-def read_outputs(path: Path, annotations: scoring.Records, annotations_path: Path) -> scoring.Records:
-    """Read the model_outputs.json of one model. Raises StageError unless the annotations are about exactly these outputs."""
-    outputs = files.read_records(path, ["instruction", "output", "generator"])
-    annotated = sorted((row["instruction"], row["output_2"], row["generator_2"]) for row in annotations)
-    if annotated != sorted((row["instruction"], row["output"], row["generator"]) for row in outputs):
-        raise StageError(f"{path}: not the outputs that {annotations_path} judges: pass the file that was annotated")
-    if len({row["generator"] for row in outputs}) > 1:
-        raise StageError(f"{path}: outputs of several models ('generator'): score one model at a time")
-    return outputs
+def check_length_control(path: Path, annotations: scoring.Records, folder: Path) -> None:
+    """Raise StageError unless the annotations are of AlpacaEval's instructions and reference outputs.
+
+    The outputs are compared with those in the folder, if it has them.
+    """
+    if not scoring.is_canonical([row["instruction"] for row in annotations]):
+        raise StageError(
+            f"{path}: not AlpacaEval's 805 instructions in their order, and length control is defined for these only: pass "
+            "--no-length-control for the other metrics"
+        )
+    checks.check_references(path, annotations, "output_1", "generator_1")
+    texts = [[row[key] for row in annotations] for key in ("output_2", "output_1")]
+    checks.check_lengths(path, annotations[0]["generator_2"], *texts)
+    for file in (folder / "reference_outputs.json", folder / REFERENCE_OUTPUTS):
+        if not file.exists():
+            continue
+        for index, (row, reference) in enumerate(zip(annotations, files.read_records(file, ["output"]), strict=False)):
+            if row["output_1"] != reference["output"]:
+                raise StageError(
+                    f"{path}: record {index}: 'output_1' is not 'output' in record {index} of {file}: annotate against these "
+                    "reference outputs"
+                )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,12 +89,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    annotations = read_annotations(args.annotations)
-    outputs = read_outputs(args.outputs, annotations, args.annotations)
-    if not args.no_length_control and not scoring.is_canonical([row["instruction"] for row in annotations]):
-        raise StageError(
-            f"{args.annotations}: not AlpacaEval's 805 instructions in their order, and length control is defined for these "
-            "only: pass --no-length-control for the other metrics"
-        )
-    metrics = scoring.score_annotations(annotations, outputs, None if args.no_length_control else args.alpaca_eval_set)
-    print(json.dumps({name: metrics[name] for name in METRICS if name in metrics}, indent=1))
+    length_control = None if args.no_length_control else args.alpaca_eval_set
+    print(json.dumps(score(args.annotations, args.outputs, length_control), indent=1))

@@ -1,7 +1,8 @@
 """Evaluate a model with lm-eval 0.4.1 alone: python stock_lm_eval.py MODEL DATA_SETS BATCH_SIZE OUT TASK:SHOTS ...
 
-Runs in the harness environment. Also writes a bf16 model's log-likelihood from the stage's adapter, beside the values with
-log-softmax in float32 and in bf16, and the results of the data sets' exact_match metric on a few cases.
+Runs in the harness environment. Writes the results and the score of every question; a bf16 model's log-likelihood from the
+stage's adapter, beside the values with log-softmax in float32 and in bf16; and the results of the data sets' exact_match metric
+on a few cases.
 """
 
 import json
@@ -25,10 +26,15 @@ from stages.engines import harness_worker  # noqa: E402
 initialize_tasks()
 torch.set_num_threads(1)
 lm = get_model("hf").create_from_arg_string(f"pretrained={model},dtype=float32", {"batch_size": batch_size, "device": "cpu"})
-results = {}
+results, samples = {}, {}
 for argument in sys.argv[5:]:
     task, shots = argument.split(":")
-    results |= lm_eval.simple_evaluate(model=lm, tasks=[task], num_fewshot=int(shots))["results"]
+    evaluation = lm_eval.simple_evaluate(model=lm, tasks=[task], num_fewshot=int(shots))
+    results |= evaluation["results"]
+    samples[task] = [
+        {key: sample[key] for key in ("doc_id", "acc", "acc_norm", "exact_match") if key in sample}
+        for sample in evaluation["samples"][task]
+    ]
 
 context, continuation = list(range(2, 40)), list(range(40, 60))
 adapter = harness_worker.load_policy(str(model), "bfloat16", 4)
@@ -50,6 +56,7 @@ out.write_text(
     json.dumps(
         {
             "results": results,
+            "samples": samples,
             "bf16": {
                 "stage": log_likelihood,
                 "float32 log-softmax": sum_logps(logits.float().log_softmax(-1)),

@@ -25,6 +25,37 @@ def test_the_published_averages_are_those_of_their_tasks(recipe: str) -> None:
         assert results["average"] == pytest.approx(sum(results[task] for task in TASKS) / 6, abs=0.0051)
 
 
+RECIPES = sorted((ROOT / "recipes").glob("*/published.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.parent.name)
+def test_the_recipes_say_how_the_published_base_was_sampled(path: Path) -> None:
+    published = read_published(path)
+    assert published
+    assert any("sampled" in note and "base" in note for note in published.alpaca_eval.notes)
+
+
+def test_the_recipes_say_that_beam_search_may_have_been_used() -> None:
+    published = read_published(ROOT / "recipes" / "llama-3-8b" / "published.yaml")
+    assert published
+    assert any("use_beam_search" in note and "0.9" in note for note in published.alpaca_eval.notes)
+    assert published.open_llm_leaderboard
+    assert "67.1" in published.open_llm_leaderboard.notes[0]
+
+
+def test_notes_are_read_and_may_be_absent(tmp_path: Path) -> None:
+    path = tmp_path / "published.yaml"
+    path.write_text(TEXT)
+    published = read_published(path)
+    assert published
+    assert published.open_llm_leaderboard
+    assert published.alpaca_eval.notes == published.open_llm_leaderboard.notes == []
+    path.write_text(TEXT.replace("judge: a judge, ", "judge: a judge, notes: [One., Two.], "))
+    published = read_published(path)
+    assert published
+    assert published.alpaca_eval.notes == ["One.", "Two."]
+
+
 def test_nothing_is_published_about_the_miniature() -> None:
     assert read_published(ROOT / "published.yaml") is None
 
@@ -37,6 +68,12 @@ def test_nothing_is_published_about_the_miniature() -> None:
         ("judge: a judge, ", "", "published.alpaca_eval.judge"),
         ("mmlu: 6, ", "", "published.open_llm_leaderboard"),
         ("arc_challenge: 1, truthfulqa_mc2: 2", "truthfulqa_mc2: 2, arc_challenge: 1", "published.open_llm_leaderboard"),
+        ("win_rate: 2", "win_rate: 102", "published.alpaca_eval.models.base.win_rate"),
+        ("source: a paper, judge", "source: '', judge", "published.alpaca_eval.source"),
+        ("average: 3.5", "average: 3.52", "published.open_llm_leaderboard"),
+        ("mmlu: 6, average", "mmlu: 6.2, average", "published.open_llm_leaderboard"),
+        ("models: {base: Theirs}", "models: {iter1: Theirs}", "base: in a table"),
+        ("judge: a judge, ", "judge: a judge, notes: [''], ", "published.alpaca_eval.notes"),
     ],
 )
 def test_an_invalid_file_is_rejected_by_key(old: str, new: str, key: str, tmp_path: Path) -> None:
