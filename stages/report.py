@@ -5,14 +5,16 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from stages.artifacts import files
 from stages.artifacts.schemas import model_names
-from stages.reporting import health, markdown, page, pages, provenance
+from stages.reporting import health, markdown, page, pages, paired, per_item, provenance
 from stages.reporting.health import Health
 from stages.reporting.inputs import ALPACA_METRICS, Evaluations, read_evaluations
-from stages.reporting.published import read_published
+from stages.reporting.pages import Comparisons
+from stages.reporting.published import TASKS, read_published
 from stages.runtime import params
 from stages.runtime.params import BASE
 
@@ -26,14 +28,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Read the outputs of all other stages and write the reports."""
-    settings = params.load("seed", "eta", "iterations", "assets", "generate", "rank", "lengths", "train")
+    settings = params.load("numerics", "seed", "eta", "iterations", "assets", "generate", "rank", "lengths", "train")
     published = read_published(args.published)
     evaluations = read_evaluations(args.data, model_names(settings.iterations))
     training = {name: health.measure_health(name, args.data, settings.eta, settings.train) for name in settings.iterations}
+    wins, tasks = compare_models(evaluations, settings.iterations)
 
     markdown_pages = {
-        "alpaca_eval": pages.format_alpaca_eval(evaluations.alpaca, published),
-        "open_llm_leaderboard": pages.format_leaderboard(evaluations.harness, published),
+        "alpaca_eval": pages.format_alpaca_eval(evaluations.alpaca, wins, published),
+        "open_llm_leaderboard": pages.format_leaderboard(evaluations.harness, tasks, published),
         "ranker": pages.format_ranker(evaluations.comparison),
         "health": health.format_health({name: result.metrics for name, result in training.items()}),
         "samples": pages.format_samples(evaluations.answers, settings.seed),
@@ -43,7 +46,11 @@ def main(args: argparse.Namespace) -> None:
         write_text(text, args.out / f"{name}.md")
     for name, text in make_csv(evaluations, training).items():
         write_text(text, args.out / f"{name}.csv")
-    files.write_json(round_numbers(collect_metrics(evaluations, training)), args.out / "metrics.json")
+    write_text(per_item.format_preferences(evaluations.preferences), args.out / per_item.PREFERENCES)
+    write_text(per_item.format_scores(evaluations.scores), args.out / per_item.HARNESS)
+    metrics = collect_metrics(evaluations, training)
+    add_differences(metrics, settings.iterations, wins, tasks)
+    files.write_json(round_numbers(metrics), args.out / "metrics.json")
 
     title = "SPPO: " + ", ".join(f"{name} from {start}" for name, start in settings.iterations.items())
     # The page shows all answers, so it needs no samples.
@@ -58,8 +65,32 @@ def write_text(text: str, path: Path) -> None:
         partial.write_text(text)
 
 
+def compare_models(evaluations: Evaluations, iterations: dict[str, str]) -> tuple[Comparisons, Comparisons]:
+    """Compare each iteration with the base policy and with the model it started from, instruction by instruction.
+
+    Returns the results of `paired.compare_preferences`, and those of `paired.estimate_scores` of the scores' differences.
+    """
+    pairs = paired.list_comparisons(iterations, BASE)
+    preferences, scores = evaluations.preferences, evaluations.scores
+    wins = {pair: paired.compare_preferences(preferences[pair[0]], preferences[pair[1]]) for pair in pairs}
+    tasks = {pair: paired.estimate_scores(paired.subtract_scores(scores[pair[0]], scores[pair[1]])) for pair in pairs}
+    return wins, tasks
+
+
+def add_differences(metrics: dict[str, Any], iterations: dict[str, str], wins: Comparisons, tasks: Comparisons) -> None:
+    """Add the paired differences to metrics.json's content, as `vs_base` and `vs_previous` (the model it started from)."""
+    for name, start in iterations.items():
+        for key, opponent in (("vs_base", BASE), ("vs_previous", start)):
+            win_rates = {column: value for column, value in wins[name, opponent].items() if column != "omitted"}
+            metrics["alpaca_eval"][name][key] = win_rates
+            estimates = {task: tasks[name, opponent][task] for task in (*TASKS, "average")}
+            metrics["open_llm_leaderboard"][name][key] = {
+                task: {"difference": value, "standard_error": error} for task, (value, error) in estimates.items()
+            }
+
+
 def collect_metrics(evaluations: Evaluations, training: dict[str, Health]) -> dict[str, Any]:
-    """Collect the content of metrics.json."""
+    """Collect the content of metrics.json but for the paired differences."""
     comparison = evaluations.comparison
     ranker = {
         name: (rates[0], errors[0])  # against the base, the first model
@@ -90,7 +121,7 @@ def round_numbers(value: Any) -> Any:
     """Round the floats in nested mappings to six significant digits."""
     if isinstance(value, dict):
         return {key: round_numbers(inner) for key, inner in value.items()}
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    return per_item.shorten(value) if isinstance(value, float) else value
 
 
 def make_csv(evaluations: Evaluations, training: dict[str, Health]) -> dict[str, str]:
@@ -125,9 +156,12 @@ def add_interval(model: str, name: str, value: float, error: float) -> dict[str,
 
 
 def average_length(outputs: list[dict[str, Any]]) -> tuple[float, float]:
-    """Compute the mean length of answers in characters, as alpaca-eval does, and its standard error."""
-    lengths = pd.Series([len(row["output"]) for row in outputs])
-    return float(lengths.mean()), float(lengths.std(ddof=0)) / math.sqrt(len(lengths))
+    """Compute the mean length of answers in characters, and its standard error with ddof 1, as alpaca-eval's errors.
+
+    alpaca-eval's avg_length is this mean without its decimals.
+    """
+    lengths = np.array([len(row["output"]) for row in outputs])
+    return float(lengths.mean()), float(lengths.std(ddof=1)) / math.sqrt(len(lengths))
 
 
 def join_answers(answers: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -9,9 +9,11 @@ import pytest
 
 from stages import report
 from stages.reporting import page
+from stages.reporting.inputs import Evaluations
+from stages.reporting.published import TASKS
 from stages.runtime.paths import ROOT
 from stages.tools import diff
-from support.reports import ALPACA, read_rows, write_evaluations, write_iteration, write_provenance
+from support.reports import ALPACA, ITEMS, read_rows, write_evaluations, write_iteration, write_provenance
 from support.running import set_params
 
 
@@ -36,9 +38,10 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_the_reports_cover_every_model_and_iteration(reports: dict[str, str]) -> None:
     pages = ["alpaca_eval", "open_llm_leaderboard", "ranker", "health", "samples", "provenance"]
     plots = {Path(source).name for plot in page.load_plots().values() for source in plot["y"]}
-    assert set(reports) == {f"{name}.md" for name in pages} | plots | {"metrics.json", "index.html"}
+    items = {"preferences.csv", "harness.csv"}
+    assert set(reports) == {f"{name}.md" for name in pages} | plots | items | {"metrics.json", "index.html"}
     for name in ("alpaca_eval.md", "open_llm_leaderboard.md", "ranker.md"):
-        assert [row[0] for row in read_rows(reports[name])[2:]] == ["base", "iter1"]
+        assert [row[0] for row in read_rows(reports[name])[2:4]] == ["base", "iter1"]
     assert read_rows(reports["health.md"])[0] == ["metric", "iter1"]
     assert ["Who?", "base says so.", "iter1 says so."] in read_rows(reports["samples.md"])
     assert all(f'<section id="{name.replace("_", "-")}">' in reports["index.html"] for name in pages if name != "samples")
@@ -49,10 +52,72 @@ def test_the_metrics_are_those_of_the_pages(reports: dict[str, str]) -> None:
     metrics = json.loads(reports["metrics.json"])
     assert set(metrics) == {"alpaca_eval", "open_llm_leaderboard", "ranker", "training"}
     values = {key: value for key, value in ALPACA.items() if key not in ("n_total", "judge")}
-    assert metrics["alpaca_eval"]["iter1"] == values | {"win_rate": 22.6543}
+    assert metrics["alpaca_eval"]["base"] == values | {"win_rate": 22.6543}
+    assert metrics["alpaca_eval"]["iter1"].keys() == values.keys() | {"vs_base", "vs_previous"}
     assert metrics["open_llm_leaderboard"]["base"]["average"] == 50
     assert metrics["ranker"] == {"base": 50, "iter1": 60, "standard_errors": {"base": 0, "iter1": 1}}
     assert metrics["training"]["iter1"]["pairs"] == 1
+
+
+def test_every_preference_and_score_is_written(reports: dict[str, str]) -> None:
+    assert reports["preferences.csv"] == "index,base,iter1\n0,1.1,1.3\n1,1.35309,1.15309\n"
+    rows = pd.read_csv(StringIO(reports["harness.csv"]))
+    for name in ("base", "iter1"):
+        expected = [
+            (task, subtask, question, score)
+            for task in ITEMS[name]
+            for subtask, scores in sorted(ITEMS[name][task].items())
+            for question, score in enumerate(scores)
+        ]
+        assert list(rows[["task", "subtask", "question", name]].itertuples(index=False, name=None)) == expected
+
+
+def test_the_paired_differences_are_in_metrics_pages_and_html(reports: dict[str, str]) -> None:
+    """iter1's preferences differ from the base policy's by 0.2 and -0.2, and its scores as ITEMS says."""
+    metrics = json.loads(reports["metrics.json"])
+    rates = pd.read_csv(StringIO(reports["preferences.csv"])).eval("100 * (iter1 - base)")
+    expected = {
+        "difference": 0,
+        "standard_error": rates.sem(),
+        "lower": -39.2,
+        "upper": 39.2,
+        "wins": 1,
+        "losses": 1,
+        "ties": 0,
+    }
+    for key in ("vs_base", "vs_previous"):
+        assert metrics["alpaca_eval"]["iter1"][key] == pytest.approx(expected, abs=1e-9)
+    scores = pd.read_csv(StringIO(reports["harness.csv"])).assign(
+        difference=lambda frame: 100 * (frame["iter1"] - frame["base"])
+    )
+    errors = scores.groupby(["task", "subtask"])["difference"].sem().groupby("task").agg(lambda x: (x**2).sum() ** 0.5 / len(x))
+    tasks = metrics["open_llm_leaderboard"]["iter1"]["vs_previous"]
+    assert {task: value["standard_error"] for task, value in tasks.items() if task != "average"} == pytest.approx(
+        errors.to_dict(), rel=1e-5
+    )
+    assert tasks["average"]["standard_error"] == pytest.approx((errors**2).sum() ** 0.5 / 6, rel=1e-5)
+    assert all(value["difference"] == pytest.approx(0, abs=1e-9) for value in tasks.values())
+    row = ["iter1", "base", "+0.00", "20.00", "-39.20 to +39.20", "1", "1", "0"]
+    assert row in read_rows(reports["alpaca_eval.md"])
+    assert reports["index.html"].count("<h2>Paired differences</h2>") == 2
+    assert "-39.20 to +39.20" in reports["index.html"]
+
+
+def test_the_model_it_started_from_is_the_one_in_the_parameters() -> None:
+    """iter3 starts from iter1, not from iter2."""
+    preferences: dict[str, Any] = {"base": [1, 1, 1], "iter1": [1.5, 1.5, 1], "iter2": [1.2, 1.1, 1.3], "iter3": [2, 1.5, 1]}
+    scores = {name: {"mmlu": {"mmlu_art": [value - 1 for value in values]}} for name, values in preferences.items()}
+    evaluations = Evaluations({}, {}, preferences, scores, {}, {})
+    iterations = {"iter1": "base", "iter2": "iter1", "iter3": "iter1"}
+    wins, tasks = report.compare_models(evaluations, iterations)
+    metrics: dict[str, Any] = {name: {model: {} for model in iterations} for name in ("alpaca_eval", "open_llm_leaderboard")}
+    tasks = {pair: dict.fromkeys([*TASKS, "average"], result["mmlu"]) for pair, result in tasks.items()}
+    report.add_differences(metrics, iterations, wins, tasks)
+    changes = metrics["alpaca_eval"]["iter3"]
+    assert (changes["vs_previous"]["difference"], changes["vs_base"]["difference"]) == pytest.approx((50 / 3, 50))
+    scores_of = metrics["open_llm_leaderboard"]["iter3"]
+    assert scores_of["vs_previous"]["mmlu"]["difference"] == pytest.approx(50 / 3)
+    assert scores_of["vs_base"]["average"]["difference"] == pytest.approx(50)
 
 
 def test_the_plots_data_have_the_columns_that_the_plots_name(reports: dict[str, str]) -> None:
@@ -80,7 +145,7 @@ def test_metrics_hold_the_values_and_beside_them_their_standard_errors() -> None
 
 def test_the_interval_of_a_mean_length_is_that_of_its_standard_error() -> None:
     mean, error = report.average_length([{"output": "a" * length} for length in (2, 4, 6, 8)])
-    assert (mean, error) == (5, pytest.approx(5**0.5 / 2))
+    assert (mean, error) == (5, pytest.approx(pd.Series([2, 4, 6, 8]).sem()))
     assert report.add_interval("base", "length", 5, 1) == {"model": "base", "length": 5, "lower": 3.04, "upper": 6.96}
 
 

@@ -9,6 +9,9 @@ import numpy as np
 import pandas as pd
 
 from stages.artifacts import files, schemas
+from stages.reporting import paired, per_item
+from stages.reporting.paired import WEIGHTED, Preferences, Scores
+from stages.reporting.per_item import REMEDY as REMEDY  # shared with the other readers of this package
 from stages.reporting.published import TASKS
 from stages.runtime.errors import StageError, quote
 from stages.runtime.logs import log
@@ -17,7 +20,8 @@ from stages.runtime.params import BASE
 ALPACA_METRICS = ["length_controlled_winrate", "lc_standard_error", "win_rate", "standard_error", "avg_length"]
 COUNT_LIMIT = 1e9
 """Upper limit of anything counted: instructions, or characters of an answer."""
-REMEDY = "recreate it with `dvc repro`"
+TOLERANCE = 1e-3
+"""Percent points by which rounding to six digits may move the mean of preferences or scores."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,9 @@ class Evaluations:
 
     alpaca: dict[str, dict[str, Any]]
     harness: dict[str, dict[str, dict[str, Any]]]
-    """Model -> task -> value, standard_error, metric and shots."""
+    """Model -> task -> value, standard_error, metric and shots; for MMLU also weighted and weighted_standard_error."""
+    preferences: dict[str, Preferences]
+    scores: dict[str, Scores]
     answers: dict[str, list[dict[str, Any]]]
     comparison: dict[str, Any]
     """comparison.json; its lists are in the order of the models."""
@@ -37,10 +43,15 @@ def read_evaluations(data: Path, models: list[str]) -> Evaluations:
     for folder in ("alpaca_eval", "harness"):
         for unknown in sorted({path.name for path in files.require(data / folder).iterdir()} - set(models)):
             log.warning("%s does not belong to a model in params.yaml and is ignored: remove it", data / folder / unknown)
+    alpaca = {name: read_alpaca(data / "alpaca_eval" / name) for name in models}
+    harness = {name: read_harness(data / "harness" / name) for name in models}
+    answers = read_answers(data / "answers", models)
     return Evaluations(
-        alpaca={name: read_alpaca(data / "alpaca_eval" / name) for name in models},
-        harness={name: read_harness(data / "harness" / name) for name in models},
-        answers=read_answers(data / "answers", models),
+        alpaca=alpaca,
+        harness=harness,
+        preferences=read_preferences(data / "alpaca_eval", answers, alpaca),
+        scores=read_scores(data / "harness", harness),
+        answers=answers,
         comparison=read_comparison(data / "comparison.json", models),
     )
 
@@ -70,12 +81,107 @@ def read_harness(folder: Path) -> dict[str, dict[str, Any]]:
     summary: dict[str, dict[str, Any]] = files.read_json(path)
     for task in TASKS:
         result = summary.get(task) if isinstance(summary, dict) else None
-        for key in ("value", "standard_error", "metric", "shots"):
+        numbers = ["value", "standard_error", *(["weighted", "weighted_standard_error"] if task == WEIGHTED else [])]
+        for key in (*numbers, "metric", "shots"):
             if not isinstance(result, dict) or key not in result:
                 raise StageError(f"{path}: '{task}.{key}' is missing: {REMEDY}")
-        for key in ("value", "standard_error"):
+        for key in numbers:
             require_number(summary[task][key], f"{path}: '{task}.{key}'")
     return summary
+
+
+def read_preferences(
+    folder: Path, answers: dict[str, list[dict[str, Any]]], alpaca: dict[str, dict[str, Any]]
+) -> dict[str, Preferences]:
+    """Read model -> preferences, to six digits, from each model's annotations.json, in the order of the answers.
+
+    alpaca: model -> metrics of evaluate-alpaca. Raises StageError if the annotations are of other instructions, a preference is
+    neither null nor a number from 1 to 2, fewer than two instructions have a preference for every model, or the preferences do
+    not give the win rate in the metrics.
+    """
+    preferences = {}
+    for name, outputs in answers.items():
+        path = folder / name / "annotations.json"
+        rows = files.read_records(path, ["instruction"])
+        if len(rows) != len(outputs):
+            raise StageError(f"{path}: {len(rows)} annotations of {len(outputs)} answers: {REMEDY}")
+        for index, (row, output) in enumerate(zip(rows, outputs, strict=True)):
+            if row["instruction"] != output["instruction"]:
+                raise StageError(f"{path}: record {index}: 'instruction' is not that of answer {index} of {name}: {REMEDY}")
+        preferences[name] = [read_preference(row, f"{path}: record {index}") for index, row in enumerate(rows)]
+    complete = sum(None not in row for row in zip(*preferences.values(), strict=True))
+    if complete < 2:
+        raise StageError(f"{folder}: {complete} instructions have a preference for every model, expected at least 2: {REMEDY}")
+    for name, values in preferences.items():
+        value, path = paired.estimate_preferences(values)[0] - 100, folder / name / "annotations.json"
+        require_same(value, alpaca[name]["win_rate"], f"{path}: the mean 'preference'", "'win_rate' in metrics.json")
+    return preferences
+
+
+def read_preference(row: dict[str, Any], where: str) -> float | None:
+    """Return an annotation's preference, to six digits, or None. Raises StageError. where: file and record."""
+    value = row.get("preference", "missing")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= 2:
+        raise StageError(f"{where}: 'preference' is {quote(value)}, expected null or a number from 1 to 2: {REMEDY}")
+    return per_item.shorten(value)
+
+
+def require_same(value: float, expected: float, where: str, key: str) -> None:
+    """Raise StageError if a mean of preferences or scores differs from the one under `key` in the file beside it.
+
+    where: file and what its mean is of.
+    """
+    if abs(value - expected) > TOLERANCE:
+        raise StageError(f"{where} gives {value:.4f} percent, but {key} is {expected:.4f}: {REMEDY}")
+
+
+def read_scores(folder: Path, harness: dict[str, dict[str, dict[str, Any]]]) -> dict[str, Scores]:
+    """Read model -> scores, to six digits, from each model's items.json; tasks in the order of TASKS, subtasks sorted.
+
+    harness: model -> summary of evaluate-lm. Raises StageError if a task is missing, the models did not answer the same
+    questions, a score is not a number from 0 to 1, or the scores do not give the values in the summary.
+    """
+    scores: dict[str, Scores] = {}
+    for name, summary in harness.items():
+        path = folder / name / "items.json"
+        scores[name] = read_items(path)
+        sizes, first = (count_questions(model) for model in (scores[name], next(iter(scores.values()))))
+        different = [key for key in sizes | first if sizes.get(key, 0) != first.get(key, 0)]
+        if different:
+            key, counts = different[0], f"{sizes.get(different[0], 0)} questions, {first.get(different[0], 0)}"
+            raise StageError(f"{path}: '{key}' has {counts} in that of {next(iter(scores))}: {REMEDY}")
+        estimates = paired.estimate_scores(scores[name])
+        for task in TASKS:
+            where, key = f"{path}: the mean of '{task}'", f"'{task}.value' in summary.json"
+            require_same(estimates[task][0], summary[task]["value"], where, key)
+        weighted = summary[WEIGHTED]["weighted"]
+        require_same(estimates["mmlu_weighted"][0], weighted, f"{path}: '{WEIGHTED}'", "'mmlu.weighted' in summary.json")
+    return scores
+
+
+def read_items(path: Path) -> Scores:
+    """Read items.json: task -> subtask -> score per question. Raises StageError."""
+    items = files.read_json(path)
+    scores: Scores = {}
+    for task in TASKS:
+        subtasks = items.get(task) if isinstance(items, dict) else None
+        if not isinstance(subtasks, dict) or not subtasks:
+            raise StageError(f"{path}: '{task}' is missing or not a mapping of subtasks to scores: {REMEDY}")
+        scores[task] = {}
+        for name, values in sorted(subtasks.items()):
+            if not isinstance(values, list) or len(values) < 2:
+                raise StageError(f"{path}: '{task}.{name}' is {quote(values)}, expected at least two scores: {REMEDY}")
+            for question, value in enumerate(values):
+                require_number(value, f"{path}: '{task}.{name}': question {question}", 1)
+            scores[task][name] = [per_item.shorten(value) for value in values]
+    return scores
+
+
+def count_questions(scores: Scores) -> dict[str, int]:
+    """Return the number of questions by task.subtask."""
+    return {f"{task}.{name}": len(values) for task, subtasks in scores.items() for name, values in subtasks.items()}
 
 
 def read_comparison(path: Path, models: list[str]) -> dict[str, Any]:

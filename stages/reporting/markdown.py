@@ -5,6 +5,9 @@ import re
 INTERVAL = 1.96
 """Half-width of a 95% confidence interval, in standard errors."""
 
+WORDS = {True: "yes", False: "no", None: "–"}
+"""The cells of a column that answers a question; None: unknown."""
+
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters, including those that change the text direction, and lone surrogates."""
 

@@ -1,43 +1,48 @@
 """The Markdown pages of the evaluations, next to the published results where there are any."""
 
-import math
 import random
 from typing import Any
 
-from stages.reporting import markdown
+from stages.reporting import markdown, paired
 from stages.reporting.markdown import number
-from stages.reporting.published import TASKS, Published
+from stages.reporting.paired import BEYOND_ERROR, PUBLISHED_AS, Estimate
+from stages.reporting.published import TASKS, Published, PublishedHarnessTable
 from stages.runtime.params import BASE
 
 SAMPLES = 8
 """Number of instructions in samples.md."""
 NOT_PUBLISHED = "There are no published results for these models."
 COMPARISON = "## Comparison with published results"
+PAIRED = "## Paired differences"
+LABELS = {"mmlu": "mmlu, plain mean", "mmlu_weighted": "mmlu, weighted", "average_weighted": "average, mmlu weighted"}
+"""Column of a result whose name does not say enough; the others are labelled by their names."""
+MMLU = paired.WEIGHTED
+RUN_TO_RUN = (
+    "Run-to-run noise is not included: another seed, or another run on GPUs, trains another model. If it has been measured, "
+    "reports/seeds.md states it."
+)
+
+Comparisons = dict[tuple[str, str], Any]
+"""(model, opponent) -> the result of comparing them, see `paired`."""
 
 
-def average_tasks(summary: dict[str, dict[str, Any]]) -> dict[str, tuple[float, float]]:
-    """Map each task, and the unweighted `average`, to its value and standard error in percent.
+def average_tasks(summary: dict[str, dict[str, Any]]) -> dict[str, Estimate]:
+    """Map each task, and the averages of `paired.add_averages`, to its value and standard error in percent."""
+    tasks = {task: (summary[task]["value"], summary[task]["standard_error"]) for task in TASKS}
+    weighted = summary[MMLU]
+    return paired.add_averages(tasks, (weighted["weighted"], weighted["weighted_standard_error"]))
 
-    The average's error is that of a mean of independent tasks.
+
+def format_estimate(value: float | None, error: float | None) -> str:
+    """Format a value with its standard error, or without if that is unknown."""
+    return number(value) if value is None or error is None else f"{value:.2f} ± {error:.2f}"
+
+
+def format_alpaca_eval(alpaca: dict[str, dict[str, Any]], differences: Comparisons, published: Published | None) -> str:
+    """Format alpaca_eval.md.
+
+    alpaca: model -> metrics of evaluate-alpaca. differences: results of `paired.compare_preferences`.
     """
-    results = {task: (summary[task]["value"], summary[task]["standard_error"]) for task in TASKS}
-    mean = sum(value for value, _ in results.values()) / len(TASKS)
-    return results | {"average": (mean, math.hypot(*[error for _, error in results.values()]) / len(TASKS))}
-
-
-def judge_difference(error: float | None, published_error: float | None, difference: float) -> str:
-    """Say whether a difference is within its 95% confidence interval, given both standard errors: yes, no, or a dash (unknown).
-
-    Where no standard error is published, ours is used for both.
-    """
-    if error is None:
-        return "–"
-    limit = markdown.INTERVAL * math.hypot(error, error if published_error is None else published_error)
-    return "yes" if abs(difference) <= limit else "no"
-
-
-def format_alpaca_eval(alpaca: dict[str, dict[str, Any]], published: Published | None) -> str:
-    """Format alpaca_eval.md. alpaca: model -> metrics of evaluate-alpaca."""
     base = alpaca[BASE]
     rows = [
         [
@@ -62,8 +67,36 @@ def format_alpaca_eval(alpaca: dict[str, dict[str, Any]], published: Published |
         lines.append(
             "The reference outputs are a second sample from the base policy, so the base policy wins about half the time."
         )
+    lines.append(format_differences(differences))
     lines.append(NOT_PUBLISHED if published is None else compare_alpaca_eval(alpaca, published))
     return "\n".join(lines) + "\n"
+
+
+def format_differences(differences: Comparisons) -> str:
+    """Format the section of alpaca_eval.md with the paired differences of win rates."""
+    rows = [
+        [
+            name,
+            opponent,
+            f"{result['difference']:+.2f}",
+            number(result["standard_error"]),
+            f"{result['lower']:+.2f} to {result['upper']:+.2f}",
+            *[str(result[key]) for key in ("wins", "losses", "ties")],
+        ]
+        for (name, opponent), result in differences.items()
+    ]
+    header = ["model", "against", "difference", "standard error", "95% interval", "wins", "losses", "ties"]
+    text = (
+        f"\n{PAIRED}\n\n{markdown.table(header, rows)}\n"
+        "Difference of the win rates in percent points. Both models answered the same instructions, so the standard error is "
+        "that of the mean difference between their preferences on the same instruction. A win: the judge's preference for the "
+        "model, against the reference output, is higher than its preference for the opponent. The error is that of the "
+        f"evaluation: what another sample of instructions would change for these two models. {RUN_TO_RUN}\n"
+    )
+    omissions = [f"{name} against {opponent}: {result['omitted']}" for (name, opponent), result in differences.items()]
+    if any(result["omitted"] for result in differences.values()):
+        text += f"Instructions left out because the judge gave no preference for one of the models: {', '.join(omissions)}.\n"
+    return text
 
 
 def compare_alpaca_eval(alpaca: dict[str, dict[str, Any]], published: Published) -> str:
@@ -77,71 +110,110 @@ def compare_alpaca_eval(alpaca: dict[str, dict[str, Any]], published: Published)
             ("win rate", "win_rate", "standard_error"),
             ("average length", "avg_length", ""),
         ):
-            value, reported = alpaca[name].get(key), getattr(theirs, key)
+            value, error = alpaca[name].get(key), alpaca[name].get(error_key)
+            reported, published_error = getattr(theirs, key), getattr(theirs, error_key, None)
             difference = None if value is None or reported is None else value - reported
-            verdict = "–"
-            if difference is not None:
-                verdict = judge_difference(alpaca[name].get(error_key), getattr(theirs, error_key, None), difference)
-            rows.append([name, published.models[name], label, number(value), number(reported), number(difference), verdict])
-    header = ["model", "published as", "metric", "ours", "published", "difference", "within 95% CI"]
+            beyond = None if difference is None else paired.exceeds_published(difference, error, published_error)
+            cells = [format_estimate(value, error), format_estimate(reported, published_error), number(difference)]
+            rows.append([name, published.models[name], label, *cells, markdown.WORDS[beyond]])
+    header = ["model", "published as", "metric", "ours", "published", "difference", BEYOND_ERROR]
     judge = alpaca[BASE]["judge"]
     text = (
         f"\n{COMPARISON}\n\n{markdown.table(header, rows)}\nSource of the published results: {published.alpaca_eval.source}. "
-    )
-    text += (
-        f"Within 95% CI: the difference is at most {markdown.INTERVAL} times its standard error, which combines ours and the "
-        "published one; where none was published, ours is used for both."
+        f"{explain_error('Average lengths have no stated error.')}"
     )
     if judge != published.alpaca_eval.judge:
         text += (
             f"\n\n**Different judge**: our results were judged by `{judge}`, the published ones by "
             f"`{published.alpaca_eval.judge}`. The differences include those between the judges."
         )
-    return text
+    return text + list_notes(published.alpaca_eval.notes)
 
 
-def format_leaderboard(harness: dict[str, dict[str, dict[str, Any]]], published: Published | None) -> str:
-    """Format open_llm_leaderboard.md. harness: model -> task -> value, standard_error, metric and shots."""
-    rows = []
-    for name, summary in harness.items():
-        cells = [f"{value:.2f} ± {error:.2f}" for value, error in average_tasks(summary).values()]
-        rows.append([name, *cells])
+def list_notes(notes: list[str]) -> str:
+    """Format the notes of a published table as a list, or return an empty text."""
+    return "\n\n" + "\n".join(f"- {note}" for note in notes) if notes else ""
+
+
+def explain_error(remark: str) -> str:
+    """Explain the column BEYOND_ERROR. remark: a sentence about this table."""
+    return (
+        f"Value ± standard error, where known. {BEYOND_ERROR.capitalize()}: the difference is more than {markdown.INTERVAL} "
+        "times its standard error, which combines ours and the published one; where none was published, ours is used in its "
+        "place. The published results of single questions are not known, so the two evaluations are taken as independent, "
+        "although both may ask the same questions: a difference that is not beyond this error may still be real. "
+        f"{remark} {RUN_TO_RUN}"
+    )
+
+
+def format_leaderboard(
+    harness: dict[str, dict[str, dict[str, Any]]], differences: Comparisons, published: Published | None
+) -> str:
+    """Format open_llm_leaderboard.md.
+
+    harness: model -> task -> value, standard_error, metric and shots. differences: (model, opponent) -> task or `average` ->
+    paired difference and standard error.
+    """
+    results = {name: average_tasks(summary) for name, summary in harness.items()}
+    rows = [[name, *[format_estimate(*estimate) for estimate in result.values()]] for name, result in results.items()]
     base = harness[BASE]
     metrics = ", ".join(f"{task} {base[task]['metric']} ({base[task]['shots']}-shot)" for task in TASKS)
     text = (
         "# Open LLM Leaderboard v1, lm-evaluation-harness 0.4.1\n\n"
-        + markdown.table(["model", *TASKS, "average"], rows)
-        + f"\nPercent ± standard error. Metrics: {markdown.escape(metrics)}. "
-        + "MMLU is the unweighted mean over its 57 subjects, as on the leaderboard.\n"
+        + markdown.table(["model", *[LABELS.get(column, column) for column in results[BASE]]], rows)
+        + f"\nPercent ± standard error. Metrics: {markdown.escape(metrics)}. MMLU, plain mean: over its 57 subjects, as on the "
+        "leaderboard; weighted: by the subjects' numbers of questions, as in lm-evaluation-harness's own `mmlu`. `average` "
+        "includes the plain mean.\n" + format_task_differences(differences)
     )
     if published is None or published.open_llm_leaderboard is None:
-        return text + NOT_PUBLISHED + "\n"
-    return text + compare_leaderboard(harness, published.open_llm_leaderboard.models, published.open_llm_leaderboard.source)
+        return f"{text}\n{NOT_PUBLISHED}\n"
+    return text + compare_leaderboard(results, published.open_llm_leaderboard)
 
 
-def compare_leaderboard(
-    harness: dict[str, dict[str, dict[str, Any]]], published: dict[str, dict[str, float]], source: str
-) -> str:
+def format_task_differences(differences: Comparisons) -> str:
+    """Format the section of open_llm_leaderboard.md with the paired differences."""
+    columns = [*TASKS, "average"]
+    rows = [
+        [name, opponent, *[f"{result[column][0]:+.2f} ± {result[column][1]:.2f}" for column in columns]]
+        for (name, opponent), result in differences.items()
+    ]
+    header = ["model", "against", *[LABELS.get(column, column) for column in columns]]
+    return (
+        f"\n{PAIRED}\n\n{markdown.table(header, rows)}\n"
+        "Difference in percent points ± standard error. Both models answered the same questions, so the standard error is that "
+        "of the mean difference between their scores on the same question; MMLU's combines those of its subjects, and that of "
+        "the average those of the tasks. The error is that of the evaluation: what another sample of questions would change "
+        f"for these two models. {RUN_TO_RUN}\n"
+    )
+
+
+def compare_leaderboard(results: dict[str, dict[str, Estimate]], published: PublishedHarnessTable) -> str:
     """Format the section of open_llm_leaderboard.md that compares our results with the published ones.
 
-    published: model -> task or `average` -> percent.
+    results: model -> the results of `average_tasks`.
     """
+    columns = {PUBLISHED_AS.get(column, column): column for column in [*TASKS, "average"]}
     rows = []
-    for name, theirs in published.items():
-        if name not in harness:
+    for name, theirs in published.models.items():
+        if name not in results:
             continue
-        differences = []
-        for task, (value, error) in average_tasks(harness[name]).items():
-            difference = value - theirs[task]
-            outside = judge_difference(error, None, difference) == "no"
-            differences.append(f"{difference:+.2f}{' (outside 95% CI)' if outside else ''}")
-        rows.append([name, "published", *[number(value) for value in theirs.values()]])
-        rows.append([name, "difference", *differences])
+        ours, differences = results[name], []
+        for column, reported in columns.items():
+            difference = ours[column][0] - theirs[reported]
+            beyond = paired.exceeds_published(difference, ours[column][1], None)
+            differences.append(f"{difference:+.2f}{f' ({BEYOND_ERROR})' if beyond else ''}")
+        rows.append([name, "ours", *[format_estimate(*ours[column]) for column in columns], format_estimate(*ours[MMLU])])
+        rows.append([name, "published", *[number(theirs[reported]) for reported in columns.values()], "–"])
+        rows.append([name, "difference", *differences, "–"])
+    header = ["model", "", *[LABELS.get(column, column) for column in columns], LABELS[MMLU]]
+    remark = (
+        "The published MMLU is compared with ours weighted by the subjects' numbers of questions, as lm-evaluation-harness "
+        "0.4.1 itself does, and the average accordingly. The plain mean over the subjects, which the Open LLM Leaderboard v1 "
+        "shows, is beside it."
+    )
     return (
-        f"\n{COMPARISON}\n\n"
-        + markdown.table(["model", "", *TASKS, "average"], rows)
-        + f"\nSource of the published results: {source}. Difference: ours minus published. Outside 95% CI: more than "
-        f"{markdown.INTERVAL} times its standard error; none are published, so ours is used for both.\n"
+        f"\n{COMPARISON}\n\n{markdown.table(header, rows)}\nSource of the published results: {published.source}. Difference: "
+        f"ours minus published. {explain_error(remark)}{list_notes(published.notes)}\n"
     )
 
 

@@ -1,4 +1,4 @@
-"""Where the results come from: the method's parameters, the assets and their hashes, each stage's tools and devices."""
+"""Where the results come from: the method's parameters, the assets and their hashes, each stage's devices and tools."""
 
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,12 @@ ASSETS = {
     "harness": "harness_sets",
 }
 """Asset -> its path in the data folder."""
+TOO_LONG = {
+    "drop": "drop: left out",
+    "truncate": "truncate: prompt from its start, then responses, as much as needed",
+    "released": "released: prompt to its limit, then responses to the rest of the total",
+}
+"""Value of lengths.too_long -> the value and its rule, for pairs that do not fit."""
 
 
 def format_provenance(settings: Any, data: Path) -> str:
@@ -41,7 +47,7 @@ def format_provenance(settings: Any, data: Path) -> str:
 def format_method(settings: Any) -> str:
     """Format the table of the parameters in which the released code deviates from the paper.
 
-    settings: the sections eta, generate, rank, lengths and train, as returned by `params.load`.
+    settings: the sections numerics, eta, generate, rank, lengths and train, as returned by `params.load`.
     """
     train, generate, rank, lengths = settings.train, settings.generate, settings.rank, settings.lengths
     clipping, adapters = train.max_grad_norm, train.lora.rank
@@ -49,6 +55,7 @@ def format_method(settings: Any) -> str:
         ["loss", "train.loss", train.loss, "sppo", "sppo"],
         ["step size η", "eta", f"{settings.eta:g}", "1000", "1 / 0.001"],
         ["P^ from logits", "rank.probability", rank.probability, "pairwise", "aggregate"],
+        ["scale of the logits", "rank.scale", f"{rank.scale:g}", "–", "– (llm-blender: 1)"],
         ["ranker input", "rank.input", rank.input, "–", "templated"],
         ["responses per prompt (K)", "generate.samples", str(generate.samples), "5", "5"],
         [
@@ -60,7 +67,7 @@ def format_method(settings: Any) -> str:
         ],
         ["maximum response length", "generate.max_new_tokens", str(generate.max_new_tokens), "–", "2048"],
         ["maximum length of prompt, pair", "lengths.prompt, total", f"{lengths.prompt}, {lengths.total}", "–", "512, 1024"],
-        ["pairs that are too long", "lengths.too_long", lengths.too_long, "–", "truncate"],
+        ["pairs that are too long", "lengths.too_long", TOO_LONG[lengths.too_long], "–", TOO_LONG["released"]],
         [
             "epochs of the schedule, stop after",
             "train.epochs, stop_epoch",
@@ -72,7 +79,9 @@ def format_method(settings: Any) -> str:
         ["global batch size", "train.global_batch", str(train.global_batch), "64", "64"],
         ["gradient clipping", "train.max_grad_norm", f"{clipping:g}" if clipping else "none", "–", "none"],
         ["LoRA rank", "train.lora.rank", str(adapters) if adapters else "none", "none", "none"],
-        ["precision between iterations", "train.dtype", train.dtype, "–", "bfloat16"],
+        ["precision of training", "train.dtype", train.dtype, "–", "bfloat16"],
+        ["precision between iterations", "train.checkpoint_dtype", train.checkpoint_dtype, "–", "bfloat16"],
+        ["numerics on CPUs", "numerics", settings.numerics, "–", "–"],
     ]
     return markdown.table(["setting", "parameter", "this run", "paper", "released code"], rows, text=True)
 
@@ -96,12 +105,12 @@ def format_assets(assets: Assets, data: Path) -> str:
 
 
 def format_stages(records: Path, iterations: dict[str, str]) -> str:
-    """Format the table of the tools and devices of each stage; stages that ran with the same ones share a row.
+    """Format the table of the devices, numerics and tools of each stage; stages that ran with the same ones share a row.
 
     records: the folder of the stages' records. Those of iterations that are not in `iterations` are left out.
     Raises StageError for an invalid record.
     """
-    groups: dict[tuple[str, str, str], list[str]] = {}
+    groups: dict[tuple[str, ...], list[str]] = {}
     for path in sorted(records.glob("*.json")):
         _, at, iteration = path.stem.partition("@")
         if at and iteration not in iterations:
@@ -110,8 +119,8 @@ def format_stages(records: Path, iterations: dict[str, str]) -> str:
         try:
             tools = ", ".join(f"{name} {version}" for name, version in sorted(record["tools"].items()))
             device = f"{record['device']['count']} x {record['device']['kind']}"
-            groups.setdefault((device, record["python"], tools), []).append(path.stem)
+            groups.setdefault((device, record["numerics"] or "–", record["python"], tools), []).append(path.stem)
         except (KeyError, TypeError, AttributeError) as error:
             raise StageError(f"{path}: not a valid record of a stage ({error}): {REMEDY}") from error
     rows = [[", ".join(names), *key] for key, names in groups.items()]
-    return markdown.table(["stages", "devices", "Python", "tools"], rows, text=True)
+    return markdown.table(["stages", "devices", "numerics", "Python", "tools"], rows, text=True)

@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,25 +18,25 @@ from dvc.fs import GitFileSystem
 from dvc.scm import SCM, RevError, SCMError, resolve_rev
 from ruamel.yaml import YAML
 
-from stages.reporting import markdown
+from stages.reporting import markdown, paired, per_item, seeds
+from stages.reporting.markdown import WORDS
+from stages.reporting.paired import BEYOND_ERROR
 from stages.runtime import documents
 from stages.runtime.errors import StageError
 from stages.runtime.paths import ROOT
-from stages.tools import options
+from stages.tools import changes, options
+from stages.tools.changes import NO_ITEMS, Change, Items, standard_error
+from stages.tools.changes import Flat as Flat  # part of this module's interface, as are the next two
+from stages.tools.changes import Key as Key
+from stages.tools.changes import is_error as is_error
 
 WORKSPACE = "workspace"
-PARAMS, METRICS, LOCK = "params.yaml", "reports/metrics.json", "dvc.lock"
-ERRORS = {"win_rate": "standard_error", "length_controlled_winrate": "lc_standard_error"}
-"""AlpacaEval metric -> the key of its standard error."""
-NESTED_ERRORS = "standard_errors"
-"""The key in metrics.json whose value maps the metrics beside it to their standard errors."""
+PARAMS, METRICS, LOCK, PUBLISHED = "params.yaml", "reports/metrics.json", "dvc.lock", "published.yaml"
+SEEDS = "reports/seeds.json"
+REFERENCES = "data/reference_outputs.json"
 PLOTS = ROOT / "stages/reporting/plots.yaml"
-WORDS = {True: "yes", False: "no", None: "–"}
-
-Key = tuple[str, ...]
-"""The path to a leaf of nested mappings, one key per level."""
-Flat = dict[Key, Any]
-"""The leaves of nested mappings by their keys."""
+BEYOND_NOISE = "beyond run-to-run noise"
+"""Heading of the column that says whether a change exceeds the noise between runs."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class Revision:
     metrics: Flat | None
     stages: dict[str, Any] | None
     """The stages of dvc.lock."""
+    items: Items = NO_ITEMS
+    noise: dict[str, float] | None = None
+    """Metric, its keys joined by dots -> standard deviation between runs, from seeds.json."""
+    published: dict[str, Any] | None = None
+    """published.yaml's results; None, too, if nothing is published."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,18 +81,48 @@ def read_revision(rev: str, folder: Path) -> Revision:
         raise StageError(
             f"{folder} is outside the Git repository {root}: name a folder in it with --recipe, or run this in the other one"
         )
-    files: dict[str, dict[str, Any] | None] = {}
-    for name in (PARAMS, METRICS, LOCK):
+
+    def read(name: str) -> bytes | None:
         path = inside / name
-        content = _read_file(path) if commit is None else _read_blob(scm, commit, path.relative_to(root))
-        files[name] = None if content is None else documents.load_mapping(content, f"{folder / name} at {rev}")
-    params, metrics, lock = files[PARAMS], files[METRICS], files[LOCK]
+        return _read_file(path) if commit is None else _read_blob(scm, commit, path.relative_to(root))
+
+    def read_mapping(name: str) -> dict[str, Any] | None:
+        content = read(name)
+        return None if content is None else documents.load_mapping(content, f"{folder / name} at {rev}")
+
+    params, metrics, lock, noise = (read_mapping(name) for name in (PARAMS, METRICS, LOCK, SEEDS))
+    stages = None if lock is None else lock.get("stages", {})
     return Revision(
         title=rev if commit is None else commit[:7] if commit.startswith(rev) else f"{rev} ({commit[:7]})",
         params=None if params is None else flatten(params),
         metrics=None if metrics is None else flatten(metrics),
-        stages=None if lock is None else lock.get("stages", {}),
+        stages=stages,
+        items=read_items(read, f"{folder} at {rev}", params or {}, stages or {}),
+        noise=None if noise is None else seeds.read_noise(noise, f"{folder / SEEDS} at {rev}"),
+        published=(read_mapping(PUBLISHED) or {}).get("published"),
     )
+
+
+def read_items(read: Callable[[str], bytes | None], where: str, params: dict[str, Any], stages: dict[str, Any]) -> Items:
+    """Read a revision's results for each instruction and question.
+
+    read: returns a file's content, None if there is none; where: the folder and the revision, for messages. Raises StageError.
+    """
+    preferences, scores = (read(f"reports/{name}") for name in (per_item.PREFERENCES, per_item.HARNESS))
+    return Items(
+        preferences=per_item.parse_preferences(decode(preferences), f"{per_item.PREFERENCES} in {where}")
+        if preferences
+        else {},
+        scores=per_item.parse_scores(decode(scores), f"{per_item.HARNESS} in {where}") if scores else {},
+        instructions=find_hash(stages, "data/alpaca_eval_set"),
+        questions=find_hash(stages, "data/harness_sets"),
+        starts=params.get("iterations", {}),
+    )
+
+
+def decode(content: bytes) -> str:
+    """Decode a CSV file; what is not UTF-8 becomes characters that no number contains."""
+    return content.decode(errors="replace")
 
 
 def resolve(rev: str) -> tuple[Any, str | None]:
@@ -135,6 +171,7 @@ def compare(a: Revision, b: Revision, folder: Path) -> str:
     sections = {
         "Parameters": compare_params(a, b),
         "Metrics": compare_metrics(a, b),
+        "Comparison with published results": compare_published(b),
         "Plots": draw_charts(a, b),
         "Artifacts": compare_artifacts(a, b),
     }
@@ -142,7 +179,9 @@ def compare(a: Revision, b: Revision, folder: Path) -> str:
     for name, section in sections.items():
         if section:
             text += f"\n## {name}\n\n{section.lstrip()}"
-    same = [name.lower() for name, section in sections.items() if not section and name != "Plots"]
+    same = [
+        name.lower() for name, section in sections.items() if not section and name in ("Parameters", "Metrics", "Artifacts")
+    ]
     return text + (f"\nNo changes in {', '.join(same)}.\n" if same else "")
 
 
@@ -166,29 +205,6 @@ def compare_params(a: Revision, b: Revision) -> str:
     return markdown.table(make_header("parameter", a, b), rows, text=True) if rows else ""
 
 
-def is_error(key: Key) -> bool:
-    """Return whether a metric is the standard error of another."""
-    return NESTED_ERRORS in key or key[-1] in ERRORS.values()
-
-
-def standard_error(metrics: Flat, key: Key) -> float | None:
-    """Return the standard error of a metric according to metrics.json, or None."""
-    *parents, last = key
-    error = metrics.get((*parents, NESTED_ERRORS, last), metrics.get((*parents, ERRORS.get(last, ""))))
-    return float(error) if isinstance(error, int | float) else None
-
-
-def exceeds_noise(a: Flat, b: Flat, key: Key) -> bool | None:
-    """Return whether a metric's change is significant at the 5% level (two-sided z-test of two independent estimates).
-
-    None if a value or its standard error is unknown.
-    """
-    errors = standard_error(a, key), standard_error(b, key)
-    if key not in a or key not in b or errors[0] is None or errors[1] is None:
-        return None
-    return bool(abs(b[key] - a[key]) > markdown.INTERVAL * math.hypot(errors[0], errors[1]))
-
-
 def format_metric(metrics: Flat, key: Key) -> str:
     """Format a metric, with its standard error if that is known."""
     value, error = metrics.get(key), standard_error(metrics, key)
@@ -210,33 +226,106 @@ def compare_metrics(a: Revision, b: Revision) -> str:
     old, new = a.metrics or {}, b.metrics or {}
     keys = [key for key in find_changes(old, new) if not is_error(key)]
     known = [key for key in keys if standard_error(old, key) is not None or standard_error(new, key) is not None]
-    first = [key for key in keys if key in known or key[0] == "alpaca_eval"]
-    others = [key for key in keys if key not in first]
-    noise = [exceeds_noise(old, new, key) for key in first]
+    tasks = [key for key in known if key[0] == "open_llm_leaderboard" and key[-1] == "difference"]
+    first = [key for key in keys if (key in known and key not in tasks) or (key[0] == "alpaca_eval" and len(key) == 3)]
+    others = [key for key in keys if key not in first and key not in tasks]
+    errors, (noise, _) = changes.find_paired_errors(a.items, b.items), find_noise(a, b)
+    judged = {key: changes.judge_change(old, new, key, errors, noise) for key in keys}
     text = ""
-    if first:
-        header = make_header("metric", a, b, "change", "exceeds noise")
-        rows = [[*_metric_row(old, new, key), WORDS[answer]] for key, answer in zip(first, noise, strict=True)]
-        text += markdown.table(header, rows) + explain_noise(noise)
+    if first or tasks:
+        text += format_changes(a, b, [judged[key] for key in first]) + explain_changes(a, b, [judged[key] for key in known])
+    if tasks:
+        table = format_changes(a, b, [judged[key] for key in tasks])
+        text += collapse(f"{len(tasks)} paired differences of the harness's tasks", table)
     if others:
-        table = markdown.table(make_header("metric", a, b, "change"), [_metric_row(old, new, key) for key in others])
+        rows = [[*_metric_row(old, new, key), WORDS[judged[key].beyond_noise]] for key in others]
+        table = markdown.table(make_header("metric", a, b, "change", BEYOND_NOISE), rows)
         text += collapse(f"{len(others)} more, without standard errors", table)
     return text
+
+
+def find_noise(a: Revision, b: Revision) -> tuple[dict[str, float], str]:
+    """Return the standard deviations between runs, and the title of the revision that states them: b if it does, or else a."""
+    revision = a if b.noise is None else b
+    return revision.noise or {}, revision.title
+
+
+def format_changes(a: Revision, b: Revision, judged: list[Change]) -> str:
+    """Format a table of changes and whether they exceed the evaluation's error and the noise between runs."""
+    rows = []
+    for change in judged:
+        how = "paired" if change.is_paired else "independent"
+        error = "–" if change.error is None else f"{change.error:.2f} {how}"
+        words = [WORDS[change.beyond_error], WORDS[change.beyond_noise]]
+        rows.append([*_metric_row(a.metrics or {}, b.metrics or {}, change.key), error, *words])
+    return markdown.table(make_header("metric", a, b, "change", "its standard error", BEYOND_ERROR, BEYOND_NOISE), rows)
 
 
 def _metric_row(old: Flat, new: Flat, key: Key) -> list[str]:
     return [".".join(key), format_metric(old, key), format_metric(new, key), format_change(old, new, key)]
 
 
-def explain_noise(noise: list[bool | None]) -> str:
-    """Explain the column "exceeds noise", or return an empty text if it is unknown for all metrics."""
-    yes, no = noise.count(True), noise.count(False)
-    if not yes + no:
+def explain_changes(a: Revision, b: Revision, judged: list[Change]) -> str:
+    """Explain the columns of `format_changes`, each if it is known for at least one change."""
+    errors = [change.beyond_error for change in judged if change.beyond_error is not None]
+    noise = [change.beyond_noise for change in judged if change.beyond_noise is not None]
+    text = ""
+    if errors:
+        text += (
+            f"\nMetric ± standard error. {sum(errors)} of {len(errors)} changes are beyond the evaluation's error: more than "
+            f"{markdown.INTERVAL} times their standard error (two-sided 95% interval). This error says whether the two "
+            "revisions' models would also differ on other questions of the same kind, not whether other runs of the same "
+            "experiments would show the change. Paired: the error of the mean change per question, as both revisions have "
+            "results for the same questions. Independent: √(a² + b²), where a and b are the two standard errors; it is usually "
+            "too large if the questions are in fact the same. LC win rates, which are fitted to all instructions together, and "
+            "the ranker's win rates are always taken as independent.\n" + warn_of_other_causes(a, b)
+        )
+    if noise:
+        text += (
+            f"\n{sum(noise)} of {len(noise)} changes are beyond run-to-run noise: more than {markdown.INTERVAL} √2 SD, the 95% "
+            "limit of the difference between two runs. SD is the standard deviation between runs that differ in the seed only, "
+            f"estimated from few runs ({SEEDS} at {markdown.escape(find_noise(a, b)[1])}) and taken to be the same at both "
+            "revisions. A dash: not measured, or the same in all runs.\n"
+        )
+    elif errors:
+        text += f"\nRun-to-run noise is not known: no {SEEDS} has these metrics at either revision.\n"
+    return text
+
+
+def warn_of_other_causes(a: Revision, b: Revision) -> str:
+    """Say what else than the model may have changed the win rates: the judge, or the outputs it compares with."""
+    causes = []
+    judge = ("evaluate_alpaca", "judge")
+    if (a.params or {}).get(judge) != (b.params or {}).get(judge):
+        causes.append("the judge")
+    if find_hash(a.stages or {}, REFERENCES) != find_hash(b.stages or {}, REFERENCES):
+        causes.append("the reference outputs")
+    verb = "differs" if causes == ["the judge"] else "differ"
+    return f"\nWin rates also change because {' and '.join(causes)} {verb}.\n" if causes else ""
+
+
+def compare_published(revision: Revision) -> str:
+    """Compare a revision with the published results, with regard to the noise between runs.
+
+    Returns an empty text if nothing is published or the noise is unknown; reports/ compare with the evaluation's error alone.
+    """
+    metrics, noise, rows = revision.metrics or {}, revision.noise or {}, []
+    for key, reported, published_error in changes.list_published(revision.published or {}):
+        value = metrics.get(key)
+        if noise and isinstance(value, int | float):
+            difference = value - reported
+            beyond_error = paired.exceeds_published(difference, standard_error(metrics, key), published_error)
+            beyond_noise = changes.exceeds_noise(difference, noise.get(".".join(key)))
+            theirs = f"{reported:.2f}" if published_error is None else f"{reported:.2f} ± {published_error:.2f}"
+            cells = [format_metric(metrics, key), theirs, f"{difference:+.2f}", WORDS[beyond_error], WORDS[beyond_noise]]
+            rows.append([".".join(key), *cells])
+    if not rows:
         return ""
+    header = ["metric", markdown.escape(revision.title), "published", "difference", BEYOND_ERROR, BEYOND_NOISE]
     return (
-        f"\nMetric ± standard error. {yes} of {yes + no} changes exceed noise: they are larger than {markdown.INTERVAL} "
-        "√(a² + b²), where a and b are the standard errors (two-sided 95% interval, the evaluations taken as independent). "
-        "Without any real effect, one change in twenty would exceed it.\n"
+        f"{markdown.table(header, rows)}\nEvaluation error: the two evaluations are taken as independent; where no standard "
+        f"error is published, ours is used in its place. Run-to-run noise: {SEEDS} at this revision; the published run is "
+        "taken to be as noisy as ours.\n"
     )
 
 
@@ -248,6 +337,12 @@ def collapse(summary: str, text: str) -> str:
 def hash_outputs(entry: dict[str, Any]) -> dict[str, str]:
     """Return path -> hash for the outputs in a stage's dvc.lock entry."""
     return {out["path"]: out.get("md5", "") for out in entry.get("outs", [])}
+
+
+def find_hash(stages: dict[str, Any], path: str) -> str | None:
+    """Return the hash of an output in dvc.lock's stages, or None."""
+    hashes = [hash_outputs(entry).get(path) for entry in stages.values()]
+    return next((value for value in hashes if value), None)
 
 
 def compare_artifacts(a: Revision, b: Revision) -> str:

@@ -9,9 +9,10 @@ import pytest
 
 from stages.artifacts import files
 from stages.reporting import inputs
+from stages.reporting.published import TASKS
 from stages.runtime.errors import StageError
 from support.messages import assert_message
-from support.reports import ALPACA, COMPARISON, HARNESS, LOG, write_evaluations
+from support.reports import ALPACA, COMPARISON, HARNESS, ITEMS, LOG, PREFERENCES, QUESTIONS, write_evaluations
 
 CONTAMINATION = {"contaminated": {"iter1": 7}}
 RESULTS = {"metrics.json": ALPACA, "summary.json": HARNESS, "comparison.json": COMPARISON, "contamination.json": CONTAMINATION}
@@ -32,6 +33,12 @@ RESULTS = {"metrics.json": ALPACA, "summary.json": HARNESS, "comparison.json": C
         ("summary.json", {**HARNESS, "gsm8k": {}}, ["'gsm8k.value'", "missing"]),
         ("summary.json", dict(list(HARNESS.items())[:5]), ["'mmlu.value'", "missing"]),
         ("summary.json", {**HARNESS, "mmlu": HARNESS["mmlu"] | {"value": 0.5e3}}, ["'mmlu.value'", "500.0", "from 0 to 100:"]),
+        ("summary.json", {**HARNESS, "mmlu": HARNESS["gsm8k"]}, ["'mmlu.weighted'", "missing"]),
+        (
+            "summary.json",
+            {**HARNESS, "mmlu": HARNESS["mmlu"] | {"weighted_standard_error": -1}},
+            ["'mmlu.weighted_standard_error'", "-1", "from 0 to 100:"],
+        ),
         ("comparison.json", COMPARISON | {"models": ["base"]}, ["'models'", "['base']", "base, iter1"]),
         ("comparison.json", COMPARISON | {"more": 1}, ["models, n, standard_errors, win_rates"]),
         ("comparison.json", [], ["models, n, standard_errors, win_rates"]),
@@ -116,6 +123,96 @@ def test_evaluations_are_those_of_the_models_in_order(data: Path) -> None:
     assert evaluations.harness == {"base": HARNESS, "iter1": HARNESS}
     assert [rows[0]["output"] for rows in evaluations.answers.values()] == ["base says so.", "iter1 says so."]
     assert evaluations.comparison == COMPARISON
+    assert evaluations.preferences == {"base": [1.1, 1.35309], "iter1": [1.3, 1.15309]}  # to six digits
+    assert evaluations.scores == ITEMS
+    assert list(evaluations.scores["iter1"]) == TASKS
+    assert list(evaluations.scores["iter1"]["mmlu"]) == ["mmlu_art", "mmlu_law"]
+
+
+ANNOTATIONS = [{"instruction": text, "preference": value} for text, value in zip(QUESTIONS, PREFERENCES["iter1"], strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("value", "parts"),
+    [
+        ([], ["non-empty"]),
+        (ANNOTATIONS[:1], ["1 annotations of 2 answers"]),
+        (ANNOTATIONS[::-1], ["record 0", "'instruction'", "answer 0 of iter1"]),
+        ([ANNOTATIONS[0], ANNOTATIONS[1] | {"instruction": "How?"}], ["record 1", "'instruction'", "answer 1 of iter1"]),
+        ([ANNOTATIONS[0], {"instruction": "Who?"}], ["record 1", "'preference'", "'missing'", "from 1 to 2"]),
+        ([ANNOTATIONS[0] | {"preference": 0}, ANNOTATIONS[1]], ["record 0", "'preference'", "0", "from 1 to 2"]),
+        ([ANNOTATIONS[0], ANNOTATIONS[1] | {"preference": True}], ["record 1", "'preference'", "True", "from 1 to 2"]),
+        ([ANNOTATIONS[0], ANNOTATIONS[1] | {"preference": math.nan}], ["record 1", "'preference'", "nan", "from 1 to 2"]),
+        ([ANNOTATIONS[0], ANNOTATIONS[1] | {"preference": "2"}], ["record 1", "'preference'", "'2'", "from 1 to 2"]),
+        ([ANNOTATIONS[0], ANNOTATIONS[1] | {"preference": 1.156}], ["'preference'", "22.8000", "'win_rate'", "22.6543"]),
+    ],
+)
+def test_odd_preferences_are_rejected(data: Path, value: Any, parts: list[str]) -> None:
+    path = data / "alpaca_eval" / "iter1" / "annotations.json"
+    path.write_text(json.dumps(value))
+    with pytest.raises(StageError) as error:
+        inputs.read_evaluations(data, ["base", "iter1"])
+    assert_message(str(error.value), str(path), *parts)
+
+
+def test_too_few_preferences_for_every_model_are_rejected(data: Path) -> None:
+    path = data / "alpaca_eval" / "iter1" / "annotations.json"
+    path.write_text(json.dumps([ANNOTATIONS[0], ANNOTATIONS[1] | {"preference": None}]))
+    with pytest.raises(StageError) as error:
+        inputs.read_evaluations(data, ["base", "iter1"])
+    assert_message(str(error.value), str(data / "alpaca_eval"), "1 instructions", "at least 2", "`dvc repro`")
+
+
+def test_a_missing_preference_is_none_and_not_part_of_the_win_rate(tmp_path: Path) -> None:
+    answers = {"base": [{"instruction": text} for text in ("Why?", "Who?", "How?")]}
+    rows = [
+        {"instruction": row["instruction"], "preference": value}
+        for row, value in zip(answers["base"], (1.2, None, 1.4), strict=True)
+    ]
+    files.write_json(rows, tmp_path / "base" / "annotations.json")
+    assert inputs.read_preferences(tmp_path, answers, {"base": {"win_rate": 30}}) == {"base": [1.2, None, 1.4]}
+
+
+def test_tasks_and_subjects_have_one_order(data: Path) -> None:
+    """That of the published tables, and the alphabet's, so that harness.csv does not depend on the order in items.json."""
+    path = data / "harness" / "base" / "items.json"
+    path.write_text(json.dumps({task: dict(reversed(ITEMS["base"][task].items())) for task in reversed(TASKS)}))
+    shuffled = inputs.read_items(path)
+    path.write_text(json.dumps(ITEMS["base"]))
+    for scores in (shuffled, inputs.read_items(path)):
+        assert list(scores) == TASKS
+        assert list(scores["mmlu"]) == ["mmlu_art", "mmlu_law"]
+
+
+def change_items(**changes: Any) -> dict[str, Any]:
+    """Return iter1's items with other tasks, or without those that are None."""
+    return {task: subtasks for task, subtasks in (ITEMS["iter1"] | changes).items() if subtasks is not None}
+
+
+@pytest.mark.parametrize(
+    ("value", "parts"),
+    [
+        ([], ["'arc_challenge'", "missing"]),
+        (change_items(gsm8k=None), ["'gsm8k'", "missing"]),
+        (change_items(gsm8k={}), ["'gsm8k'", "missing"]),
+        (change_items(gsm8k={"gsm8k": [1]}), ["'gsm8k.gsm8k'", "[1]", "at least two"]),
+        (change_items(gsm8k={"gsm8k": [1, 0, 2]}), ["'gsm8k.gsm8k'", "question 2", "2", "from 0 to 1"]),
+        (change_items(gsm8k={"gsm8k": [1, None]}), ["'gsm8k.gsm8k'", "question 1", "None", "from 0 to 1"]),
+        (change_items(gsm8k={"gsm8k": [1, 0, 0.5]}), ["'gsm8k.gsm8k'", "3 questions, 2 in that of base"]),
+        (change_items(mmlu={"mmlu_law": [0.3, 0.5]}), ["'mmlu.mmlu_art'", "0 questions, 3 in that of base"]),
+        (change_items(gsm8k={"gsm8k": [1, 0.1]}), ["'gsm8k'", "55.0000", "'gsm8k.value'", "50.0000"]),
+        (
+            change_items(mmlu={"mmlu_law": [0.5, 0.5], "mmlu_art": [0.5, 0.5, 0.5]}),
+            ["'mmlu'", "50.0000", "'mmlu.weighted'", "52.0000"],
+        ),
+    ],
+)
+def test_odd_scores_are_rejected(data: Path, value: Any, parts: list[str]) -> None:
+    path = data / "harness" / "iter1" / "items.json"
+    path.write_text(json.dumps(value))
+    with pytest.raises(StageError) as error:
+        inputs.read_evaluations(data, ["base", "iter1"])
+    assert_message(str(error.value), str(path), *parts, "`dvc repro`")
 
 
 def test_results_of_an_unknown_model_are_named_and_ignored(data: Path, caplog: pytest.LogCaptureFixture) -> None:

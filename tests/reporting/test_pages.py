@@ -1,13 +1,11 @@
-import math
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from stages.reporting import pages
+from stages.reporting import pages, paired
 from stages.reporting.published import TASKS, Published, read_published
 from stages.runtime.paths import ROOT
+from support.messages import assert_message
 from support.reports import read_rows
 
 
@@ -44,32 +42,91 @@ def alpaca(judge: str, published: Published) -> dict[str, dict[str, Any]]:
     }
 
 
-@given(st.lists(st.tuples(st.floats(0, 100), st.floats(0, 10)), min_size=6, max_size=6))
-def test_the_average_is_unweighted_and_its_error_that_of_independent_tasks(values: list[tuple[float, float]]) -> None:
-    summary = {task: {"value": v, "standard_error": e} for task, (v, e) in zip(TASKS, values, strict=True)}
-    value, error = pages.average_tasks(summary)["average"]
-    assert value == pytest.approx(sum(v for v, _ in values) / 6)
-    assert error == pytest.approx(math.sqrt(sum(e * e for _, e in values)) / 6)
+def summarize(**values: float) -> dict[str, dict[str, Any]]:
+    """Return a summary of evaluate-lm with these values (default: 50) and standard errors of 1.2."""
+    summary: dict[str, dict[str, Any]] = {
+        task: {"value": values.get(task, 50.0), "standard_error": 1.2, "shots": 5, "metric": "acc_norm"} for task in TASKS
+    }
+    summary["mmlu"] |= {"weighted": values.get("mmlu_weighted", 50.0), "weighted_standard_error": 0.4}
+    return summary
+
+
+def compare(*models: list[float | None]) -> dict[tuple[str, str], Any]:
+    """Return the comparison of each model with the one before."""
+    names = ["base", *[f"iter{index}" for index in range(1, len(models))]]
+    return {
+        (names[index], names[index - 1]): paired.compare_preferences(models[index], models[index - 1])
+        for index in range(1, len(models))
+    }
+
+
+DIFFERENCES = compare([1.0, 1.5, 1.5, 2.0], [1.5, 1.5, 1.75, 1.75])
+
+
+def test_the_averages_are_unweighted_but_for_mmlus_subjects() -> None:
+    results = pages.average_tasks(summarize(arc_challenge=20.0, mmlu=62.0, mmlu_weighted=56.0))
+    assert results["average"] == pytest.approx((47.0, 1.2 / 6**0.5))
+    assert results["mmlu_weighted"] == (56.0, 0.4)
+    assert results["average_weighted"] == pytest.approx((46.0, (5 * 1.2**2 + 0.4**2) ** 0.5 / 6))
+
+
+def test_paired_differences_have_a_row_per_comparison() -> None:
+    rows = read_rows(pages.format_differences(compare([1.0, 1.5, 1.5, 2.0], [1.5, 1.5, 1.75, 1.75], [1.0, 1.5, 1.25, 1.25])))
+    # Differences of preferences 0.5, 0, 0.25, -0.25: mean 0.125, standard deviation 0.3227; then -0.5, 0, -0.5, -0.5.
+    assert rows[0] == ["model", "against", "difference", "standard error", "95% interval", "wins", "losses", "ties"]
+    assert rows[2] == ["iter1", "base", "+12.50", "16.14", "-19.13 to +44.13", "2", "1", "1"]
+    assert rows[3] == ["iter2", "iter1", "-37.50", "12.50", "-62.00 to -13.00", "0", "3", "1"]
+
+
+def test_instructions_without_a_preference_are_counted() -> None:
+    complete = pages.format_differences(DIFFERENCES)
+    text = pages.format_differences(compare([1.0, 1.5, 1.5, None], [1.5, None, 1.75, 1.75], [1.0, 1.5, 1.25, 1.25]))
+    (line,) = [line for line in text.splitlines() if line not in complete and not line.startswith("|")]
+    assert_message(line, "no preference", "iter1 against base: 2", "iter2 against iter1: 1")
+
+
+def test_the_run_to_run_noise_is_said_to_be_missing(published: Published) -> None:
+    alpaca_text = pages.format_alpaca_eval(alpaca("gpt-4-1106-preview", published), DIFFERENCES, published)
+    leaderboard = pages.format_leaderboard({"base": summarize()}, {}, published)
+    for text in (alpaca_text, leaderboard):
+        assert text.count("Run-to-run noise is not included") == 2  # paired differences, published results
+        assert "reports/seeds.md" in text
+
+
+def test_differences_of_tasks_have_a_row_per_comparison() -> None:
+    estimates = {column: (float(index), 0.5) for index, column in enumerate([*TASKS, "average", "mmlu_weighted"])}
+    rows = read_rows(pages.format_task_differences({("iter1", "base"): estimates}))
+    assert rows[0] == ["model", "against", *TASKS[:-1], "mmlu, plain mean", "average"]
+    assert rows[2] == ["iter1", "base", *[f"+{index}.00 ± 0.50" for index in range(7)]]
 
 
 def test_our_results_stand_next_to_the_published_ones(published: Published) -> None:
-    text = pages.format_alpaca_eval(alpaca("gpt-4-1106-preview", published), published)
+    text = pages.format_alpaca_eval(alpaca("gpt-4-1106-preview", published), DIFFERENCES, published)
     rows = read_rows(text)
-    assert ["base", "Meta-Llama-3-8B-Instruct", "LC win rate", "23.02", "22.92", "0.10", "yes"] in rows
-    assert ["iter1", "Llama-3-Instruct-8B-SPPO-Iter1", "win rate", "21.74", "31.74", "-10.00", "no"] in rows
+    assert ["base", "Meta-Llama-3-8B-Instruct", "LC win rate", "23.02 ± 0.90", "22.92", "0.10", "no"] in rows
+    assert ["iter1", "Llama-3-Instruct-8B-SPPO-Iter1", "win rate", "21.74 ± 1.40", "31.74", "-10.00", "yes"] in rows
     assert ["base", "Meta-Llama-3-8B-Instruct", "average length", "1900.00", "1899.00", "1.00", "–"] in rows
     assert not [row for row in rows if row[0] == "iter2"], "a model that was not trained has no row"
     assert "Different judge" not in text
 
 
+def test_what_else_differs_is_listed(published: Published) -> None:
+    assert published.open_llm_leaderboard
+    alpaca_text = pages.format_alpaca_eval(alpaca("my-judge", published), DIFFERENCES, published)
+    leaderboard = pages.format_leaderboard({"base": summarize()}, {}, published)
+    for text, notes in ((alpaca_text, published.alpaca_eval.notes), (leaderboard, published.open_llm_leaderboard.notes)):
+        assert notes
+        assert text.endswith("\n\n" + "".join(f"- {note}\n" for note in notes))
+
+
 def test_a_different_judge_is_named(published: Published) -> None:
-    text = pages.format_alpaca_eval(alpaca("my-judge", published), published)
+    text = pages.format_alpaca_eval(alpaca("my-judge", published), DIFFERENCES, published)
     assert "**Different judge**" in text
     assert "`my-judge`" in text.partition("**Different judge**")[2]
 
 
 def test_a_page_without_published_results_says_so(published: Published) -> None:
-    text = pages.format_alpaca_eval(alpaca("my-judge", published), None)
+    text = pages.format_alpaca_eval(alpaca("my-judge", published), DIFFERENCES, None)
     assert pages.NOT_PUBLISHED in text
     assert pages.COMPARISON not in text
 
@@ -79,49 +136,57 @@ def test_the_reason_for_a_missing_lc_win_rate_is_stated(published: Published) ->
     for values in metrics.values():
         del values["length_controlled_winrate"], values["lc_standard_error"]
         values["length_controlled_absent"] = "the judge was away"
-    text = pages.format_alpaca_eval(metrics, published)
+    text = pages.format_alpaca_eval(metrics, DIFFERENCES, published)
     assert "the judge was away" in text
     assert ["base", "–", "–", "22.67", "1.40", "1900"] in read_rows(text)
     assert ["base", "Meta-Llama-3-8B-Instruct", "LC win rate", "–", "22.92", "–", "–"] in read_rows(text)
 
 
-@pytest.mark.parametrize(
-    ("error", "theirs", "difference", "within"),
-    [(1.0, None, 2.7, "yes"), (1.0, None, 2.8, "no"), (1.0, 0.0, 1.9, "yes"), (1.0, 0.0, -2.0, "no"), (None, None, 1.0, "–")],
-)
-def test_a_difference_is_judged_by_both_errors(
-    error: float | None, theirs: float | None, difference: float, within: str
-) -> None:
-    assert pages.judge_difference(error, theirs, difference) == within
+def test_a_published_error_is_shown_and_counts(published: Published) -> None:
+    """Iter3's published win rate is 39.85 ± 1.42: with ours of 0.1, a difference of 2.9 is beyond both errors, 2.7 is not."""
+    for shift, beyond in ((2.7, "no"), (2.9, "yes")):
+        metrics = alpaca("gpt-4-1106-preview", published)
+        metrics["iter3"] = metrics["base"] | {"win_rate": 39.85 + shift, "standard_error": 0.1}
+        rows = read_rows(pages.format_alpaca_eval(metrics, DIFFERENCES, published))
+        (row,) = [row for row in rows if row[0] == "iter3" and row[2] == "win rate"]
+        assert row[3:] == [f"{39.85 + shift:.2f} ± 0.10", "39.85 ± 1.42", f"{shift:.2f}", beyond]
 
 
 def test_a_value_that_was_not_published_is_a_dash(published: Published, gemma: Published) -> None:
-    rows = read_rows(pages.format_alpaca_eval(alpaca("gpt-4-1106-preview", published), gemma))
+    rows = read_rows(pages.format_alpaca_eval(alpaca("gpt-4-1106-preview", published), DIFFERENCES, gemma))
     assert ["base", "Gemma-2-9B-It", "average length", "1900.00", "–", "–", "–"] in rows
     assert ["iter1", "Gemma-2-9B-It-SPPO-Iter1", "average length", "1900.00", "1669.00", "231.00", "–"] in rows
 
 
 def test_the_leaderboard_without_a_published_table_says_so(gemma: Published) -> None:
-    summary = {task: {"value": 50.0, "standard_error": 1.0, "shots": 5, "metric": "acc"} for task in TASKS}
-    text = pages.format_leaderboard({"base": summary}, gemma)
-    assert text == pages.format_leaderboard({"base": summary}, None)
+    text = pages.format_leaderboard({"base": summarize()}, {}, gemma)
+    assert text == pages.format_leaderboard({"base": summarize()}, {}, None)
     assert pages.NOT_PUBLISHED in text
 
 
-def test_the_leaderboard_marks_significant_differences(published: Published) -> None:
+def test_the_leaderboard_shows_both_means_of_mmlu(published: Published) -> None:
+    rows = read_rows(pages.format_leaderboard({"base": summarize(mmlu=62.0, mmlu_weighted=56.0)}, {}, None))
+    assert rows[0] == ["model", *TASKS[:-1], "mmlu, plain mean", "average", "mmlu, weighted", "average, mmlu weighted"]
+    assert rows[2][-4:] == ["62.00 ± 1.20", "52.00 ± 0.49", "56.00 ± 0.40", "51.00 ± 0.45"]
+
+
+def test_published_scores_are_compared_with_the_weighted_mmlu(published: Published) -> None:
     assert published.open_llm_leaderboard
     theirs = published.open_llm_leaderboard.models["base"]
-    summary = {
-        task: {"value": theirs[task] + (9 if task == "gsm8k" else 1), "standard_error": 1.2, "shots": 5, "metric": "acc_norm"}
-        for task in TASKS
-    }
-    rows = read_rows(pages.format_leaderboard({"base": summary}, published))
-    differences = next(row[2:] for row in rows if row[1] == "difference")
-    assert [cell.partition(" ")[0] for cell in differences] == ["+1.00", "+1.00", "+1.00", "+9.00", "+1.00", "+1.00", "+2.34"]
-    assert [task for task, cell in zip([*TASKS, "average"], differences, strict=True) if "outside" in cell] == [
-        "gsm8k",
-        "average",
-    ]
+    values = {task: theirs[task] + (9 if task == "gsm8k" else 1) for task in TASKS if task != "mmlu"}
+    summary = summarize(**values, mmlu=theirs["mmlu"] + 20, mmlu_weighted=theirs["mmlu"] + 1.2)
+    rows = read_rows(pages.format_leaderboard({"base": summary}, {}, published))
+    header, _, ours, reported, difference = rows[-5:]
+    columns = [*TASKS[:-1], "mmlu, weighted", "average, mmlu weighted"]
+    assert header == ["model", "", *columns, "mmlu, plain mean"]
+    assert ours[1::6] == ["ours", "66.79 ± 0.40"]
+    assert ours[-1] == "85.59 ± 1.20"
+    assert reported[1:] == ["published", *[f"{theirs[task]:.2f}" for task in [*TASKS, "average"]], "–"]
+    expected = ["+1.00", "+1.00", "+1.00", "+9.00", "+1.00", "+1.20", "+2.37", "–"]
+    assert [cell.partition(" ")[0] for cell in difference[2:]] == expected
+    # 1.96 √2 times our standard errors: 3.33 for a task, 1.11 for the weighted MMLU, 1.25 for the average
+    beyond = [column for column, cell in zip(columns, difference[2:], strict=False) if paired.BEYOND_ERROR in cell]
+    assert beyond == ["gsm8k", "mmlu, weighted", "average, mmlu weighted"]
 
 
 def test_the_matrix_has_a_row_and_a_column_for_every_model() -> None:

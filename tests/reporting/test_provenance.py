@@ -1,5 +1,5 @@
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -23,8 +23,44 @@ def test_provenance_names_values_hashes_and_circumstances(data: Path) -> None:
     assert ["P^ from logits", "rank.probability", "pairwise", "pairwise", "aggregate"] in rows
     assert ["ranker", "generated from the seed", files.dvc_md5(data / "ranker")] in rows
     assert ["prompts", "generated from the seed", "20089c178f2add343f04b93047e2f9a0"] in rows
-    assert ["split, train@iter1", "8 x a\\_gpu", "3.11.7", "alpaca-eval 0.6.6, torch 2.13.0"] in rows
+    assert ["split, train@iter1", "8 x a\\_gpu", "fast", "3.11", "alpaca-eval 0.6.6, torch 2.13.0"] in rows
     assert not [row for row in rows if "train@dropped" in row[0]]
+
+
+def test_every_choice_that_changes_results_is_named_with_its_value(data: Path) -> None:
+    settings = params.validate(ROOT / "params.yaml")
+    lengths = settings.lengths.model_copy(update={"too_long": "released"})
+    rank, train = (
+        settings.rank.model_copy(update={"scale": 0.25}),
+        settings.train.model_copy(update={"checkpoint_dtype": "bfloat16"}),
+    )
+    changed = settings.model_copy(update={"lengths": lengths, "rank": rank, "train": train, "numerics": "fast"})
+    before, after = (
+        {row[1].replace("\\", ""): row[2:] for row in read_rows(provenance.format_method(values))}
+        for values in (settings, changed)
+    )
+    assert before["rank.scale"] == ["0.5", "–", "– (llm-blender: 1)"]
+    assert after["rank.scale"][0] == "0.25"
+    assert (before["train.checkpoint_dtype"], after["train.checkpoint_dtype"]) == (
+        ["float32", "–", "bfloat16"],
+        ["bfloat16", "–", "bfloat16"],
+    )
+    assert (before["numerics"][0], after["numerics"][0]) == ("portable", "fast")
+    assert before["lengths.too_long"][0].startswith("drop: ")
+    assert after["lengths.too_long"][0] == after["lengths.too_long"][2] != before["lengths.too_long"][0]
+    assert after["lengths.too_long"][0].startswith("released: ")
+    assert [key for key in before if before[key] != after[key]] == [
+        "rank.scale",
+        "lengths.too_long",
+        "train.checkpoint_dtype",
+        "numerics",
+    ]
+
+
+def test_every_rule_for_long_pairs_is_explained() -> None:
+    assert list(provenance.TOO_LONG) == list(get_args(params.Lengths.model_fields["too_long"].annotation))
+    for rule, text in provenance.TOO_LONG.items():
+        assert text.startswith(f"{rule}: ")
 
 
 @pytest.mark.parametrize("recipe", ["llama-3-8b", "mistral-7b", "gemma-2-9b"])
@@ -48,7 +84,15 @@ def test_a_missing_asset_is_named(data: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "record", [[], {}, RECORD | {"tools": None}, RECORD | {"device": {"kind": "a_gpu"}}, RECORD | {"device": 8}]
+    "record",
+    [
+        [],
+        {},
+        RECORD | {"tools": None},
+        RECORD | {"device": {"kind": "a_gpu"}},
+        RECORD | {"device": 8},
+        {key: RECORD[key] for key in RECORD if key != "numerics"},
+    ],
 )
 def test_an_invalid_record_is_named(record: Any, tmp_path: Path) -> None:
     files.write_json(record, tmp_path / "split.json")
@@ -62,3 +106,10 @@ def test_stages_with_different_tools_have_rows_of_their_own(tmp_path: Path) -> N
     files.write_json(RECORD | {"tools": {"torch": "2.12.0"}}, tmp_path / "train@iter1.json")
     rows = read_rows(provenance.format_stages(tmp_path, {"iter1": "base"}))[2:]
     assert [row[0] for row in rows] == ["rank@iter1", "train@iter1"]
+
+
+def test_stages_with_different_numerics_have_rows_of_their_own(tmp_path: Path) -> None:
+    for name, numerics in (("rank@iter1", "portable"), ("split", None), ("train@iter1", "fast")):
+        files.write_json(RECORD | {"numerics": numerics}, tmp_path / f"{name}.json")
+    rows = read_rows(provenance.format_stages(tmp_path, {"iter1": "base"}))[2:]
+    assert [(row[0], row[2]) for row in rows] == [("rank@iter1", "portable"), ("split", "–"), ("train@iter1", "fast")]

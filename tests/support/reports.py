@@ -8,6 +8,7 @@ from stages.artifacts import tables as parquet
 from stages.reporting.published import TASKS
 from support import tables
 
+QUESTIONS = ["Why?", "Who?"]
 ALPACA: dict[str, Any] = {
     "length_controlled_winrate": 23.0,
     "lc_standard_error": 0.9,
@@ -20,6 +21,14 @@ ALPACA: dict[str, Any] = {
 HARNESS: dict[str, dict[str, Any]] = {
     task: {"value": 50.0, "standard_error": 1.0, "shots": 5, "metric": "acc"} for task in TASKS
 }
+HARNESS["mmlu"] |= {"weighted": 52.0, "weighted_standard_error": 2.0}
+PREFERENCES = {"base": [1.1, 1.35308642], "iter1": [1.3, 1.15308642]}
+"""Preferences for the answers of `write_evaluations`, with ALPACA's win rate."""
+ITEMS: dict[str, dict[str, dict[str, list[float]]]] = {
+    "base": {task: {task: [0, 1]} for task in TASKS[:-1]} | {"mmlu": {"mmlu_law": [0.8, 0], "mmlu_art": [1, 0.8, 0]}},
+    "iter1": {task: {task: [0.25, 0.75]} for task in TASKS[:-1]} | {"mmlu": {"mmlu_law": [0.3, 0.5], "mmlu_art": [1, 0.8, 0]}},
+}
+"""Scores of single questions, with HARNESS's values."""
 COMPARISON: dict[str, Any] = {
     "models": ["base", "iter1"],
     "win_rates": [[50, 40], [60, 50]],
@@ -31,7 +40,14 @@ LOG = (
     "1,6.25,0,41,1,0,-3e-07,2e-13\n"
     "2,5.25,5e-05,39,0,0.5,-1.5,0.75\n"
 )
-RECORD = {"python": "3.11.7", "tools": {"torch": "2.13.0", "alpaca-eval": "0.6.6"}, "device": {"kind": "a_gpu", "count": 8}}
+UPDATE = {"steps": 2, "effective_steps": 1, "weights": 1000, "changed": 0.75, "survived": 0.875}
+"""train's summary of the update of LOG's two steps, the first of which has a learning rate of 0."""
+RECORD = {
+    "python": "3.11",
+    "tools": {"torch": "2.13.0", "alpaca-eval": "0.6.6"},
+    "numerics": "fast",
+    "device": {"kind": "a_gpu", "count": 8},
+}
 
 
 def read_rows(markdown: str) -> list[list[str]]:
@@ -43,8 +59,13 @@ def write_evaluations(data: Path) -> None:
     """Write the evaluation results of base and iter1."""
     for name in ("base", "iter1"):
         files.write_json(ALPACA, data / "alpaca_eval" / name / "metrics.json")
+        annotations = [
+            {"instruction": text, "preference": value} for text, value in zip(QUESTIONS, PREFERENCES[name], strict=True)
+        ]
+        files.write_json(annotations, data / "alpaca_eval" / name / "annotations.json")
         files.write_json(HARNESS, data / "harness" / name / "summary.json")
-        answers = [{"instruction": text, "output": f"{name} says so."} for text in ("Why?", "Who?")]
+        files.write_json(ITEMS[name], data / "harness" / name / "items.json")
+        answers = [{"instruction": text, "output": f"{name} says so."} for text in QUESTIONS]
         files.write_json(answers, data / "answers" / f"{name}.json")
     files.write_json(COMPARISON, data / "comparison.json")
 
@@ -56,6 +77,7 @@ def write_iteration(data: Path) -> None:
     parquet.write(tables.pairs()[1:], schemas.PAIRS, data / "pairs" / "iter1.parquet")
     (data / "logs").mkdir(parents=True)
     (data / "logs" / "iter1.csv").write_text(LOG)
+    files.write_json(UPDATE, data / "logs" / "iter1.json")
     files.write_json({"contaminated": {"iter1": 7}}, data / "split" / "contamination.json")
 
 

@@ -1,0 +1,168 @@
+"""Whether the change of a metric between two revisions exceeds the error of the evaluation and the noise between runs.
+
+Pure Python: `stages.tools diff` runs where only DVC is installed.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from stages.reporting import paired, seeds
+from stages.reporting.paired import Preferences, Scores
+
+BASE = "base"
+"""params.BASE, which this module cannot import: it needs pydantic."""
+ERRORS = {"win_rate": "standard_error", "length_controlled_winrate": "lc_standard_error", "difference": "standard_error"}
+"""Metric -> the key of its standard error."""
+NESTED_ERRORS = "standard_errors"
+"""The key in metrics.json whose value maps the metrics beside it to their standard errors."""
+BOUNDS = ("lower", "upper")
+"""The keys of the bounds of a difference's 95% confidence interval."""
+
+Key = tuple[str, ...]
+"""The path to a leaf of nested mappings, one key per level."""
+Flat = dict[Key, Any]
+"""The leaves of nested mappings by their keys."""
+Results = TypeVar("Results", Preferences, Scores)
+
+
+@dataclass(frozen=True)
+class Items:
+    """One revision's results for each instruction and question; empty or None for what the revision lacks."""
+
+    preferences: dict[str, Preferences]
+    """Model -> preferences, from preferences.csv."""
+    scores: dict[str, Scores]
+    """Model -> scores, from harness.csv."""
+    instructions: str | None
+    """Hash of AlpacaEval's set in dvc.lock."""
+    questions: str | None
+    """Hash of the harness's data sets in dvc.lock."""
+    starts: dict[str, str]
+    """Iteration -> the model that it started from."""
+
+
+NO_ITEMS = Items({}, {}, None, None, {})
+
+
+@dataclass(frozen=True)
+class Change:
+    """A metric's change, judged."""
+
+    key: Key
+    error: float | None
+    """Standard error of the change; None if it is unknown."""
+    is_paired: bool
+    """Whether the error is that of the mean change per item, instead of that of two independent estimates."""
+    beyond_error: bool | None
+    """Whether the change exceeds the error of the evaluation; None if that is unknown."""
+    beyond_noise: bool | None
+    """Whether the change exceeds the noise between runs; None if that is unknown."""
+
+
+def is_error(key: Key) -> bool:
+    """Return whether a metric is the standard error of another, or a bound of its confidence interval."""
+    return NESTED_ERRORS in key or key[-1] in ERRORS.values() or key[-1] in BOUNDS
+
+
+def standard_error(metrics: Flat, key: Key) -> float | None:
+    """Return the standard error of a metric according to metrics.json, or None."""
+    *parents, last = key
+    error = metrics.get((*parents, NESTED_ERRORS, last), metrics.get((*parents, ERRORS.get(last, ""))))
+    return float(error) if isinstance(error, int | float) else None
+
+
+def judge_change(old: Flat, new: Flat, key: Key, paired_errors: dict[Key, float], noise: dict[str, float]) -> Change:
+    """Compare the change of a metric with the error of the evaluation and with the noise between runs.
+
+    paired_errors: from `find_paired_errors`; without a paired error, the two estimates are taken as independent. noise: metric,
+    its keys joined by dots -> standard deviation between runs.
+    """
+    if not all(isinstance(metrics.get(key), int | float) for metrics in (old, new)):
+        return Change(key, None, False, None, None)
+    change = new[key] - old[key]
+    errors = standard_error(old, key), standard_error(new, key)
+    error = None if errors[0] is None or errors[1] is None else paired_errors.get(key, math.hypot(errors[0], errors[1]))
+    beyond_noise = exceeds_noise(change, noise.get(".".join(key)))
+    return Change(key, error, error is not None and key in paired_errors, paired.exceeds(change, error), beyond_noise)
+
+
+def exceeds_noise(difference: float, deviation: float | None) -> bool | None:
+    """Return whether the difference between two runs exceeds the noise between runs (`seeds.noise_limit`).
+
+    deviation: the standard deviation between runs. Returns None if it is unknown or 0: runs that all gave the same value do not
+    show how much another one would differ.
+    """
+    return abs(difference) > seeds.noise_limit(deviation) if deviation else None
+
+
+def find_paired_errors(a: Items, b: Items) -> dict[Key, float]:
+    """Map metrics to the standard errors of their changes from a to b, in percent points, computed item by item.
+
+    Includes win rates, the harness's scores and the paired differences (`vs_base`, `vs_previous`) of both, as far as both
+    revisions have them for the same items: the same data according to dvc.lock, and the same number of them. Instructions
+    without a preference in one of the revisions are left out.
+    """
+    errors: dict[Key, float] = {}
+    if a.instructions == b.instructions is not None:
+        errors |= _find_win_rate_errors(a, b)
+    if a.questions == b.questions is not None:
+        errors |= _find_score_errors(a, b)
+    return errors
+
+
+def _find_win_rate_errors(a: Items, b: Items) -> dict[Key, float]:
+    old = add_differences(a.preferences, a.starts, paired.subtract_preferences)
+    new = add_differences(b.preferences, b.starts, paired.subtract_preferences)
+    errors = {}
+    for place in old:
+        if place in new and len(old[place]) == len(new[place]):
+            changes = [change for change in paired.subtract_preferences(new[place], old[place]) if change is not None]
+            if len(changes) > 1:
+                column = "difference" if len(place) > 1 else "win_rate"
+                errors["alpaca_eval", *place, column] = paired.estimate_mean(changes)[1]
+    return errors
+
+
+def _find_score_errors(a: Items, b: Items) -> dict[Key, float]:
+    old = add_differences(a.scores, a.starts, paired.subtract_scores)
+    new = add_differences(b.scores, b.starts, paired.subtract_scores)
+    errors = {}
+    for place in old:
+        if place in new and count_questions(old[place]) == count_questions(new[place]):
+            for column, (_, error) in paired.estimate_scores(paired.subtract_scores(new[place], old[place])).items():
+                tail = (column, "difference") if len(place) > 1 else (column,)
+                errors["open_llm_leaderboard", *place, *tail] = error
+    return errors
+
+
+def add_differences(
+    results: dict[str, Results], starts: dict[str, str], subtract: Callable[[Results, Results], Results]
+) -> dict[Key, Results]:
+    """Return all models' results under (model,) and, under (model, `vs_base` or `vs_previous`), those minus its opponent's."""
+    selected: dict[Key, Results] = {(model,): values for model, values in results.items()}
+    for model, start in starts.items():
+        for column, opponent in (("vs_base", BASE), ("vs_previous", start)):
+            if model in results and opponent in results:
+                selected[model, column] = subtract(results[model], results[opponent])
+    return selected
+
+
+def count_questions(scores: Scores) -> dict[tuple[str, str], int]:
+    """Return the number of questions by task and subtask."""
+    return {(task, name): len(values) for task, subtasks in scores.items() for name, values in subtasks.items()}
+
+
+def list_published(published: dict[str, Any]) -> list[tuple[Key, float, float | None]]:
+    """List published results: the key in metrics.json to compare with, value, standard error or None.
+
+    published: the content of published.yaml below `published`.
+    """
+    return [
+        ((section, model, paired.PUBLISHED_AS.get(name, name)), value, results.get(ERRORS.get(name, "")))
+        for section in ("alpaca_eval", "open_llm_leaderboard")
+        for model, results in ((published.get(section) or {}).get("models") or {}).items()
+        for name, value in results.items()
+        if name not in ERRORS.values()
+    ]
