@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/main/bin:$(PATH)
 
-.PHONY: help env repro status verify sync test test-all check coverage torture bench clean
+.PHONY: help env repro status verify sync attest seeds test test-all check coverage mutants torture bench clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -15,6 +15,7 @@ repro: env  ## run the miniature experiment, from prompts to tables; a second ru
 	@python -m stages.tools timings start
 	dvc repro
 	@python -m stages.tools timings show
+	@python -m stages.tools drift
 	@echo "See reports/index.html, or reports/*.md; plots: dvc plots show"
 
 status: env  ## list the stages that `make repro` would run
@@ -26,6 +27,12 @@ verify: env  ## check that every artifact exists, matches its hash and schema, a
 
 sync: env  ## update generated files: tables in README.md and docs/, plots in dvc.yaml, recipes/*/dvc.yaml
 	@python -m stages.tools sync
+
+attest: env  ## describe on which machine this run gave which results: reproductions/NAME.json
+	@python -m stages.tools attest
+
+seeds: env  ## run the miniature with five seeds, and write the noise between runs to reports/seeds.md (an hour)
+	@python -m stages.tools seeds
 
 test: check  ## run format, lint and type checks and all but the slowest tests
 	pytest -m "not slowest" --durations=15
@@ -43,6 +50,9 @@ coverage: env  ## measure which code `make test` runs, in all processes and envi
 	@coverage run -m pytest -m "not slowest"; status=$$?; \
 	coverage combine --quiet && coverage html --quiet && coverage report && echo "Line by line: scratch/coverage/html/index.html"; \
 	exit $$status
+
+mutants: env  ## change the meaning of the code in many places, one by one, and write which tests notice to docs/mutants.md
+	PYTHONPATH=.:tests python -m support.mutants
 
 torture: env  ## stress-test resume: kill every stage 20 times at random, and write docs/torture.md (half an hour)
 	PYTHONPATH=.:tests python -m support.torture

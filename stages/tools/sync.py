@@ -1,10 +1,12 @@
 """Update generated text: tables in README.md and docs/, the plots in dvc.yaml, and each recipe's dvc.yaml."""
 
 import argparse
+import re
 from pathlib import Path
 
 from stages.artifacts import schemas
 from stages.reporting import markdown
+from stages.reporting.reproductions import format_reproductions
 from stages.runtime.errors import StageError
 from stages.runtime.paths import ROOT
 from stages.tools import recipe
@@ -30,13 +32,17 @@ def main(args: argparse.Namespace) -> None:
 def documents(root: Path) -> dict[Path, str]:
     """Return the full text of each document with generated parts. Raises StageError if a document has no place for them."""
     readme, artifacts, pipeline = root / "README.md", root / "docs/artifacts.md", root / "dvc.yaml"
+    reproductions = root / "docs/reproductions.md"
     text = readme.read_text()
     for name in TABLES:
         report = (root / "reports" / f"{name}.md").read_text()
-        text = replace_block(text, name, report.replace("# ", "### ", 1), readme)
+        text = replace_block(text, name, re.sub(r"(?m)^#", "###", report), readme)
     generated = {
         readme: text,
         artifacts: replace_block(artifacts.read_text(), "schemas", format_schemas(), artifacts),
+        reproductions: replace_block(
+            reproductions.read_text(), "reproductions", format_reproductions(root / "reproductions"), reproductions
+        ),
         pipeline: replace_plots(pipeline.read_text(), (root / "stages/reporting/plots.yaml").read_text(), pipeline),
     }
     recipes = sorted((root / "recipes").glob("*/params.yaml"))

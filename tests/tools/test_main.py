@@ -12,8 +12,8 @@ from stages.tools import __main__ as launcher
 from support.messages import assert_message
 from support.running import run_module, run_tool
 
-TOOLS = {"diff", "hub", "means", "plan", "recipe", "score", "sync", "timings", "verify"}
-RECIPE = TOOLS - {"score", "sync", "timings"}
+TOOLS = {"attest", "diff", "drift", "hub", "means", "plan", "recipe", "score", "seeds", "sync", "timings", "verify"}
+RECIPE = TOOLS - {"score", "seeds", "sync", "timings"}
 
 
 def test_help_lists_every_tool_with_its_first_line() -> None:

@@ -1,10 +1,12 @@
 """Generated parts are replaced without touching the rest. That they are up to date is tested in tests/pipeline."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
+from stages.artifacts import files
 from stages.runtime.errors import StageError
 from stages.runtime.paths import ROOT
 from stages.tools import sync
@@ -17,7 +19,7 @@ def test_readme_docs_and_every_pipeline_are_generated() -> None:
     names = {path.relative_to(ROOT).as_posix() for path in sync.documents(ROOT)}
     recipes = {f"recipes/{path.parent.name}/dvc.yaml" for path in ROOT.glob("recipes/*/params.yaml")}
     assert recipes
-    assert names == {"README.md", "docs/artifacts.md", "dvc.yaml"} | recipes
+    assert names == {"README.md", "docs/artifacts.md", "docs/reproductions.md", "dvc.yaml"} | recipes
 
 
 def test_a_block_is_replaced_between_its_comments() -> None:
@@ -40,6 +42,22 @@ def test_the_plots_are_the_end_of_the_pipeline() -> None:
     with pytest.raises(StageError) as error:
         sync.replace_plots("stages: {}\n", plots, Path("dvc.yaml"))
     assert_message(str(error.value), "dvc.yaml", "plots:", "add it")
+
+
+def test_a_new_reproduction_is_a_new_row(tmp_path: Path) -> None:
+    for name in ("README.md", "params.yaml", "dvc.yaml", "stages/reporting/plots.yaml"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    for name in ("docs", "reports", "reproductions"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    page = tmp_path / "docs/reproductions.md"
+    before = sync.documents(tmp_path)[page].splitlines()
+    run = files.read_json(tmp_path / "reproductions/intel-xeon-avx512-ae9c06c.json")
+    files.write_json(run | {"note": "another run"}, tmp_path / "reproductions/another.json")
+    after = sync.documents(tmp_path)[page].splitlines()
+    (row,) = [line for line in after if line not in before]
+    assert row.endswith("| another run |")
+    assert len(after) == len(before) + 1
 
 
 def test_the_schemas_are_listed_with_their_columns() -> None:

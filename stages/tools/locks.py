@@ -1,0 +1,93 @@
+"""Compare the stages of two dvc.lock files: which results differ and, if any, whether code or parameters explain it."""
+
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from typing import Any
+
+from stages.tools import diff
+
+CODE = "code"
+RECORDS = "data/records/"
+NOT_RESULTS = ("data/code/", RECORDS)
+"""Outputs that are no results: the fingerprints of the code, and the records of versions and devices."""
+
+Stages = dict[str, Any]
+"""Stage -> its entry in dvc.lock."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs of one pipeline."""
+
+    stages: dict[str, bool]
+    """Stage, after all stages that it depends on -> whether its results have the same hashes in both runs."""
+    outputs: int
+    """Number of outputs of both runs together, without NOT_RESULTS."""
+    differing: int
+    """Number of these whose hashes differ, or which one run lacks."""
+    changed_records: list[str]
+    """Records of versions, numerics and devices that differ."""
+    changed_inputs: list[str]
+    """What differs between the inputs of the two runs: parameters, code, commands, files."""
+
+    @property
+    def first_difference(self) -> str | None:
+        """The first stage with different results; none of those that it depends on has any. None: all results are the same."""
+        return next((stage for stage, same in self.stages.items() if not same), None)
+
+
+def compare(committed: Stages, current: Stages) -> Comparison:
+    """Compare the results and inputs of two runs."""
+    states: dict[str, bool] = {}
+    records: list[str] = []
+    outputs = differing = 0
+    for stage in sort_stages({**current, **committed}):
+        before, after = (diff.hash_outputs(stages.get(stage, {})) for stages in (committed, current))
+        changed = [path for path in {**before, **after} if before.get(path) != after.get(path)]
+        records += [path for path in changed if path.startswith(RECORDS)]
+        results = [path for path in changed if not path.startswith(NOT_RESULTS)]
+        states[stage] = not results and stage in committed and stage in current
+        outputs += sum(not path.startswith(NOT_RESULTS) for path in {**before, **after})
+        differing += len(results)
+    return Comparison(states, outputs, differing, records, find_changed_inputs(committed, current))
+
+
+def sort_stages(stages: Stages) -> list[str]:
+    """Return the stages in an order in which each follows all that it depends on; otherwise in the order of dvc.lock."""
+    owners = {path: stage for stage, entry in stages.items() for path in diff.hash_outputs(entry)}
+    graph = {stage: [owner for dep in _hash_deps(entry) for owner in _find(dep, owners)] for stage, entry in stages.items()}
+    return list(TopologicalSorter(graph).static_order())
+
+
+def _hash_deps(entry: dict[str, Any]) -> dict[str, str]:
+    return {dep["path"]: dep.get("md5", "") for dep in entry.get("deps", [])}
+
+
+def _find(dep: str, owners: dict[str, str]) -> list[str]:
+    """Return the stages (path -> stage) that write a dependency, a part of it, or the folder that it is in."""
+    return [stage for path, stage in owners.items() if path == dep or path.startswith(f"{dep}/") or dep.startswith(f"{path}/")]
+
+
+def find_changed_inputs(committed: Stages, current: Stages) -> list[str]:
+    """List the parameters, code, commands and files in which two runs differ, other than the results of their own stages.
+
+    Code is compared by its fingerprints (stages/code.py), so that a comment is no change.
+    """
+    before, after = _list_inputs(committed), _list_inputs(current)
+    return [name for name in {**before, **after} if before.get(name) != after.get(name)]
+
+
+def _list_inputs(stages: Stages) -> dict[str, Any]:
+    """Return name -> value or hash of each input of a run."""
+    owners = {path: stage for stage, entry in stages.items() for path in diff.hash_outputs(entry)}
+    fingerprints = diff.hash_outputs(stages.get(CODE, {}))
+    inputs: dict[str, Any] = {
+        f"code of {path.rpartition('/')[2].removesuffix('.json')}": md5 for path, md5 in fingerprints.items()
+    }
+    for stage, entry in stages.items():
+        inputs[f"command of {stage}"] = entry.get("cmd")
+        for file, values in entry.get("params", {}).items():
+            inputs |= {f"{'.'.join(key)} in {file}": value for key, value in diff.flatten(values).items()}
+        if stage != CODE:
+            inputs |= {path: md5 for path, md5 in _hash_deps(entry).items() if not _find(path, owners)}
+    return inputs

@@ -1,0 +1,143 @@
+"""Two dvc.lock files are compared: the first difference in the order of dependence, counts, and what explains it."""
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.tools import locks
+
+
+def make_entry(deps: list[str], outs: list[str], **others: Any) -> dict[str, Any]:
+    return {
+        "cmd": "make",
+        "deps": [{"path": path, "md5": f"dep of {path}"} for path in deps],
+        "outs": [{"path": path, "md5": f"out of {path}"} for path in outs],
+    } | others
+
+
+LOCK = {
+    "report": make_entry(["data/models", "data/code/report.json", "published.yaml"], ["reports/metrics.json", "reports/a.md"]),
+    "train@iter1": make_entry(
+        ["data/models/base", "data/code/train.json"],
+        ["data/models/iter1", "data/logs/iter1.csv", "data/records/train@iter1.json"],
+        params={"params.yaml": {"eta": 10, "train": {"lora": {"rank": 0, "alpha": 16}}}},
+    ),
+    "policy": make_entry(["data/code/policy.json"], ["data/models/base"]),
+    "code": make_entry(["stages", "requirements"], [f"data/code/{name}.json" for name in ("policy", "train", "report")]),
+}
+"""In the order in which nobody could run it. 5 results: not the record, not the fingerprints."""
+
+
+def change(path: str) -> dict[str, Any]:
+    """Return LOCK with another hash of one output."""
+    lock = copy.deepcopy(LOCK)
+    for entry in lock.values():
+        for out in entry["outs"]:
+            if out["path"] == path:
+                out["md5"] = "changed"
+    assert lock != LOCK
+    return lock
+
+
+def test_the_same_lock_has_no_difference() -> None:
+    comparison = locks.compare(LOCK, LOCK)
+    assert comparison.first_difference is None
+    assert (comparison.outputs, comparison.differing, comparison.changed_inputs) == (5, 0, [])
+    assert comparison.stages == dict.fromkeys(LOCK, True)
+
+
+@pytest.mark.parametrize(
+    ("path", "stage"),
+    [("data/models/base", "policy"), ("data/logs/iter1.csv", "train@iter1"), ("reports/a.md", "report")],
+)
+def test_one_changed_hash_is_counted_and_its_stage_named(path: str, stage: str) -> None:
+    comparison = locks.compare(LOCK, change(path))
+    assert comparison.first_difference == stage
+    assert (comparison.outputs, comparison.differing, comparison.changed_inputs) == (5, 1, [])
+    assert [name for name, same in comparison.stages.items() if not same] == [stage]
+
+
+def test_the_first_difference_is_the_one_that_causes_the_others() -> None:
+    both = change("data/models/base")
+    both["report"] = change("reports/a.md")["report"]
+    both["train@iter1"] = change("data/models/iter1")["train@iter1"]
+    comparison = locks.compare(LOCK, both)
+    assert (comparison.first_difference, comparison.differing) == ("policy", 3)
+    assert list(comparison.stages) == ["code", "policy", "train@iter1", "report"]
+
+
+def test_records_and_fingerprints_are_no_results() -> None:
+    comparison = locks.compare(LOCK, change("data/records/train@iter1.json"))
+    assert comparison.changed_records == ["data/records/train@iter1.json"]
+    assert replace(comparison, changed_records=[]) == locks.compare(LOCK, LOCK)
+    comparison = locks.compare(LOCK, change("data/code/train.json"))
+    assert (comparison.first_difference, comparison.differing) == (None, 0)
+    assert comparison.changed_inputs == ["code of train"]
+
+
+def test_what_only_one_run_has_differs() -> None:
+    less = {name: entry for name, entry in LOCK.items() if name != "report"}
+    for committed, current in ((LOCK, less), (less, LOCK)):
+        comparison = locks.compare(committed, current)
+        assert (comparison.first_difference, comparison.outputs, comparison.differing) == ("report", 5, 2)
+        assert "command of report" in comparison.changed_inputs
+
+
+def test_changed_parameters_commands_and_files_are_named() -> None:
+    current = copy.deepcopy(LOCK)
+    current["train@iter1"]["params"]["params.yaml"]["train"]["lora"]["rank"] = 8
+    current["policy"]["cmd"] = "make -j"
+    current["report"]["deps"][2]["md5"] = "changed"
+    current["report"]["deps"][0]["md5"] = "a result"
+    current["code"]["deps"][0]["md5"] = "a comment"
+    assert locks.find_changed_inputs(LOCK, current) == [
+        "published.yaml",
+        "train.lora.rank in params.yaml",
+        "command of policy",
+    ]
+
+
+def test_a_file_within_a_folder_of_results_is_a_result() -> None:
+    lock = {"split": make_entry(["data/set/instructions.json"], ["data/split"]), "set": make_entry([], ["data/set"])}
+    assert locks.sort_stages(lock) == ["set", "split"]
+    current = copy.deepcopy(lock)
+    current["split"]["deps"][0]["md5"] = current["set"]["outs"][0]["md5"] = "changed"
+    comparison = locks.compare(lock, current)
+    assert (comparison.first_difference, comparison.changed_inputs) == ("set", [])
+
+
+@st.composite
+def make_graphs(draw: st.DrawFn) -> tuple[dict[str, Any], set[str]]:
+    """Draw the lock of a random pipeline, shuffled, and which of its outputs change."""
+    count = draw(st.integers(1, 8))
+    stages = {}
+    for number in range(count):
+        earlier = draw(st.lists(st.integers(0, number - 1), unique=True)) if number else []
+        outs = [f"data/{number}/{index}" for index in range(draw(st.integers(1, 3)))]
+        stages[f"s{number}"] = make_entry([f"data/{other}" for other in earlier], outs)
+    paths = [out["path"] for entry in stages.values() for out in entry["outs"]]
+    order = draw(st.permutations(list(stages)))
+    return {name: stages[name] for name in order}, draw(st.sets(st.sampled_from(paths)))
+
+
+@given(make_graphs())
+def test_no_stage_that_the_first_difference_depends_on_differs(case: tuple[dict[str, Any], set[str]]) -> None:
+    lock, changed = case
+    current = copy.deepcopy(lock)
+    for entry in current.values():
+        for out in entry["outs"]:
+            out["md5"] += "!" * (out["path"] in changed)
+    comparison = locks.compare(lock, current)
+    different = {f"s{path.split('/')[1]}" for path in changed}
+    assert comparison.differing == len(changed)
+    assert {stage for stage, same in comparison.stages.items() if not same} == different
+    assert (comparison.first_difference is None) == (not changed)
+    pending = [comparison.first_difference] if comparison.first_difference else []
+    while pending:
+        parents = ["s" + dep["path"].split("/")[1] for dep in lock[pending.pop()]["deps"]]
+        assert not different & set(parents)
+        pending += parents
