@@ -5,10 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from support.hub import FakeHub, Run, run_python, serve
 from support.ranker import make_ranker
 from support.running import TINY, run_stage, set_params
+
+settings.register_profile("no deadline", deadline=None)  # a busy machine takes any time for the first example
+settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +48,7 @@ def pairs(tiny: Path) -> Path:
 
     torch.manual_seed(0)
     rows = [
-        ranking.rank_row(row["prompt_id"], torch.randn(3, 3).fill_diagonal_(0), row["responses"], "pairwise")
+        ranking.rank_row(row["prompt_id"], torch.randn(3, 3).fill_diagonal_(0), row["responses"], "pairwise", 0.5)
         | {"prompt_truncated": False, "responses_truncated": 0}
         for row in tables.read(tiny / "responses.parquet", schemas.RESPONSES).to_pylist()
     ]

@@ -135,7 +135,7 @@ def test_every_prompt_has_the_same_positive_number_of_responses(samples: int) ->
 
 
 def rank(logits: torch.Tensor, texts: list[str], probability: str) -> dict[str, Any]:
-    row = ranking.rank_row("an id", logits, texts, probability)
+    row = ranking.rank_row("an id", logits, texts, probability, 0.5)
     return row | {"prompt_truncated": False, "responses_truncated": 0}
 
 

@@ -115,7 +115,7 @@ def test_one_prompt_gives_a_pair_unless_its_responses_tie(tiny: Path, tmp_path: 
 
 
 def rank_one(prompt_id: str, logits: torch.Tensor, responses: list[str]) -> pa.Table:
-    row = ranking.rank_row(prompt_id, logits, responses, "pairwise")
+    row = ranking.rank_row(prompt_id, logits, responses, "pairwise", 0.5)
     return pa.Table.from_pylist([row | {"prompt_truncated": False, "responses_truncated": 0}], schema=schemas.RANKINGS)
 
 

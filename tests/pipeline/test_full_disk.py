@@ -122,9 +122,11 @@ def test_a_policy_that_does_not_fit_on_the_disk_is_one_line(disk: Disk, pairs: P
     set_params(pairs, TINY)
     disk.enlarge(100)
     out = disk.path / "iter1"
-    done = run_stage(pairs, "train", "--model", "base", "--pairs", "pairs.parquet", "--out", out, "--out-log", "full.csv")
+    outputs = ("--out", out, "--out-log", "full.csv", "--out-update", "full.json")
+    done = run_stage(pairs, "train", "--model", "base", "--pairs", "pairs.parquet", *outputs)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert_message(done.stderr, f"train: error: {out}: no space left on the device", "free some space")
     assert list(disk.path.iterdir()) == []
     assert not (pairs / "full.csv").exists()
+    assert not (pairs / "full.json").exists()

@@ -1,6 +1,7 @@
 """The whole pipeline, run by DVC as users run it, in a copy of the repository: one iteration at the smallest sizes."""
 
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,16 +11,17 @@ import pytest
 from ruamel.yaml import YAML
 
 from support import torture
-from support.checkout import list_run, restore, run_and_commit
+from support.checkout import list_run, restore
 from support.running import dvc, run_tool
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkout(smallest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of `smallest` for these tests to change."""
     folder = tmp_path_factory.mktemp("checkout") / "sppo"
-    run_and_commit(folder)
+    shutil.copytree(smallest, folder, symlinks=True)
     return folder
 
 
@@ -27,7 +29,7 @@ def test_the_reports_hold_every_model_and_metric(checkout: Path) -> None:
     reports = checkout / "reports"
     for page in ("alpaca_eval.md", "open_llm_leaderboard.md"):
         rows = [line.split("|")[1].strip() for line in (reports / page).read_text().splitlines() if line.startswith("|")]
-        assert rows[2:] == ["base", "iter1"]
+        assert rows[2:4] == ["base", "iter1"]
     metrics = json.loads((reports / "metrics.json").read_text())
     assert set(metrics) == {"alpaca_eval", "open_llm_leaderboard", "ranker", "training"}
     annotations = json.loads((checkout / "data/alpaca_eval/iter1/annotations.json").read_text())

@@ -39,11 +39,12 @@ def data_deps(stage: Any) -> set[str]:
 
 
 def loaded_keys(name: str) -> set[str]:
-    """Return the keys that the stage's calls of params.load name."""
+    """Return the keys that the stage's calls of params.load name, and the launcher's."""
     path = ROOT.joinpath(*catalog.stage_modules()[name].split(".")).with_suffix(".py")
     calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
     loads = [call for call in calls if ast.unparse(call.func) == "params.load"]
-    return {argument.value for call in loads for argument in call.args if isinstance(argument, ast.Constant)}
+    own = {argument.value for call in loads for argument in call.args if isinstance(argument, ast.Constant)}
+    return own | ({"numerics"} if catalog.has_numerics(name) else set())
 
 
 def test_every_module_in_stages_and_assets_is_a_stage_of_dvc_yaml() -> None:

@@ -71,7 +71,7 @@ def test_real_instructions_pass_every_stage_to_a_trained_policy(world: Path) -> 
         "generate --iteration iter1 --model base --prompts split/iter1.parquet --out responses.parquet",
         "rank --ranker ranker --responses responses.parquet --out rankings.parquet",
         "reference --model base --responses responses.parquet --rankings rankings.parquet --out pairs.parquet",
-        "train --model base --pairs pairs.parquet --out iter1 --out-log iter1.csv",
+        "train --model base --pairs pairs.parquet --out iter1 --out-log iter1.csv --out-update iter1.json",
     ):
         run(world, command)
     prompts = tables.read(world / "split" / "iter1.parquet", schemas.SPLIT).to_pandas()
@@ -82,7 +82,10 @@ def test_real_instructions_pass_every_stage_to_a_trained_policy(world: Path) -> 
     assert files.read_json(world / "split" / "contamination.json")["contaminated"]["iter1"] >= 780 - 105
     assert 700 < len(responses) < len(prompts) == 780  # a few leave no room in the tiny policy's context
     assert len(pairs) > 700
-    assert pairs["prompt_token_ids"].map(len).max() == 128
+    tokens = {text: pairs[f"{text}_token_ids"].map(len) for text in ("prompt", "chosen", "rejected")}
+    whole = pairs["prompt_tokens_cut"] == 0
+    assert (tokens["prompt"] + tokens["chosen"].combine(tokens["rejected"], max)).max() == 256
+    assert (tokens["prompt"][~whole] >= 128).all()
     assert (pairs[["chosen_reference_logps", "rejected_reference_logps"]] < 0).all(axis=None)
     assert len(pd.read_csv(world / "iter1.csv")) == len(pairs) // 8
 

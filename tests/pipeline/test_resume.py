@@ -15,7 +15,8 @@ from stages.engines import checkpoints
 from stages.runtime.paths import ROOT
 from support.running import TINY, run_stage, set_params
 
-TRAIN = ["train", "--model", "../base", "--pairs", "../pairs.parquet", "--out", "iter1", "--out-log", "iter1.csv"]
+TRAIN = ["train", "--model", "../base", "--pairs", "../pairs.parquet"]
+TRAIN += ["--out", "iter1", "--out-log", "iter1.csv", "--out-update", "iter1.json"]
 REFERENCE = ["reference", "--model", "../base", "--responses", "../responses.parquet"]
 REFERENCE += ["--rankings", "../rankings.parquet", "--out", "pairs.parquet"]
 
@@ -68,7 +69,8 @@ def test_a_killed_training_resumes_to_the_same_bytes(
     set_params(killed, overrides | {"train.checkpoint_steps": 0, "train.report_to": "tensorboard"})
     assert f"resuming from {start.relative_to(killed)}\n" in finish_stage(killed, TRAIN)
     assert files.digest(killed / "iter1") == files.digest(uninterrupted / "iter1")
-    assert (killed / "iter1.csv").read_bytes() == (uninterrupted / "iter1.csv").read_bytes()
+    for name in ("iter1.csv", "iter1.json"):
+        assert (killed / name).read_bytes() == (uninterrupted / name).read_bytes()
     assert not scratch.exists()
     events = EventAccumulator(str(killed / "scratch" / "tensorboard" / "iter1"))
     events.Reload()

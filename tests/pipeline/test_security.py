@@ -278,7 +278,7 @@ def listening_addresses(pid: int) -> set[str]:
 def test_training_in_one_process_accepts_connections_of_this_machine_only(pairs: Path, tmp_path: Path) -> None:
     set_params(tmp_path, TINY)
     command = [sys.executable, "-m", "stages", "train", "--model", pairs / "base", "--pairs", pairs / "pairs.parquet"]
-    command += ["--out", "out", "--out-log", "log.csv"]
+    command += ["--out", "out", "--out-log", "log.csv", "--out-update", "log.json"]
     process = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
     addresses: set[str] = set()
     while process.poll() is None:

@@ -1,0 +1,40 @@
+"""The list of mutants fits the code: a stale mutant tests nothing. `make mutants` runs them."""
+
+import pytest
+
+from stages.runtime.paths import ROOT
+from support import mutants
+
+MUTANTS = mutants.read_mutants()
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_mutant_changes_one_place_and_names_its_tests(mutant: mutants.Mutant) -> None:
+    text = mutant.apply(ROOT)
+    assert text is not None, f"`old` does not occur exactly once in {mutant.file}: correct it in {mutants.LIST.name}"
+    compile(text, mutant.file, "exec")
+    assert mutant.tests
+    assert all((ROOT / path).is_file() for path in mutant.tests)
+
+
+def test_every_part_of_the_method_and_of_the_reports_has_mutants() -> None:
+    folders = {folder for mutant in MUTANTS for folder in [mutant.file.rpartition("/")[0]]}
+    packages = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "stages").rglob("__init__.py")}
+    assert folders == packages
+    assert len(MUTANTS) >= 70
+
+
+def test_a_result_is_known_until_mutant_file_or_tests_change() -> None:
+    mutant = mutants.Mutant("a", "b", "stages/split.py", "old", "new", ["tests/test_split.py"])
+    assert mutant.key(ROOT) == mutant.key(ROOT)
+    others = [mutants.Mutant("a", "b", "stages/rank.py", "old", "new", ["tests/test_split.py"])]
+    others.append(mutants.Mutant("a", "b", "stages/split.py", "old", "new", ["tests/test_rank.py"]))
+    others.append(mutants.Mutant("a", "b", "stages/split.py", "old", "newer", ["tests/test_split.py"]))
+    assert mutant.key(ROOT) not in {other.key(ROOT) for other in others}
+
+
+def test_the_page_counts_what_survived() -> None:
+    listed = [mutants.Mutant(name, "m", "f", "o", "n", []) for name in "abc"]
+    page = mutants.format_results(listed, {"a": "tests/test_split.py::test_x", "b": mutants.SURVIVED})
+    assert "1 of 3 mutants were killed; 1 survived, 1 not run." in page
+    assert "| b | f | m | SURVIVED |" in page
