@@ -276,6 +276,7 @@ def break_off(fake_hub: FakeHub, path: str) -> Response:
     return status, headers, body
 
 
+@pytest.mark.slow
 def test_an_interrupted_download_is_one_line_and_can_be_repeated(fake_hub: FakeHub, run: Run, tmp_path: Path) -> None:
     fake_hub.repos["models/some/model"] = MODEL
     fake_hub.respond = functools.partial(break_off, fake_hub)

@@ -98,6 +98,7 @@ def test_an_incomplete_set_is_one_line_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_more_instructions_than_there_are_raise_an_error(run: Run, tmp_path: Path) -> None:
     done = run_stage(run, tmp_path, {"repo": "miniature", "count": 5000})
     assert done.returncode == 1

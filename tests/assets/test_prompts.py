@@ -141,6 +141,7 @@ def test_the_seed_determines_the_miniature_s_prompts(run: Run, folder: Path) -> 
     assert table["iteration"].null_count == 300
 
 
+@pytest.mark.slow
 def test_more_prompts_than_there_are_raise_an_error(run: Run, folder: Path) -> None:
     done = run_stage(run, folder, {"repo": "miniature", "count": 5300})
     assert done.returncode == 1

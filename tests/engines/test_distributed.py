@@ -39,12 +39,14 @@ def launch_two(folder: Path, **environment: str) -> "subprocess.CompletedProcess
     return subprocess.run([sys.executable, "launch.py"], cwd=folder, env=values, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_launched_processes_do_not_hash_the_inputs_again(tmp_path: Path) -> None:
     done = launch_two(tmp_path)
     assert done.returncode == 0, done.stderr
     assert [(tmp_path / rank).read_text() for rank in "01"] == [f"2 {files.digest(tmp_path / 'input')}"] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_the_error_of_a_launched_process_is_raised_last(tmp_path: Path, rank: str) -> None:
     done = launch_two(tmp_path, FAIL=rank)

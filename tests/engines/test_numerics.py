@@ -51,6 +51,7 @@ def test_fast_numerics_set_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert dict(os.environ) == before | {scratch.NUMERICS: "fast"}
 
 
+@pytest.mark.slow
 def test_portable_products_and_sums_do_not_depend_on_the_environment_or_the_cores() -> None:
     """A lower or higher number of threads asked for by the user, one core, and another choice of kernels change nothing."""
     one_core = f"import os; os.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}})\n"
@@ -65,6 +66,7 @@ def test_portable_products_and_sums_do_not_depend_on_the_environment_or_the_core
     assert runs[0].stdout.startswith("portable 2 ")
 
 
+@pytest.mark.slow
 def test_portable_numerics_reach_the_processes_that_a_stage_starts() -> None:
     program = f"""
 import subprocess, sys

@@ -1,3 +1,4 @@
+import os
 import random
 from collections.abc import Iterator
 
@@ -27,7 +28,10 @@ def test_a_seed_determines_the_numbers_of_every_generator() -> None:
     assert all(first != third for first, third in zip(draws[0], draws[2], strict=True))
 
 
-def test_torch_prefers_deterministic_operations() -> None:
+def test_torch_refuses_operations_that_vary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A warning would leave the backward pass of a GPU's attention varying."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     seeding.make_deterministic(0)
     assert torch.are_deterministic_algorithms_enabled()
-    assert torch.is_deterministic_algorithms_warn_only_enabled()
+    assert not torch.is_deterministic_algorithms_warn_only_enabled()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"

@@ -45,6 +45,7 @@ def test_uses_share_no_prompt() -> None:
     assert len(set().union(*uses)) == 1500
 
 
+@pytest.mark.slow
 def test_more_prompts_than_there_are_raise_an_error() -> None:
     with pytest.raises(ValueError, match=r"about \d+ prompts for evaluation, not 5000"):
         domain.distinct_prompts("a", "evaluation", 5000)

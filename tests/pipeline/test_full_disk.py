@@ -45,6 +45,7 @@ def split(folder: Path, out: str) -> "subprocess.CompletedProcess[str]":
     return run_stage(folder, "split", "--prompts", "prompts.parquet", "--instructions", "instructions.json", "--out", out)
 
 
+@pytest.mark.slow
 def test_an_output_on_a_full_disk_is_named_and_the_previous_one_stays(disk: Disk, tmp_path: Path) -> None:
     set_params(tmp_path, {"split.prompts_per_iteration": 100, "split.hold_out": 100, "assets.prompts.count": 500})
     assert run_stage(tmp_path, "assets-prompts", "--out", "prompts.parquet").returncode == 0

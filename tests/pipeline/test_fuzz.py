@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
@@ -88,6 +89,7 @@ def test_parameters_with_random_values_keys_and_types(data: st.DataObject, tmp_p
     read_or_reject(lambda: data.draw(st.sampled_from(READERS))(tmp_path / "params.yaml"))
 
 
+@pytest.mark.slow
 @QUICK
 @given(data=st.data())
 def test_parameters_that_are_barely_yaml(data: st.DataObject, tmp_path: Path) -> None:
@@ -219,6 +221,7 @@ def test_training_logs_of_any_kind(data: st.DataObject, tmp_path: Path) -> None:
         assert result.dtypes.map(lambda kind: kind.kind in "iuf").all()
 
 
+@pytest.mark.slow
 def test_a_stage_prints_that_line_and_nothing_else(tmp_path: Path) -> None:
     set_params(tmp_path, {"iterations": {"iter1": "base"}, "split.prompts_per_iteration": 1, "split.hold_out": 2})
     texts = ["One?", "Two?", "Three?"]

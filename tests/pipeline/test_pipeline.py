@@ -168,6 +168,7 @@ def test_analytics_are_off() -> None:
     assert "analytics = false" in (ROOT / ".dvc/config").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
 def test_a_dry_run_lists_the_recipes_stages(recipe: Path, tmp_path: Path) -> None:
     """With a placeholder for every input: DVC requires them even when it only prints what it would run."""
@@ -201,6 +202,7 @@ def copy_file(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
 def test_a_recipe_that_is_not_pinned_is_refused(recipe: Path) -> None:
     done = run_stage(recipe, "assets-ranker", "--out", "data/ranker")

@@ -192,6 +192,7 @@ def test_an_iterations_name_does_not_lead_out_of_data(tmp_path: Path, name: str)
     assert_message(str(error.value), "params.yaml", "iterations", repr(name), "a-z")
 
 
+@pytest.mark.slow
 def test_a_key_that_the_judge_quotes_is_kept_nowhere(tmp_path: Path) -> None:
     """Neither from its answers nor from its refusal: some servers show what they were sent."""
     judging.write_evaluation(tmp_path)

@@ -358,6 +358,7 @@ def test_nothing_heavier_than_dvc_is_imported(tool: str) -> None:
     assert done.stdout.strip() == ""
 
 
+@pytest.mark.slow
 def test_an_experiment_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `dvc exp save` leaves it, outside every branch."""
     paths = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

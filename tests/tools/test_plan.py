@@ -56,6 +56,7 @@ def test_hours_are_work_divided_by_speed() -> None:
     assert twice == pytest.approx(2), "twice the weights to read per token"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", RECIPES, ids=lambda path: path.name)
 def test_every_recipe_has_a_plan(folder: Path) -> None:
     done = run_tool(ROOT, "plan", "--recipe", folder.relative_to(ROOT))
@@ -67,6 +68,7 @@ def test_every_recipe_has_a_plan(folder: Path) -> None:
     assert float(rows["all"][-3]) == pytest.approx(sum(each), abs=0.05)
 
 
+@pytest.mark.slow
 def test_sizes_are_measured_after_a_run_and_assumed_before(tiny: Path, tmp_path: Path) -> None:
     set_params(tmp_path, TINY)
     settings = params.validate(tmp_path / "params.yaml")
@@ -110,6 +112,7 @@ def write_fingerprint(folder: Path, stage: str, hashes: dict[str, str]) -> None:
     (folder / "prints" / f"{stage}.json").write_text(json.dumps(hashes))
 
 
+@pytest.mark.slow
 def test_nothing_is_stale_after_a_run(pipeline: Path) -> None:
     assert plan.find_stale_stages(pipeline) == {}
 
@@ -119,6 +122,7 @@ def test_stages_that_follow_a_changed_one_are_named(pipeline: Path) -> None:
     assert plan.find_stale_stages(pipeline) == {"split": "changed", "generate": "follows"}
 
 
+@pytest.mark.slow
 def test_a_source_that_changes_no_fingerprint_makes_only_code_stale(pipeline: Path) -> None:
     """As a comment does."""
     (pipeline / "sources").write_text("# a comment")

@@ -74,6 +74,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_pipelines_own_annotations_have_its_metrics(folder: Path) -> None:
     annotations = folder / "out" / "annotations.json"
     metrics = files.read_json(folder / "out" / "metrics.json")

@@ -46,6 +46,7 @@ def read_figures() -> dict[str, list[float]]:
     return figures
 
 
+@pytest.mark.slow
 def test_the_figures_of_every_seed_are_collected(inside: Path) -> None:
     run(1, 2, 42, collect=True)
     document = json.loads((inside / "reports/seeds.json").read_text())

@@ -311,6 +311,7 @@ def test_code_that_changed_since_is_named(pipeline: Path, monkeypatch: pytest.Mo
         assert_message(line, "changed since: stages/report.py, stages/reporting/added.py: `dvc repro`")
 
 
+@pytest.mark.slow
 def test_every_byte_that_a_pointer_stands_for_is_checked(tmp_path: Path) -> None:
     """The size of a corrupted file may be right."""
     contents, revision = {"config.json": b"{}", "model.safetensors": b"weights"}, "0123456789" * 4
