@@ -28,10 +28,10 @@ verify: env  ## check that every artifact exists, matches its hash and schema, a
 sync: env  ## update generated files: tables in README.md and docs/, plots in dvc.yaml, recipes/*/dvc.yaml
 	@python -m stages.tools sync
 
-attest: env  ## describe on which machine this run gave which results: reproductions/NAME.json
+attest: env  ## record this machine and the results of this run in reproductions/NAME.json
 	@python -m stages.tools attest
 
-seeds: env  ## run the miniature with five seeds, and write the noise between runs to reports/seeds.md (an hour)
+seeds: env  ## measure the noise between runs: run the miniature with five seeds, and write reports/seeds.md (an hour)
 	@python -m stages.tools seeds
 
 test: check  ## run format, lint and type checks and all but the slowest tests
@@ -51,13 +51,13 @@ coverage: env  ## measure which code `make test` runs, in all processes and envi
 	coverage combine --quiet && coverage html --quiet && coverage report && echo "Line by line: scratch/coverage/html/index.html"; \
 	exit $$status
 
-mutants: env  ## change the meaning of the code in many places, one by one, and write which tests notice to docs/mutants.md
+mutants: env  ## mutation tests: change the meaning of the code in one place at a time, and write docs/mutants.md
 	PYTHONPATH=.:tests python -m support.mutants
 
 torture: env  ## stress-test resume: kill every stage 20 times at random, and write docs/torture.md (half an hour)
 	PYTHONPATH=.:tests python -m support.torture
 
-bench: env  ## compare the stages' speed with what people use today, and write benchmarks/results.md (20 minutes)
+bench: env  ## compare the stages' speed with the usual implementations, and write benchmarks/results.md (20 minutes)
 	@requirements/install.sh bench
 	python -m benchmarks
 

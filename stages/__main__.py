@@ -23,7 +23,7 @@ def list_stages() -> str:
 
 
 def start_numerics(name: str) -> str | None:
-    """Set up this process for `numerics` of params.yaml. Returns the numerics in effect, None for a stage without.
+    """Set up this process for `numerics` of params.yaml. Returns the numerics in effect, None for a stage that uses none.
 
     Raises StageError if the parameter or the shim is missing.
     """

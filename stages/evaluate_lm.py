@@ -47,8 +47,8 @@ def summarize(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
     Returns task -> metric, shots, value and standard_error in percent, n: the number of questions. MMLU's value is the plain
     mean over its 57 subjects, its standard error that of a mean of independent values. Its `weighted` is the harness's own
     mean, weighted by the subjects' numbers of questions, and `weighted_standard_error` is sqrt(sum_i w_i^2 se_i^2), the error
-    of that mean of independent values. The harness's own is not used: for a group, lm-eval 0.4.1 (evaluator.evaluate) puts
-    squared standard errors into the formula for the combined variance of samples, which gives about the standard deviation
+    of that mean of independent values. The harness's own error is not used: for a group, lm-eval 0.4.1 (evaluator.evaluate)
+    puts squared standard errors into the formula for the combined variance of samples, which gives about the standard deviation
     between the subjects instead of the standard error of their mean (0.144 for Mistral-7B; replaced in
     lm-evaluation-harness#1390).
     Raises StageError if a value is not a finite number or a subject is missing.

@@ -1,5 +1,5 @@
-"""The machine that this process runs on: processor, cores, memory and GPUs. None of it can affect results under portable
-numerics (stages/engines/numerics.py)."""
+"""Describe the machine that this process runs on: CPU, cores, memory and GPUs. On CPUs, none of this can affect results
+under portable numerics (stages/engines/numerics.py)."""
 
 import os
 import platform
@@ -13,8 +13,8 @@ CPUINFO = Path("/proc/cpuinfo")
 def describe_machine() -> dict[str, Any]:
     """Describe this machine without importing torch.
 
-    Keys: `processor` (the model's name), `instruction_set` ("AVX-512", "AVX2" or the architecture, such as "x86_64"), `cores`
-    (those that this process may use), `memory_gib` and `gpus` (a list with the name of each NVIDIA GPU).
+    Keys: `processor` (the CPU's model name), `instruction_set` ("AVX-512", "AVX2" or the architecture, such as "x86_64"),
+    `cores` (the number that this process may use), `memory_gib` and `gpus` (a list with the name of each NVIDIA GPU).
     """
     processor, instruction_set = describe_processor()
     return {
@@ -33,21 +33,21 @@ def describe_processor() -> tuple[str, str]:
 
 
 def parse_cpuinfo(text: str) -> tuple[str, set[str]]:
-    """Return the model name and the flags of the first processor in the text of /proc/cpuinfo; empty where it has none."""
+    """Return the model name and the flags of the first CPU in the text of /proc/cpuinfo; empty if it has none."""
     lines = [line.partition(":") for line in text.partition("\n\n")[0].splitlines()]
     values = {key.strip(): value for key, _, value in lines}
     return " ".join(values.get("model name", "").split()), set(values.get("flags", "").split())
 
 
 def name_instruction_set(flags: set[str]) -> str:
-    """Name the widest vector instructions among a processor's flags that numerical libraries have kernels for."""
+    """Name the widest vector instruction set among a CPU's flags for which numerical libraries have kernels."""
     if "avx512f" in flags:
         return "AVX-512"
     return "AVX2" if flags >= {"avx2", "fma"} else platform.machine()
 
 
 def list_gpus() -> list[str]:
-    """Return the name of each NVIDIA GPU; none where nvidia-smi is missing or fails."""
+    """Return the name of each NVIDIA GPU; an empty list if nvidia-smi is missing or fails."""
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)

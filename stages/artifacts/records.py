@@ -1,7 +1,7 @@
 """The record of a stage's environment, which the report's provenance page reads.
 
-A record is an output in dvc.lock, so it has nothing that differs between machines whose results have the same bytes. What does
-differ is written to scratch/machines, for `python -m stages.tools attest`.
+A record is an output in dvc.lock, so it must be the same on all machines that produce the same results. Everything else about
+the machine is written to scratch/machines, for `python -m stages.tools attest`.
 """
 
 import platform
@@ -18,10 +18,10 @@ MACHINES = scratch.FOLDER / "machines"
 
 
 def write_record(stage: str, *, numerics: str | None) -> None:
-    """Write data/records/<stage>.json, an output of every stage, and the machine that the stage ran on to MACHINES.
+    """Write data/records/<stage>.json, an output of the stage, and a description of the machine to MACHINES.
 
-    The record has the versions of Python and of the libraries that can affect results, the numerics in effect (None for a stage
-    without), and the kind and number of devices.
+    The record contains the versions of Python and of the libraries that can affect results, the numerics in effect (None if the
+    results do not depend on them), and the kind and number of devices.
     """
     version = ".".join(platform.python_version_tuple()[:2])
     record = {"python": version, "tools": tool_versions(), "numerics": numerics, "device": describe_device(numerics)}
@@ -30,7 +30,7 @@ def write_record(stage: str, *, numerics: str | None) -> None:
 
 
 def describe_device(numerics: str | None) -> dict[str, Any]:
-    """Return the kind and number of devices: GPUs or, for a stage without a GPU, as much of the processor as matters."""
+    """Return the kind and number of devices: GPUs or, without any, what can affect results about the CPU."""
     torch = sys.modules.get("torch")  # a stage that has not imported torch uses no GPU
     if torch and torch.cuda.is_available():
         return {"kind": torch.cuda.get_device_name(), "count": torch.cuda.device_count()}

@@ -89,10 +89,10 @@ mean of r^2 / 2 over chosen and rejected responses, which estimates KL(pi_t || p
 includes only the best and the worst of K samples from pi_t."""
 
 UPDATE_KEYS = ["steps", "effective_steps", "weights", "changed", "survived"]
-"""train -> report: the keys of the JSON object in data/logs, about a whole training. steps: optimizer steps; effective_steps:
-those with a learning rate above 0; weights: their number in the checkpoint; changed: the share of them that differ from the
-starting policy's after both are rounded to the checkpoint's precision; survived: the share of the update, by projection onto
-it, that this rounding leaves, as defined in stages/engines/updates.py."""
+"""train -> report: the keys of the JSON object in data/logs, which describes a training run as a whole. steps: number of
+optimizer steps; effective_steps: number of steps with a learning rate above 0; weights: number of weights in the checkpoint;
+changed: the share of weights that differ from the starting policy's after both are rounded to the checkpoint's precision;
+survived: the share of the update, by projection onto it, that survives this rounding; see stages/engines/updates.py."""
 
 ARTIFACTS = {
     "data/prompts.parquet": PROMPTS,

@@ -1,17 +1,17 @@
-"""Numerics of a stage's process: `portable` or `fast` (params.yaml, `numerics`). They concern CPUs only.
+"""Numerics of a stage's process: `portable` or `fast` (params.yaml, `numerics`). This affects CPUs only.
 
-A processor's fastest kernels sum in an order of their own: the last digits of a matrix product depend on its vector
-instructions, its maker and the number of threads. Training amplifies them into another model. `portable` restricts every
-library to AVX2 kernels with a fixed order of summation:
+By default, each library picks the fastest kernels for the CPU, and these sum in different orders: the last digits of a matrix
+product depend on the CPU's vector instructions, its vendor and the number of threads. Training amplifies such differences into
+a different model. `portable` restricts every library to AVX2 kernels with a fixed order of summation:
 
-- MKL (torch's matrix products): conditional numerical reproducibility, branch AVX2, strict, which makes results independent of
-  the number of threads, too. MKL offers that branch on Intel's processors only, and falls back to slower code with other
-  results on any other, unless its function `mkl_serv_intel_cpu_true` says otherwise. A shim, compiled by `make env` from
-  mkl_shim.c and loaded before torch, defines that function for our processes; MKL itself is not modified.
+- MKL (torch's matrix products): conditional numerical reproducibility, branch AVX2 in strict mode, which also makes results
+  independent of the number of threads. MKL uses that branch only if its function `mkl_serv_intel_cpu_true` says that the CPU is
+  from Intel; otherwise it falls back to slower code with different results. A shim, compiled by `make env` from mkl_shim.c and
+  loaded before torch, overrides that function in our processes; MKL itself is not modified.
 - ATen, oneDNN, OpenBLAS (of NumPy and SciPy), NumPy's and Arrow's own loops: AVX2 kernels.
 - vLLM: its AVX2 library instead of one of its AVX-512 libraries, and attention in tiles for an L2 cache of a fixed size
   (`restrict_vllm`).
-- Threads: ATen divides long sums among its threads, so their number is fixed, whatever the number of cores.
+- Threads: ATen divides long sums among its threads, so the number of threads is the same for any number of cores.
 
 `fast` leaves all of this to the libraries.
 """
@@ -51,7 +51,7 @@ MKL_AVX2_STRICT = 0x1000A
 """What MKL reports when the branch "AVX2,STRICT" is in effect (MKL_CBWR_AVX2 | MKL_CBWR_STRICT)."""
 
 L2_CACHE = 256 * 1024
-"""Bytes of L2 cache that vLLM is told of: what it assumes where the size is unknown."""
+"""The size of the L2 cache in bytes, as vLLM is told: the size that it assumes when it cannot find out."""
 
 
 def shim_path() -> Path:
@@ -62,8 +62,8 @@ def shim_path() -> Path:
 def apply(requested: Numerics) -> Numerics:
     """Set up this process and its children, before numerical libraries are imported. Returns the numerics in effect.
 
-    Portable numerics need an x86-64 processor with AVX2; on any other machine one log line per run says so, and the result is
-    `fast`. Raises StageError if the shim has not been compiled.
+    Portable numerics need an x86-64 CPU with AVX2. On any other machine, `fast` is used instead, and one log line per run says
+    so. Raises StageError if the shim has not been compiled.
     """
     os.environ[scratch.NUMERICS] = "fast"
     if requested == "fast":

@@ -77,7 +77,7 @@ class SPPOTrainer(PackedTrainer):
     def __init__(
         self, model: Any, args: Any, settings: params.Train, eta: float, train_dataset: Any, start: list[torch.Tensor] | None
     ) -> None:
-        """Prepare the training. start: this process's shards of the master weights; None: DeepSpeed copies the model's."""
+        """Prepare the training. start: this process's shards of the master weights; None: let DeepSpeed copy the model's."""
         super().__init__(model, args, train_dataset=train_dataset)
         self.settings, self.eta = settings, eta
         self.model_accepts_loss_kwargs = False  # the loss is a mean over pairs, not over tokens

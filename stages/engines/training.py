@@ -138,14 +138,14 @@ def has_float32_weights(path: Path) -> bool:
 def load_start(path: Path, model: Any, arguments: Any, dtype: params.Precision) -> list[Any]:
     """Return this process's ZeRO-3 shards of the weights that training starts from, one per parameter, on the CPU.
 
-    They are a copy of the model's shards, unless the model was converted to bfloat16 from a float32 checkpoint: then they are
-    the checkpoint's, so that what the last iteration passed on in float32 is not rounded.
+    They are copies of the model's shards, unless the model was converted to bfloat16 from a float32 checkpoint: in that case
+    they are read from the checkpoint again, so that the previous iteration's float32 weights are not rounded.
     path: the model's folder or a pointer to it. model: from `load_policy`. arguments: from `training_arguments`.
     """
     if dtype == "bfloat16" and has_float32_weights(path):
         from transformers.integrations.deepspeed import HfDeepSpeedConfig, set_hf_deepspeed_config
 
-        config = HfDeepSpeedConfig(zero3_config(1, "float32", 1, 0))  # models are loaded as the newest configuration says
+        config = HfDeepSpeedConfig(zero3_config(1, "float32", 1, 0))  # transformers loads models according to the newest one
         model = load_policy(path, "float32")
         set_hf_deepspeed_config(arguments.hf_deepspeed_config)
         del config
@@ -194,7 +194,7 @@ def gather_weights(trainer: Any, *, masters: bool) -> dict[str, Any]:
 
 
 def convert_weights(weights: dict[str, Any], dtype: params.Precision) -> dict[str, Any]:
-    """Convert a state dict's floating-point tensors to dtype. Names that share a tensor still do."""
+    """Convert a state dict's floating-point tensors to dtype. Names that share a tensor still share one afterwards."""
     import torch
 
     converted: dict[int, Any] = {}

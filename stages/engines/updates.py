@@ -1,4 +1,4 @@
-"""How much a training changed its policy, and how much of that is left in a checkpoint of lower precision.
+"""How much training changed the policy, and how much of that change survives in a checkpoint of lower precision.
 
 Training updates float32 master weights w. A checkpoint in bfloat16 keeps 8 significant bits of each, q(w), so an update that is
 small compared with its weight disappears, and the next iteration starts without it.
@@ -16,7 +16,7 @@ CHUNK = 2**24
 
 
 def compare_weights(before: Tensor, after: Tensor, dtype: params.Precision) -> Tensor:
-    """Compare weights w0 before a training with w1 after it, (N,) each, in a precision of at least dtype.
+    """Compare the weights w0 before training with w1 after it, (N,) each, in a precision of at least dtype.
 
     dtype: the checkpoint's precision, to which q rounds. Returns (4,) float64, to be summed over all weights: N, the number of
     weights with q(w1) != q(w0), <q(w1) - q(w0), w1 - w0>, and <w1 - w0, w1 - w0>.

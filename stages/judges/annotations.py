@@ -1,18 +1,18 @@
-"""Checks of alpaca-eval's outputs and annotations, which alpaca-eval itself would score whatever they contain.
+"""Check outputs and annotations in alpaca-eval's formats, which alpaca-eval itself would score whatever they contain.
 
-Refused, with the file, the record and the key:
-- an instruction that occurs twice, or that only the outputs or only the annotations have;
+Refused, with a message that names the file, the record and the key:
+- an instruction that occurs twice, or that is missing from the outputs or from the annotations;
 - outputs of several models (`generator`), annotations of several baselines (`generator_1`) or judges (`annotator`);
-- an annotation of another output (`output_2`) or model (`generator_2`) than the one in the outputs;
+- an annotation whose output (`output_2`) or model (`generator_2`) is not the one in the outputs;
 - a preference that is not a number from 1 (the baseline wins) to 2 (the model wins), 0 or null: a missing key, a boolean, a
   string, NaN, infinity. 0 is a tie on the scale of older annotations, which have only 0, 1 and 2; alpaca-eval reads it as 1.5;
 - annotations without a single preference;
 - with length control: a baseline other than BASELINE, an empty reference output, or one that differs from the set's, and
   outputs that all differ in length from their reference output by the same number of characters.
 
-Counted, and left out of the win rate: null, which is what alpaca-eval writes where the judge gave no usable answer. Length
+Counted, and left out of the win rate: null, which alpaca-eval writes if the judge gave no usable answer. Length
 control is fitted without these instructions, but predicts a preference for them as well.
-Counted, and compared like any other: empty reference outputs, if there is no length control. A small policy may give them.
+Counted, and compared like any other: empty reference outputs, without length control. A small policy may produce them.
 """
 
 from pathlib import Path

@@ -4,10 +4,10 @@ import os
 
 
 def make_deterministic(seed: int) -> None:
-    """Seed the generators of Python, NumPy and torch, and make torch use operations that do not vary between runs.
+    """Seed the generators of Python, NumPy and torch, and make torch use deterministic operations only.
 
-    torch then raises RuntimeError for an operation that varies. A warning would not do: with `warn_only`, the backward pass of
-    attention on a GPU varies.
+    torch then raises RuntimeError for an operation that has no deterministic implementation. A warning is not enough: with
+    `warn_only`, the backward pass of attention on a GPU varies from run to run.
     """
     import torch
     from transformers import set_seed

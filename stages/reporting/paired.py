@@ -91,7 +91,7 @@ def add_averages(tasks: dict[str, Estimate], weighted: Estimate) -> dict[str, Es
 def compare_preferences(a: Preferences, b: Preferences) -> dict[str, Any]:
     """Compare two models' preferences on the same instructions.
 
-    Returns `difference` of a's win rate minus b's in percent points, its `standard_error`, the bounds `lower` and `upper` of
+    Returns `difference` of a's win rate minus b's in percentage points, its `standard_error`, the bounds `lower` and `upper` of
     its 95% confidence interval, how often a's preference is higher (`wins`), lower (`losses`) and the same (`ties`), and the
     number of instructions left out because either preference is None (`omitted`).
     """

@@ -21,7 +21,7 @@ def shorten(value: float) -> float:
     """Round to the six significant digits of the reports.
 
     Preferences and scores are rounded before anything is computed from them, so that the files reproduce every difference, and
-    so that the last bit of a floating-point number decides between no two models.
+    so that no comparison of two models depends on the last bit of a floating-point number.
     """
     return float(f"{value:.6g}")
 

@@ -1,9 +1,9 @@
 """Runs of the experiment on other machines: the files reproductions/*.json and the table of docs/reproductions.md."""
 
-from pathlib import Path
-from typing import Annotated, Literal, Self
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from stages.artifacts import files
 from stages.reporting import markdown
@@ -15,7 +15,7 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 
 
 class Machine(Section):
-    """The machine that an experiment ran on. Null where a report by hand does not say."""
+    """The machine that an experiment ran on. Null: a report written by hand does not say."""
 
     processor: Text
     instruction_set: Text | None
@@ -25,7 +25,7 @@ class Machine(Section):
     gpus: dict[str, Positive] | None
     """Name -> how many; null: none that is known of."""
     emulated: Text | None
-    """What emulated this processor on which other one; null: it was a real one."""
+    """What emulated this CPU, and on which real one; null: it was not emulated."""
 
 
 class Gain(Section):
@@ -58,7 +58,7 @@ class Figures(Section):
 
 
 class Reproduction(Section):
-    """One run, compared with the run that is committed. Null where a report by hand does not say."""
+    """One run, compared with the committed run. Null: a report written by hand does not say."""
 
     commit: Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
     """The commit that was run, and whose dvc.lock the run is compared with."""
@@ -70,14 +70,14 @@ class Reproduction(Section):
     """SHA-256 of the run's dvc.lock."""
     machine: Machine
     numerics: Literal["portable", "fast", "mixed"] | None
-    """As used by the stages; mixed: not the same by all."""
+    """The numerics that the stages used; mixed: not all used the same."""
     versions: dict[str, Text] | None
     """Versions of Python and of the libraries that can affect results; several where environments differ."""
-    stages: dict[str, bool] | None
+    stages: Annotated[dict[str, bool], Field(min_length=1)] | None
     """Stage -> whether its results have the hashes of the committed run."""
     first_difference: Text | None
     """The first stage with other results; null: all results are the same."""
-    outputs: Count | None
+    outputs: Positive | None
     differing_outputs: Count | None
     """Number of outputs, and of those with other hashes, without fingerprints of code and records of versions."""
     not_run_here: list[Text] | None
@@ -89,6 +89,20 @@ class Reproduction(Section):
     def same(self) -> bool:
         """Whether all results have the same bytes as those of the committed run."""
         return self.first_difference is None
+
+    @property
+    def is_attested(self) -> bool:
+        """Whether `make attest` can have written the file: it leaves none of these null."""
+        facts = (self.dirty, self.lock_sha256, self.stages, self.outputs, self.differing_outputs, self.not_run_here)
+        return None not in facts
+
+    @field_validator("recipe")
+    @classmethod
+    def _check_recipe(cls, recipe: str) -> str:
+        path = PurePosixPath(recipe)
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"{recipe} is not a folder relative to the root of the repository")
+        return recipe
 
     @model_validator(mode="after")
     def _check_differences(self) -> Self:
@@ -105,13 +119,17 @@ class Reproduction(Section):
 
 def read_reproduction(path: Path) -> Reproduction:
     """Read and validate a file of reproductions/. Raises StageError."""
+    return validate(files.read_json(path), str(path), "recreate it with `make attest`, or correct it by hand")
+
+
+def validate(values: Any, where: str, remedy: str) -> Reproduction:
+    """Validate the content of a file of reproductions/. where: its source in messages. Raises StageError with the remedy."""
     try:
-        return Reproduction.model_validate(files.read_json(path))
+        return Reproduction.model_validate(values)
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(map(str, problem["loc"])) or "file"
-        remedy = "recreate it with `make attest`, or correct it by hand"
-        raise StageError(f"{path}: {key}: {one_line(problem['msg'])}: {remedy}") from error
+        raise StageError(f"{where}: {key}: {one_line(problem['msg'])}: {remedy}") from error
 
 
 def format_reproductions(folder: Path) -> str:
@@ -150,12 +168,18 @@ def format_machine(machine: Machine) -> str:
 
 
 def format_bytes(run: Reproduction) -> str:
-    """Say whether a run has the committed bytes or, if not, which stage differed first and how many outputs differ."""
+    """Say whether a run has the committed bytes or, if not, which stage differed first and how many outputs differ.
+
+    A plain "yes" means that `make attest` compared all stages, and that all ran on this machine, with the commit's code.
+    """
+    cached = len(run.not_run_here or [])
+    elsewhere = f"{cached} stage{'' if cached == 1 else 's'} not run on this machine" if cached else ""
+    if run.same and elsewhere:
+        return f"in part: {elsewhere}"
     if run.same:
-        text = "yes"
-    elif run.differing_outputs is None:
+        return "yes, run by hand" if not run.is_attested else "yes, with changes" if run.dirty else "yes"
+    if run.differing_outputs is None:
         text = f"no, from {run.first_difference} on"
     else:
         text = f"no, from {run.first_difference} on: {run.differing_outputs} of {run.outputs or '?'} outputs"
-    cached = len(run.not_run_here or [])
-    return text + (f" ({cached} stage{'' if cached == 1 else 's'} not run on this machine)" if cached else "")
+    return text + (f" ({elsewhere})" if elsewhere else "")

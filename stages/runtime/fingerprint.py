@@ -15,7 +15,7 @@ from stages.runtime.paths import ROOT
 
 EXCLUDED = ("stages.runtime", "stages.tools")
 RECORDS, NUMERICS = "stages.artifacts.records", "stages.engines.numerics"
-"""What the launcher imports for each stage, and for each stage with numerics; no stage imports them."""
+"""The launcher imports the first for every stage, the second for stages with numerics. No stage imports them."""
 
 
 @functools.cache

@@ -228,9 +228,9 @@ class Lengths(Section):
     total: Positive
     """Maximum number of tokens of the prompt and the longer response together."""
     too_long: Literal["drop", "truncate", "released"]
-    """What to do about a pair that does not fit. drop: leave it out. truncate: remove the prompt's first tokens, as many as
-    needed but no more than leave `prompt`, then the responses' last tokens, as many as needed. released (the released code):
-    keep the prompt's last `prompt` tokens and, if that is not enough, the first `total` - `prompt` tokens of both responses."""
+    """What to do about a pair that does not fit. drop: leave it out. truncate: remove as many tokens as needed from the
+    start of the prompt, of which `prompt` are kept, then from the end of the responses. released (the released code): keep the
+    prompt's last `prompt` tokens and, if that is not enough, the first `total` - `prompt` tokens of both responses."""
 
     @model_validator(mode="after")
     def _check_room(self) -> Self:

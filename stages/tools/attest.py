@@ -1,6 +1,6 @@
-"""Write down on which machine a run reproduced which results: reproductions/NAME.json.
+"""Record which results a run reproduced on which machine: reproductions/NAME.json.
 
-Run it after the experiment. The file compares the run with the one that is committed at HEAD, and describes the machine, the
+Run it after the experiment. The file compares the run with the committed one (HEAD), and describes the machine, the
 versions and the headline metrics. docs/reproductions.md says how to share it.
 """
 
@@ -16,11 +16,11 @@ from stages.artifacts import files
 from stages.artifacts.machine import describe_machine
 from stages.artifacts.records import FOLDER as RECORDS
 from stages.artifacts.records import MACHINES
-from stages.reporting.reproductions import Reproduction
+from stages.reporting import reproductions, seeds
 from stages.runtime import params
-from stages.runtime.errors import StageError
+from stages.runtime.errors import StageError, quote
 from stages.runtime.params import BASE
-from stages.tools import diff, git, locks, options, plan
+from stages.tools import changes, diff, git, locks, options, plan
 
 FOLDER = "reproductions"
 """In the root of the repository."""
@@ -28,14 +28,14 @@ FOLDER = "reproductions"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_recipe_option(parser)
-    parser.add_argument("--name", help="of the file, without .json (default: processor-commit)")
-    parser.add_argument("--emulated", metavar="TEXT", help="what emulates this processor on which other one, if it is not real")
+    parser.add_argument("--name", help="name of the file, without .json (default: CPU-commit)")
+    parser.add_argument("--emulated", metavar="TEXT", help="if this CPU is emulated: what emulates it, and on which real CPU")
 
 
 def main(args: argparse.Namespace) -> None:
     """Write the file and print where, and whether the results are the same."""
     values = collect(args.recipe, args.emulated)
-    run = Reproduction.model_validate(values)
+    run = reproductions.validate(values, f"results in {args.recipe}", "recreate them with `dvc repro`")
     name = args.name or f"{slugify(run.machine.processor)}-{run.commit[:7]}"
     if name != slugify(name):
         raise StageError(f"--name {name!r}: use a-z, 0-9 and '-', such as {slugify(name)!r}")
@@ -46,7 +46,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def slugify(text: str) -> str:
-    """Return a text as a file name of a-z, 0-9 and single hyphens."""
+    """Turn a text into a file name of a-z, 0-9 and single hyphens."""
     return re.sub("[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
@@ -61,7 +61,7 @@ def collect(folder: Path, emulated: str | None) -> dict[str, Any]:
         raise StageError(f"HEAD has no {folder / diff.LOCK} to compare this run with: commit the run instead")
     comparison = locks.compare(committed.stages, current.stages or {})
     machine = describe_machine()
-    records = [files.read_json(path) for path in list_records(folder, current)]
+    records = [read_record(path) for path in list_records(folder, current)]
     return {
         "commit": git.head(folder),
         "dirty": bool(git.find_uncommitted(folder)),
@@ -98,6 +98,16 @@ def list_records(folder: Path, run: diff.Revision) -> list[Path]:
     return [folder / path for path in outs if Path(path).parent == RECORDS]
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a stage's record of its versions and numerics. Raises StageError if it is not valid."""
+    record: dict[str, Any] = files.read_json(path)
+    tools = record.get("tools") if isinstance(record, dict) else None
+    texts = [*tools, *tools.values(), record.get("numerics") or ""] if isinstance(tools, dict) else [None]
+    if not all(isinstance(text, str) for text in texts):
+        raise StageError(f"{path}: {quote(record)} has no texts under 'tools' and 'numerics': {files.suggest_remedy(path)}")
+    return record
+
+
 def summarize_numerics(records: list[dict[str, Any]]) -> str | None:
     """Return the numerics that the stages recorded, `mixed` if they are not the same, or None if no stage recorded any."""
     used = {record["numerics"] for record in records if record.get("numerics")}
@@ -119,6 +129,7 @@ def find_foreign_stages(records: list[Path], folder: Path, machine: dict[str, An
     for record in records:
         path = folder / MACHINES / record.name
         ran_on = files.read_json(path) if path.exists() else {}
+        ran_on = ran_on if isinstance(ran_on, dict) else {}
         if any(ran_on.get(key) != machine[key] for key in ("processor", "instruction_set", "gpus")):
             foreign.append(record.stem)
     return foreign
@@ -129,12 +140,16 @@ def collect_figures(metrics: diff.Flat, path: Path) -> dict[str, Any]:
 
     Raises StageError if metrics.json lacks one of them.
     """
-    last = list(params.read(path)["iterations"])[-1]
+    iterations = list(changes.read_starts(params.read(path), str(path)))
+    if not iterations:
+        raise StageError(f"{path}: 'iterations' has none: add one")
+    last = iterations[-1]
     rates = {key[1]: value for key, value in metrics.items() if key[0] == "alpaca_eval" and key[2:] == ("win_rate",)}
     for name in (BASE, last):
-        if name not in rates:
+        if not seeds.is_number(rates.get(name)):
             raise StageError(
-                f"{path.parent / diff.METRICS}: 'alpaca_eval.{name}.win_rate' is missing: recreate it with `dvc repro`"
+                f"{path.parent / diff.METRICS}: 'alpaca_eval.{name}.win_rate' is missing or not a number: "
+                "recreate it with `dvc repro`"
             )
     paired = ("alpaca_eval", last, "vs_base")
     gain = {"difference": rates[last] - rates[BASE], "standard_error": None}

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from stages.reporting import paired, seeds
 from stages.reporting.paired import Preferences, Scores
+from stages.runtime.errors import StageError, quote
 
 BASE = "base"
 """params.BASE, which this module cannot import: it needs pydantic."""
@@ -25,6 +26,8 @@ Key = tuple[str, ...]
 Flat = dict[Key, Any]
 """The leaves of nested mappings by their keys."""
 Results = TypeVar("Results", Preferences, Scores)
+Published = tuple[Key, float, float | None]
+"""A published result: the key in metrics.json to compare with, its value, and its standard error or None."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ NO_ITEMS = Items({}, {}, None, None, {})
 
 @dataclass(frozen=True)
 class Change:
-    """A metric's change, judged."""
+    """A metric's change, compared with the evaluation's error and the noise between runs."""
 
     key: Key
     error: float | None
@@ -73,32 +76,32 @@ def standard_error(metrics: Flat, key: Key) -> float | None:
     return float(error) if isinstance(error, int | float) else None
 
 
-def judge_change(old: Flat, new: Flat, key: Key, paired_errors: dict[Key, float], noise: dict[str, float]) -> Change:
+def judge_change(old: Flat, new: Flat, key: Key, paired_errors: dict[Key, float], limits: dict[str, float]) -> Change:
     """Compare the change of a metric with the error of the evaluation and with the noise between runs.
 
-    paired_errors: from `find_paired_errors`; without a paired error, the two estimates are taken as independent. noise: metric,
-    its keys joined by dots -> standard deviation between runs.
+    paired_errors: from `find_paired_errors`; without a paired error, the two estimates are taken as independent. limits: from
+    `seeds.read_limits`.
     """
     if not all(isinstance(metrics.get(key), int | float) for metrics in (old, new)):
         return Change(key, None, False, None, None)
     change = new[key] - old[key]
     errors = standard_error(old, key), standard_error(new, key)
     error = None if errors[0] is None or errors[1] is None else paired_errors.get(key, math.hypot(errors[0], errors[1]))
-    beyond_noise = exceeds_noise(change, noise.get(".".join(key)))
+    beyond_noise = exceeds_noise(change, limits.get(".".join(key)))
     return Change(key, error, error is not None and key in paired_errors, paired.exceeds(change, error), beyond_noise)
 
 
-def exceeds_noise(difference: float, deviation: float | None) -> bool | None:
-    """Return whether the difference between two runs exceeds the noise between runs (`seeds.noise_limit`).
+def exceeds_noise(difference: float, limit: float | None) -> bool | None:
+    """Return whether the difference between two runs exceeds the noise between runs.
 
-    deviation: the standard deviation between runs. Returns None if it is unknown or 0: runs that all gave the same value do not
-    show how much another one would differ.
+    limit: from `seeds.noise_limit`. Returns None if it is unknown or 0: runs that all gave the same value do not show how much
+    another one would differ.
     """
-    return abs(difference) > seeds.noise_limit(deviation) if deviation else None
+    return abs(difference) > limit if limit else None
 
 
 def find_paired_errors(a: Items, b: Items) -> dict[Key, float]:
-    """Map metrics to the standard errors of their changes from a to b, in percent points, computed item by item.
+    """Map metrics to the standard errors of their changes from a to b, in percentage points, computed item by item.
 
     Includes win rates, the harness's scores and the paired differences (`vs_base`, `vs_previous`) of both, as far as both
     revisions have them for the same items: the same data according to dvc.lock, and the same number of them. Instructions
@@ -140,7 +143,7 @@ def _find_score_errors(a: Items, b: Items) -> dict[Key, float]:
 def add_differences(
     results: dict[str, Results], starts: dict[str, str], subtract: Callable[[Results, Results], Results]
 ) -> dict[Key, Results]:
-    """Return all models' results under (model,) and, under (model, `vs_base` or `vs_previous`), those minus its opponent's."""
+    """Return each model's results under (model,), and their differences from its opponents' under (model, `vs_...`)."""
     selected: dict[Key, Results] = {(model,): values for model, values in results.items()}
     for model, start in starts.items():
         for column, opponent in (("vs_base", BASE), ("vs_previous", start)):
@@ -154,15 +157,47 @@ def count_questions(scores: Scores) -> dict[tuple[str, str], int]:
     return {(task, name): len(values) for task, subtasks in scores.items() for name, values in subtasks.items()}
 
 
-def list_published(published: dict[str, Any]) -> list[tuple[Key, float, float | None]]:
-    """List published results: the key in metrics.json to compare with, value, standard error or None.
+def read_starts(params: dict[str, Any], where: str) -> dict[str, str]:
+    """Return the iterations of params.yaml: iteration -> the model that it starts from; none if the key is missing.
 
-    published: the content of published.yaml below `published`.
+    params: the file's content; where: its source in messages. Raises StageError if they are not texts.
     """
-    return [
-        ((section, model, paired.PUBLISHED_AS.get(name, name)), value, results.get(ERRORS.get(name, "")))
-        for section in ("alpaca_eval", "open_llm_leaderboard")
-        for model, results in ((published.get(section) or {}).get("models") or {}).items()
-        for name, value in results.items()
-        if name not in ERRORS.values()
-    ]
+    starts = params.get("iterations", {})
+    if not isinstance(starts, dict) or not all(isinstance(name, str) for pair in starts.items() for name in pair):
+        raise StageError(
+            f"{where}: 'iterations' is {quote(starts)}, expected the name of the model that each starts from: correct it"
+        )
+    return starts
+
+
+def list_published(document: dict[str, Any], where: str) -> list[Published]:
+    """List the published results, without those that are null.
+
+    document: the content of published.yaml; where: its source in messages. Raises StageError if it has another structure.
+    """
+    published = _get_mapping(document, "published", where)
+    rows: list[Published] = []
+    for section in ("alpaca_eval", "open_llm_leaderboard"):
+        place = f"{where}: published.{section}.models"
+        models = _get_mapping(
+            _get_mapping(published, section, f"{where}: published"), "models", f"{where}: published.{section}"
+        )
+        for model in models:
+            results = _get_mapping(models, model, place)
+            for name, value in results.items():
+                if value is not None and not seeds.is_number(value):
+                    raise StageError(f"{place}.{model}: {quote(name)} is {quote(value)}, expected a number: correct it")
+            rows += [
+                ((section, str(model), paired.PUBLISHED_AS.get(name, str(name))), value, results.get(ERRORS.get(name, "")))
+                for name, value in results.items()
+                if value is not None and name not in ERRORS.values()
+            ]
+    return rows
+
+
+def _get_mapping(parent: dict[str, Any], key: str, where: str) -> dict[str, Any]:
+    """Return the mapping under a key, an empty one for null or a missing key. Raises StageError for anything else."""
+    value = parent.get(key)
+    if value is not None and not isinstance(value, dict):
+        raise StageError(f"{where}: {quote(key)} is {quote(value)}, expected a mapping: correct it")
+    return value or {}

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,10 @@ from stages.reporting import markdown, paired, per_item, seeds
 from stages.reporting.markdown import WORDS
 from stages.reporting.paired import BEYOND_ERROR
 from stages.runtime import documents
-from stages.runtime.errors import StageError
+from stages.runtime.errors import StageError, quote
 from stages.runtime.paths import ROOT
 from stages.tools import changes, options
-from stages.tools.changes import NO_ITEMS, Change, Items, standard_error
+from stages.tools.changes import NO_ITEMS, Change, Items, Published, standard_error
 from stages.tools.changes import Flat as Flat  # part of this module's interface, as are the next two
 from stages.tools.changes import Key as Key
 from stages.tools.changes import is_error as is_error
@@ -33,6 +33,7 @@ from stages.tools.changes import is_error as is_error
 WORKSPACE = "workspace"
 PARAMS, METRICS, LOCK, PUBLISHED = "params.yaml", "reports/metrics.json", "dvc.lock", "published.yaml"
 SEEDS = "reports/seeds.json"
+LOCK_REMEDY = "recreate it with `dvc repro`"
 REFERENCES = "data/reference_outputs.json"
 PLOTS = ROOT / "stages/reporting/plots.yaml"
 BEYOND_NOISE = "beyond run-to-run noise"
@@ -49,10 +50,10 @@ class Revision:
     stages: dict[str, Any] | None
     """The stages of dvc.lock."""
     items: Items = NO_ITEMS
-    noise: dict[str, float] | None = None
-    """Metric, its keys joined by dots -> standard deviation between runs, from seeds.json."""
-    published: dict[str, Any] | None = None
-    """published.yaml's results; None, too, if nothing is published."""
+    limits: dict[str, float] | None = None
+    """Metric, its keys joined by dots -> the largest difference that noise explains, from seeds.json."""
+    published: list[Published] = field(default_factory=list)
+    """published.yaml's results."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     text = compare(read_revision(args.a, args.recipe), read_revision(args.b, args.recipe), args.recipe)
     if args.out:
-        args.out.write_text(text)
+        args.out.write_text(text, encoding="utf-8")
     else:
         print(text, end="")
 
@@ -73,7 +74,7 @@ def main(args: argparse.Namespace) -> None:
 def read_revision(rev: str, folder: Path) -> Revision:
     """Read the experiment in `folder` (of dvc.yaml) at a revision.
 
-    Raises StageError if the revision is unknown, the folder is not in its repository, or a file is not valid YAML.
+    Raises StageError if the revision is unknown, the folder is not in its repository, or a file is not valid.
     """
     scm, commit = resolve(rev)
     root, inside = Path(scm.root_dir).resolve(), folder.resolve()
@@ -90,16 +91,52 @@ def read_revision(rev: str, folder: Path) -> Revision:
         content = read(name)
         return None if content is None else documents.load_mapping(content, f"{folder / name} at {rev}")
 
-    params, metrics, lock, noise = (read_mapping(name) for name in (PARAMS, METRICS, LOCK, SEEDS))
-    stages = None if lock is None else lock.get("stages", {})
+    params, metrics, lock, runs = (read_mapping(name) for name in (PARAMS, METRICS, LOCK, SEEDS))
+    stages = None if lock is None else read_stages(lock, f"{folder / LOCK} at {rev}")
     return Revision(
         title=rev if commit is None else commit[:7] if commit.startswith(rev) else f"{rev} ({commit[:7]})",
         params=None if params is None else flatten(params),
-        metrics=None if metrics is None else flatten(metrics),
+        metrics=None if metrics is None else read_metrics(metrics, f"{folder / METRICS} at {rev}"),
         stages=stages,
         items=read_items(read, f"{folder} at {rev}", params or {}, stages or {}),
-        noise=None if noise is None else seeds.read_noise(noise, f"{folder / SEEDS} at {rev}"),
-        published=(read_mapping(PUBLISHED) or {}).get("published"),
+        limits=None if runs is None else seeds.read_limits(runs, f"{folder / SEEDS} at {rev}"),
+        published=changes.list_published(read_mapping(PUBLISHED) or {}, f"{folder / PUBLISHED} at {rev}"),
+    )
+
+
+def read_metrics(document: dict[str, Any], where: str) -> Flat:
+    """Flatten the content of metrics.json. Raises StageError for a number that no metric can have.
+
+    where: the file in messages, as in `read_stages`.
+    """
+    metrics = flatten(document)
+    for key, value in metrics.items():
+        if isinstance(value, int | float) and not abs(value) <= seeds.LARGEST:  # also for NaN
+            name = ".".join(key)
+            raise StageError(f"{where}: '{name}' is {quote(value)}, expected a number: recreate it with `dvc repro`")
+    return metrics
+
+
+def read_stages(lock: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return the stages of dvc.lock, none if it has no such key. Raises StageError if one has another structure than DVC's."""
+    stages = lock.get("stages", {})
+    if not isinstance(stages, dict):
+        raise StageError(f"{where}: 'stages' is {quote(stages)}, expected a mapping: {LOCK_REMEDY}")
+    for name, entry in stages.items():
+        if not isinstance(name, str) or not isinstance(entry, dict):
+            raise StageError(f"{where}: stage {quote(name)} is {quote(entry)}, expected a mapping: {LOCK_REMEDY}")
+        for key in ("deps", "outs"):
+            if not _is_file_list(entry.get(key, [])):
+                raise StageError(f"{where}: '{key}' of stage {name} is not a list of paths and hashes: {LOCK_REMEDY}")
+        params = entry.get("params", {})
+        if not isinstance(params, dict) or not all(isinstance(values, dict) for values in params.values()):
+            raise StageError(f"{where}: 'params' of stage {name} is {quote(params)}, expected mappings: {LOCK_REMEDY}")
+    return stages
+
+
+def _is_file_list(files: object) -> bool:
+    return isinstance(files, list) and all(
+        isinstance(file, dict) and isinstance(file.get("path"), str) and isinstance(file.get("md5", ""), str) for file in files
     )
 
 
@@ -116,7 +153,7 @@ def read_items(read: Callable[[str], bytes | None], where: str, params: dict[str
         scores=per_item.parse_scores(decode(scores), f"{per_item.HARNESS} in {where}") if scores else {},
         instructions=find_hash(stages, "data/alpaca_eval_set"),
         questions=find_hash(stages, "data/harness_sets"),
-        starts=params.get("iterations", {}),
+        starts=changes.read_starts(params, f"{PARAMS} in {where}"),
     )
 
 
@@ -162,7 +199,7 @@ def find_changes(a: Flat, b: Flat) -> list[Key]:
 
 def format_leaf(leaves: Flat, key: Key) -> str:
     """Format a leaf as JSON, or as a dash if there is none."""
-    return json.dumps(leaves[key], ensure_ascii=False, default=str) if key in leaves else "–"
+    return json.dumps(leaves[key], ensure_ascii=False, default=str, skipkeys=True) if key in leaves else "–"
 
 
 def compare(a: Revision, b: Revision, folder: Path) -> str:
@@ -229,8 +266,8 @@ def compare_metrics(a: Revision, b: Revision) -> str:
     tasks = [key for key in known if key[0] == "open_llm_leaderboard" and key[-1] == "difference"]
     first = [key for key in keys if (key in known and key not in tasks) or (key[0] == "alpaca_eval" and len(key) == 3)]
     others = [key for key in keys if key not in first and key not in tasks]
-    errors, (noise, _) = changes.find_paired_errors(a.items, b.items), find_noise(a, b)
-    judged = {key: changes.judge_change(old, new, key, errors, noise) for key in keys}
+    errors, (limits, _) = changes.find_paired_errors(a.items, b.items), find_limits(a, b)
+    judged = {key: changes.judge_change(old, new, key, errors, limits) for key in keys}
     text = ""
     if first or tasks:
         text += format_changes(a, b, [judged[key] for key in first]) + explain_changes(a, b, [judged[key] for key in known])
@@ -244,10 +281,10 @@ def compare_metrics(a: Revision, b: Revision) -> str:
     return text
 
 
-def find_noise(a: Revision, b: Revision) -> tuple[dict[str, float], str]:
-    """Return the standard deviations between runs, and the title of the revision that states them: b if it does, or else a."""
-    revision = a if b.noise is None else b
-    return revision.noise or {}, revision.title
+def find_limits(a: Revision, b: Revision) -> tuple[dict[str, float], str]:
+    """Return the limits of noise, and the title of the revision that has them: b if it does, or else a."""
+    revision = a if b.limits is None else b
+    return revision.limits or {}, revision.title
 
 
 def format_changes(a: Revision, b: Revision, judged: list[Change]) -> str:
@@ -266,7 +303,7 @@ def _metric_row(old: Flat, new: Flat, key: Key) -> list[str]:
 
 
 def explain_changes(a: Revision, b: Revision, judged: list[Change]) -> str:
-    """Explain the columns of `format_changes`, each if it is known for at least one change."""
+    """Explain those columns of `format_changes` that are known for at least one change."""
     errors = [change.beyond_error for change in judged if change.beyond_error is not None]
     noise = [change.beyond_noise for change in judged if change.beyond_noise is not None]
     text = ""
@@ -275,17 +312,18 @@ def explain_changes(a: Revision, b: Revision, judged: list[Change]) -> str:
             f"\nMetric ± standard error. {sum(errors)} of {len(errors)} changes are beyond the evaluation's error: more than "
             f"{markdown.INTERVAL} times their standard error (two-sided 95% interval). This error says whether the two "
             "revisions' models would also differ on other questions of the same kind, not whether other runs of the same "
-            "experiments would show the change. Paired: the error of the mean change per question, as both revisions have "
+            "experiments would show the change. Paired: the error of the mean change per question, where both revisions have "
             "results for the same questions. Independent: √(a² + b²), where a and b are the two standard errors; it is usually "
             "too large if the questions are in fact the same. LC win rates, which are fitted to all instructions together, and "
             "the ranker's win rates are always taken as independent.\n" + warn_of_other_causes(a, b)
         )
     if noise:
         text += (
-            f"\n{sum(noise)} of {len(noise)} changes are beyond run-to-run noise: more than {markdown.INTERVAL} √2 SD, the 95% "
-            "limit of the difference between two runs. SD is the standard deviation between runs that differ in the seed only, "
-            f"estimated from few runs ({SEEDS} at {markdown.escape(find_noise(a, b)[1])}) and taken to be the same at both "
-            "revisions. A dash: not measured, or the same in all runs.\n"
+            f"\n{sum(noise)} of {len(noise)} changes are beyond run-to-run noise: more than t √2 SD, the 95% limit of the "
+            "difference between two runs. SD is the standard deviation between n runs that differ only in the seed "
+            f"({SEEDS} at {markdown.escape(find_limits(a, b)[1])}), taken to be the same at both revisions; t is the 97.5% "
+            "quantile of Student's t distribution with n − 1 degrees of freedom. A dash: not measured, or the same in all "
+            "runs.\n"
         )
     elif errors:
         text += f"\nRun-to-run noise is not known: no {SEEDS} has these metrics at either revision.\n"
@@ -293,7 +331,7 @@ def explain_changes(a: Revision, b: Revision, judged: list[Change]) -> str:
 
 
 def warn_of_other_causes(a: Revision, b: Revision) -> str:
-    """Say what else than the model may have changed the win rates: the judge, or the outputs it compares with."""
+    """Say what, besides the models, may have changed the win rates: the judge or the reference outputs."""
     causes = []
     judge = ("evaluate_alpaca", "judge")
     if (a.params or {}).get(judge) != (b.params or {}).get(judge):
@@ -305,17 +343,17 @@ def warn_of_other_causes(a: Revision, b: Revision) -> str:
 
 
 def compare_published(revision: Revision) -> str:
-    """Compare a revision with the published results, with regard to the noise between runs.
+    """Compare a revision with the published results, taking the noise between runs into account.
 
-    Returns an empty text if nothing is published or the noise is unknown; reports/ compare with the evaluation's error alone.
+    Returns an empty text if nothing is published or the noise is unknown; reports/ consider the evaluation's error only.
     """
-    metrics, noise, rows = revision.metrics or {}, revision.noise or {}, []
-    for key, reported, published_error in changes.list_published(revision.published or {}):
+    metrics, limits, rows = revision.metrics or {}, revision.limits or {}, []
+    for key, reported, published_error in revision.published:
         value = metrics.get(key)
-        if noise and isinstance(value, int | float):
+        if limits and isinstance(value, int | float):
             difference = value - reported
             beyond_error = paired.exceeds_published(difference, standard_error(metrics, key), published_error)
-            beyond_noise = changes.exceeds_noise(difference, noise.get(".".join(key)))
+            beyond_noise = changes.exceeds_noise(difference, limits.get(".".join(key)))
             theirs = f"{reported:.2f}" if published_error is None else f"{reported:.2f} ± {published_error:.2f}"
             cells = [format_metric(metrics, key), theirs, f"{difference:+.2f}", WORDS[beyond_error], WORDS[beyond_noise]]
             rows.append([".".join(key), *cells])

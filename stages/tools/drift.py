@@ -1,4 +1,4 @@
-"""Say whether a run has the results that are committed, and if not, where it departs from them and by how much.
+"""Say whether a run has the committed results and, if not, where they begin to differ and by how much.
 
 The committed run is that of HEAD: its dvc.lock and reports/. Differences of metrics are compared with the noise between runs
 according to its reports/seeds.json.
@@ -29,7 +29,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def describe_drift(folder: Path) -> str:
-    """Describe in one line that the results of the run in `folder` (of dvc.yaml) are those of HEAD, or how they differ.
+    """Say whether the results of the run in `folder` (of dvc.yaml) are those of HEAD and, if not, how they differ.
 
     Raises StageError if there is no run, or no repository.
     """
@@ -42,7 +42,7 @@ def describe_drift(folder: Path) -> str:
     comparison = locks.compare(committed.stages, current.stages)
     if comparison.first_difference is None:
         return f"OK: all {comparison.outputs} outputs are those of commit {commit[:7]}."
-    table = format_figures(committed.metrics or {}, current.metrics or {}, committed.noise or {})
+    table = format_figures(committed.metrics or {}, current.metrics or {}, committed.limits or {})
     return format_drift(comparison, commit) + table
 
 
@@ -63,8 +63,11 @@ def format_drift(comparison: locks.Comparison, commit: str) -> str:
     return textwrap.fill(text, WIDTH, break_on_hyphens=False) + "\n"
 
 
-def format_figures(committed: diff.Flat, current: diff.Flat, noise: dict[str, float]) -> str:
-    """Format a table of the win rates that both runs have: both values, their difference, and whether noise explains it."""
+def format_figures(committed: diff.Flat, current: diff.Flat, limits: dict[str, float]) -> str:
+    """Format a table of the win rates that both runs have: both values, their difference, and whether noise explains it.
+
+    limits: from `seeds.read_limits`.
+    """
     keys = [key for key in committed if key[0] == "alpaca_eval" and len(key) == 3 and key[-1] in WIN_RATES]
     keys = [key for key in keys if all(isinstance(metrics.get(key), int | float) for metrics in (committed, current))]
     if not keys:
@@ -72,11 +75,11 @@ def format_figures(committed: diff.Flat, current: diff.Flat, noise: dict[str, fl
     lines = [f"\n{'metric':<36}{'committed':>10}{'this run':>10}{'difference':>12}{'noise':>10}"]
     for key in keys:
         name, change = " ".join(key[1:]).replace("_", " "), current[key] - committed[key]
-        answer = WORDS[changes.exceeds_noise(change, noise.get(".".join(key)))]
+        answer = WORDS[changes.exceeds_noise(change, limits.get(".".join(key)))]
         lines.append(f"{name[:35]:<36}{committed[key]:>10.2f}{current[key]:>10.2f}{change:>+12.2f}{answer:>10}")
     note = (
-        "noise: whether two runs that differ in the seed only differ as much (at most 1.96 √2 SD of reports/seeds.md)"
-        if noise
+        "noise: whether two runs that differ only in the seed may differ as much (at most t sqrt(2) SD: see reports/seeds.md)"
+        if limits
         else f"noise: unknown without {diff.SEEDS}, which `make seeds` writes"
     )
     return "\n".join([*lines, "", textwrap.fill(note, WIDTH)])

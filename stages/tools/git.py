@@ -1,5 +1,6 @@
 """Queries of the Git repository, shared by tools."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -9,12 +10,21 @@ INPUTS = ("stages", "requirements", ".dvc/plots")
 """What determines results, besides an experiment's own files; relative to the root of the repository."""
 EXPERIMENT = ("dvc.yaml", "params.yaml", "published.yaml")
 """The same in the folder of an experiment."""
+REDIRECTIONS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE")
+"""Environment variables that name another repository than that of the current folder, or another part of one."""
+
+
+def clean_environment() -> dict[str, str]:
+    """Return this process's environment variables without REDIRECTIONS, for processes that run in a given folder."""
+    return {name: value for name, value in os.environ.items() if name not in REDIRECTIONS}
 
 
 def run_git(folder: Path, *arguments: str) -> str:
     """Run Git in a folder and return its output, without the last line break. Raises StageError if it fails."""
     try:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["git", *arguments], cwd=folder, env=clean_environment(), capture_output=True, text=True, check=False
+        )
     except FileNotFoundError as error:
         raise StageError("git is not installed: install it") from error
     if done.returncode:

@@ -48,7 +48,7 @@ def pin_assets(path: Path) -> None:
         print(f"{name}: {asset['repo']} {revision}")
     if unpinned:
         with files.replacing(path) as partial:
-            partial.write_text(editing.dump(document))
+            partial.write_text(editing.dump(document), encoding="utf-8")
     print(f"{path}: {len(unpinned)} revisions pinned" if unpinned else f"{path}: every asset is already pinned")
 
 

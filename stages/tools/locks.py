@@ -1,15 +1,16 @@
-"""Compare the stages of two dvc.lock files: which results differ and, if any, whether code or parameters explain it."""
+"""Compare the stages of two dvc.lock files: which results differ, and whether code or parameters explain it."""
 
 from dataclasses import dataclass
-from graphlib import TopologicalSorter
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
+from stages.runtime.errors import StageError
 from stages.tools import diff
 
 CODE = "code"
 RECORDS = "data/records/"
 NOT_RESULTS = ("data/code/", RECORDS)
-"""Outputs that are no results: the fingerprints of the code, and the records of versions and devices."""
+"""Outputs that are not results: the fingerprints of the code, and the records of versions and devices."""
 
 Stages = dict[str, Any]
 """Stage -> its entry in dvc.lock."""
@@ -32,7 +33,7 @@ class Comparison:
 
     @property
     def first_difference(self) -> str | None:
-        """The first stage with different results; none of those that it depends on has any. None: all results are the same."""
+        """The first stage with different results: all stages it depends on have the same. None: all results are the same."""
         return next((stage for stage, same in self.stages.items() if not same), None)
 
 
@@ -53,10 +54,17 @@ def compare(committed: Stages, current: Stages) -> Comparison:
 
 
 def sort_stages(stages: Stages) -> list[str]:
-    """Return the stages in an order in which each follows all that it depends on; otherwise in the order of dvc.lock."""
+    """Return the stages in an order in which each follows all that it depends on; otherwise in the order of dvc.lock.
+
+    Raises StageError if stages depend on each other.
+    """
     owners = {path: stage for stage, entry in stages.items() for path in diff.hash_outputs(entry)}
     graph = {stage: [owner for dep in _hash_deps(entry) for owner in _find(dep, owners)] for stage, entry in stages.items()}
-    return list(TopologicalSorter(graph).static_order())
+    try:
+        return list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        circle = " -> ".join(error.args[1])
+        raise StageError(f"{diff.LOCK}: stages depend on each other: {circle}: {diff.LOCK_REMEDY}") from error
 
 
 def _hash_deps(entry: dict[str, Any]) -> dict[str, str]:
@@ -71,7 +79,7 @@ def _find(dep: str, owners: dict[str, str]) -> list[str]:
 def find_changed_inputs(committed: Stages, current: Stages) -> list[str]:
     """List the parameters, code, commands and files in which two runs differ, other than the results of their own stages.
 
-    Code is compared by its fingerprints (stages/code.py), so that a comment is no change.
+    Code is compared by its fingerprints (stages/code.py), so changes to comments do not count.
     """
     before, after = _list_inputs(committed), _list_inputs(current)
     return [name for name in {**before, **after} if before.get(name) != after.get(name)]

@@ -88,12 +88,12 @@ def create_recipe(name: str, source: Path, variant: Path | None, settings: list[
     text = re.sub(r"(hub --pin --recipe) [^\s`]+", rf"\1 {folder}", text)
     changed = params.validate_unpinned(YAML(typ="safe").load(text), folder / "params.yaml")
     published = choose_published(source, variant, original, changed)
-    pipeline = generate_pipeline(files.require(root / "dvc.yaml").read_text())
+    pipeline = generate_pipeline(files.require(root / "dvc.yaml").read_text(encoding="utf-8"))
     with files.replacing(target) as partial:
         partial.mkdir()
-        (partial / "params.yaml").write_text(text)
-        (partial / "dvc.yaml").write_text(pipeline)
-        (partial / "published.yaml").write_text(published)
+        (partial / "params.yaml").write_text(text, encoding="utf-8")
+        (partial / "dvc.yaml").write_text(pipeline, encoding="utf-8")
+        (partial / "published.yaml").write_text(published, encoding="utf-8")
     return target
 
 
@@ -143,7 +143,7 @@ def choose_published(source: Path, variant: Path | None, original: Params, chang
         return editing.dump({"published": results.get(policy)})
     if policy != original.assets.policy.repo:
         return editing.dump({"published": None})
-    return (source / "published.yaml").read_text()
+    return (source / "published.yaml").read_text(encoding="utf-8")
 
 
 def generate_pipeline(text: str) -> str:

@@ -2,7 +2,7 @@
 
 The annotations may come from any judge. Length control is defined for AlpacaEval's 805 instructions and reference outputs only.
 stages/judges/annotations.py says which odd annotations are refused and which are counted: the printed `n_failed` is the number
-of annotations without a preference, over which the win rate is not computed, and `n_empty_references` that of empty reference
+of annotations without a preference, which the win rate leaves out, and `n_empty_references` is the number of empty reference
 outputs.
 """
 

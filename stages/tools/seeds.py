@@ -35,7 +35,7 @@ POLL_SECONDS = 0.2
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=DEFAULT, metavar="SEED", help=f"default: {DEFAULT}")
     parser.add_argument("--jobs", type=int, default=1, help="seeds to run at the same time (default: 1; each uses two cores)")
-    parser.add_argument("--collect", action="store_true", help="run nothing: collect the runs that are finished")
+    parser.add_argument("--collect", action="store_true", help="run nothing, only collect the finished runs")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -54,7 +54,7 @@ def write_reports(finished: list[int]) -> None:
     document = seeds.collect_figures(runs)
     files.write_json(document, REPORTS / "seeds.json")
     with files.replacing(REPORTS / "seeds.md") as partial:
-        partial.write_text(seeds.format_seeds(document))
+        partial.write_text(seeds.format_seeds(document), encoding="utf-8")
     print(f"{REPORTS}/seeds.md: seeds {', '.join(map(str, finished))}")
 
 
@@ -76,7 +76,7 @@ def run_all(wanted: list[int], jobs: int) -> None:
     """Run the seeds that are not finished, `jobs` at a time. Raises StageError when the first one fails."""
     changed = git.find_uncommitted(Path())
     if changed:
-        raise StageError(f"{changed[0]} differs from HEAD, which the runs are made of: commit or stash it")
+        raise StageError(f"{changed[0]} differs from HEAD, which the runs would use: commit or stash it")
     pending = [seed for seed in wanted if not is_finished(seed)]
     running: dict[int, subprocess.Popen[bytes]] = {}
     with _terminate(running):
@@ -110,7 +110,9 @@ def start(seed: int) -> "subprocess.Popen[bytes]":
     log.parent.mkdir(exist_ok=True)
     print(f"seed {seed}: running in {folder}, output in {log}", flush=True)
     program = Path(sys.executable).parent
-    environment = {name: value for name, value in os.environ.items() if name not in ("SPPO_SCRATCH", "SPPO_ENVIRONMENT")}
+    environment = git.clean_environment()
+    for name in ("SPPO_SCRATCH", "SPPO_ENVIRONMENT"):
+        environment.pop(name, None)
     environment["PATH"] = f"{program}:{environment.get('PATH', '')}"
     die_with_tool = functools.partial(processes.die_with_parent, os.getpid(), signal.SIGTERM)
     command = [str(program / "dvc"), "repro"]
@@ -121,7 +123,7 @@ def start(seed: int) -> "subprocess.Popen[bytes]":
 
 
 def prepare(seed: int) -> Path:
-    """Make or update the clone of a seed: HEAD with this seed, this repository's environments and DVC cache.
+    """Create or update the clone for a seed: HEAD with this seed, sharing this repository's environments and DVC cache.
 
     A clone of an earlier commit is reset; DVC takes what is still valid from its cache.
     """
@@ -138,20 +140,20 @@ def prepare(seed: int) -> Path:
     if not link.is_symlink():
         link.symlink_to(Path(sys.prefix).parent)
     with repository.open_repository(Path()) as repo:
-        (folder / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {repo.cache.local_cache_dir}\n")
+        (folder / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {repo.cache.local_cache_dir}\n", encoding="utf-8")
     document = editing.load(folder / diff.PARAMS)
     if document["seed"] != seed:
         document["seed"] = seed
-        (folder / diff.PARAMS).write_text(editing.dump(document))
+        (folder / diff.PARAMS).write_text(editing.dump(document), encoding="utf-8")
     return folder
 
 
 def finish(seed: int, code: int) -> None:
-    """Note that a seed's run is finished. Raises StageError if it failed."""
+    """Record that a seed's run is finished. Raises StageError if it failed."""
     folder = FOLDER / str(seed)
     if code:
         log = folder / LOG
-        last = (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
+        last = (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"])[-1]
         raise StageError(f"{folder}: seed {seed} failed ({one_line(last)}): see {log}, then run this again to resume")
     note = {"commit": git.head(folder), "lock": files.digest(folder / diff.LOCK)}
     files.write_json(note, folder / NOTE)

@@ -24,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Write the documents that are out of date, and print their names."""
     for path, text in documents(ROOT).items():
-        if not path.exists() or path.read_text() != text:
-            path.write_text(text)
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
             print(f"{path.relative_to(ROOT)} updated")
 
 
@@ -33,17 +33,22 @@ def documents(root: Path) -> dict[Path, str]:
     """Return the full text of each document with generated parts. Raises StageError if a document has no place for them."""
     readme, artifacts, pipeline = root / "README.md", root / "docs/artifacts.md", root / "dvc.yaml"
     reproductions = root / "docs/reproductions.md"
-    text = readme.read_text()
+    text = readme.read_text(encoding="utf-8")
     for name in TABLES:
-        report = (root / "reports" / f"{name}.md").read_text()
+        report = (root / "reports" / f"{name}.md").read_text(encoding="utf-8")
         text = replace_block(text, name, re.sub(r"(?m)^#", "###", report), readme)
     generated = {
         readme: text,
-        artifacts: replace_block(artifacts.read_text(), "schemas", format_schemas(), artifacts),
+        artifacts: replace_block(artifacts.read_text(encoding="utf-8"), "schemas", format_schemas(), artifacts),
         reproductions: replace_block(
-            reproductions.read_text(), "reproductions", format_reproductions(root / "reproductions"), reproductions
+            reproductions.read_text(encoding="utf-8"),
+            "reproductions",
+            format_reproductions(root / "reproductions"),
+            reproductions,
         ),
-        pipeline: replace_plots(pipeline.read_text(), (root / "stages/reporting/plots.yaml").read_text(), pipeline),
+        pipeline: replace_plots(
+            pipeline.read_text(encoding="utf-8"), (root / "stages/reporting/plots.yaml").read_text(encoding="utf-8"), pipeline
+        ),
     }
     recipes = sorted((root / "recipes").glob("*/params.yaml"))
     return generated | {path.with_name("dvc.yaml"): recipe.generate_pipeline(generated[pipeline]) for path in recipes}

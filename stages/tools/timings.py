@@ -17,7 +17,11 @@ def main(args: argparse.Namespace) -> None:
     if args.action == "start":
         FILE.unlink(missing_ok=True)
     else:
-        print(format_timings([json.loads(line) for line in FILE.read_text().splitlines()] if FILE.exists() else []))
+        print(
+            format_timings(
+                [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()] if FILE.exists() else []
+            )
+        )
 
 
 def format_timings(rows: list[dict[str, Any]]) -> str:

@@ -197,7 +197,7 @@ def check_folder(artifact: Artifact, cache: Cache, bar: "tqdm[Any]") -> Result:
         here = cache.check(out, artifact.md5)
         copies: Copies = {path: path for path in list_files(out)} if here == INTACT else {out: None}
         return Result([describe_fault(artifact, out, here, there, listing)], copies)
-    md5s = {out / entry["relpath"]: entry["md5"] for entry in json.loads(listing.read_text())}
+    md5s = {out / entry["relpath"]: entry["md5"] for entry in json.loads(listing.read_text(encoding="utf-8"))}
     result = Result([f"{path}: does not belong to this artifact: remove it" for path in list_files(out) if path not in md5s])
     result.extend(check_files(artifact, md5s, cache, bar))
     if not out.exists() and not result.faults:

@@ -5,9 +5,13 @@ import json
 import pandas as pd
 import pytest
 
+from stages.reporting import seeds
+from stages.runtime import params
 from stages.runtime.paths import ROOT
+from stages.tools import diff
 
-METRICS = json.loads((ROOT / "reports/metrics.json").read_text())["alpaca_eval"]
+DOCUMENT = json.loads((ROOT / "reports/metrics.json").read_text())
+METRICS = DOCUMENT["alpaca_eval"]
 
 
 @pytest.fixture(scope="module")
@@ -33,3 +37,12 @@ def test_the_win_rates_are_those_of_the_preferences(preferences: pd.DataFrame) -
     for model, metrics in METRICS.items():
         assert metrics["win_rate"] == pytest.approx(100 * (preferences[model].mean() - 1), abs=1e-3)
         assert metrics["standard_error"] == pytest.approx(100 * preferences[model].sem(), abs=1e-3)
+
+
+def test_the_noise_is_that_of_the_committed_experiment() -> None:
+    """One of the runs with different seeds is the committed one: after a change of the results, run `make seeds`."""
+    runs = json.loads((ROOT / "reports/seeds.json").read_text())
+    place = runs["seeds"].index(params.read(ROOT / "params.yaml")["seed"])
+    metrics = {".".join(key): value for key, value in diff.flatten(DOCUMENT).items() if seeds.is_number(value)}
+    assert {key: values[place] for key, values in runs["figures"].items()} == metrics
+    assert (ROOT / "reports/seeds.md").read_text(encoding="utf-8") == seeds.format_seeds(runs)

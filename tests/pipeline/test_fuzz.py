@@ -1,5 +1,6 @@
 """Randomly corrupted input is either still valid or rejected in one line."""
 
+import contextlib
 import copy
 import io
 import json
@@ -20,9 +21,10 @@ from stages.reporting import inputs, published
 from stages.runtime import params
 from stages.runtime.errors import StageError
 from stages.runtime.paths import ROOT
-from stages.tools import recipe
+from stages.tools import attest, diff, drift, locks, recipe
 from support import tables as examples
 from support.messages import assert_message
+from support.revisions import LOCK, commit, git, make_metrics
 from support.running import run_stage, set_params
 
 QUICK = settings(
@@ -202,6 +204,75 @@ def test_json_of_any_kind(data: st.DataObject, tmp_path: Path) -> None:
     result = read_or_reject(lambda: data.draw(st.sampled_from(JSON_READERS))(tmp_path / "metrics.json"))
     if result is not None:
         json.dumps(result, ensure_ascii=False).encode()
+
+
+EXPERIMENT: dict[str, Any] = {
+    "params.yaml": {"seed": 1, "eta": 10.0, "iterations": {"iter1": "base"}, "train": {"lora": {"rank": 0}}},
+    "dvc.lock": {"schema": "2.0", "stages": LOCK | {"code": {"cmd": "x", "outs": [{"path": "data/code/x.json", "md5": "0"}]}}},
+    "reports/metrics.json": make_metrics(0),
+    "reports/seeds.json": {
+        "seeds": [1, 2],
+        "figures": {"alpaca_eval.iter1.win_rate": [50.0, 60.0], "training.iter1.kl": [0.0, 0.1]},
+    },
+    "published.yaml": {"published": {"alpaca_eval": {"models": {"iter1": {"win_rate": 50, "standard_error": 1.5}}}}},
+    "record.json": {
+        "tools": {"torch": "2.13.0"},
+        "numerics": "portable",
+        "processor": "x",
+        "instruction_set": "AVX2",
+        "gpus": [],
+    },
+}
+"""What `drift`, `diff` and `attest` read."""
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, diff.Revision]:
+    """A repository with EXPERIMENT in its only commit, and that revision."""
+    folder = tmp_path_factory.mktemp("experiment")
+    for name, document in EXPERIMENT.items():
+        files.write_json(document, folder / name)
+    git(folder, "init", "-q")
+    commit(folder, "run")
+    with contextlib.chdir(folder):
+        return folder, diff.read_revision("HEAD", Path())
+
+
+def compare_all(committed: diff.Revision) -> str:
+    """Do what `drift`, `diff` and `attest` do with the workspace."""
+    current = diff.read_revision(diff.WORKSPACE, Path())
+    before, after = committed.stages or {}, current.stages or {}
+    text = diff.compare(committed, current, Path()) + diff.compare(current, committed, Path())
+    text += drift.format_drift(locks.compare(before, after), "0" * 40)
+    text += drift.format_figures(committed.metrics or {}, current.metrics or {}, current.limits or {})
+    attest.collect_figures(current.metrics or {}, Path("params.yaml"))
+    records = [attest.read_record(Path("record.json"))]
+    return f"{text}{attest.summarize_numerics(records)}{attest.collect_versions(records)}{attest.list_records(Path(), current)}"
+
+
+@QUICK
+@given(data=st.data())
+def test_runs_of_any_kind_are_compared_or_rejected(data: st.DataObject, experiment: tuple[Path, diff.Revision]) -> None:
+    folder, committed = experiment
+    name = data.draw(st.sampled_from(sorted(EXPERIMENT)))
+    document = copy.deepcopy(EXPERIMENT[name])
+    for _ in range(data.draw(st.integers(1, 2))):
+        places = list_places(document)
+        if places:
+            container, key = data.draw(st.sampled_from(places))
+            container[key] = data.draw(VALUES)
+    (folder / name).write_text(json.dumps(document))
+    try:
+        with contextlib.chdir(folder):
+            read_or_reject(lambda: compare_all(committed))
+    finally:
+        files.write_json(EXPERIMENT[name], folder / name)
+
+
+def test_the_example_of_a_run_is_valid(experiment: tuple[Path, diff.Revision]) -> None:
+    folder, committed = experiment
+    with contextlib.chdir(folder):
+        assert "No changes in parameters, metrics, artifacts." in compare_all(committed)
 
 
 @QUICK

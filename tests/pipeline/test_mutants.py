@@ -37,4 +37,4 @@ def test_the_page_counts_what_survived() -> None:
     listed = [mutants.Mutant(name, "m", "f", "o", "n", []) for name in "abc"]
     page = mutants.format_results(listed, {"a": "tests/test_split.py::test_x", "b": mutants.SURVIVED})
     assert "1 of 3 mutants were killed; 1 survived, 1 not run." in page
-    assert "| b | f | m | SURVIVED |" in page
+    assert "| b | `f` | m | SURVIVED |" in page

@@ -85,11 +85,16 @@ def test_the_first_reproduction_by_hand() -> None:
         ("machine.emulated", "qemu on a Xeon", ["AMD EPYC 7B13, AVX2, 2 cores, 24 GiB (emulated: qemu on a Xeon)"]),
         ("machine.gpus", {"H100": 8}, ["AMD EPYC 7B13, AVX2, 2 cores, 24 GiB, 8 x H100"]),
         ("machine.cores", 1, ["AMD EPYC 7B13, AVX2, 1 core, 24 GiB"]),
-        ("dirty", True, ["0123456, with changes"]),
+        ("dirty", True, ["0123456, with changes", "yes, with changes"]),
+        ("dirty", None, ["yes, run by hand"]),
+        ("lock_sha256", None, ["yes, run by hand"]),
+        ("stages", None, ["yes, run by hand"]),
+        ("outputs", None, ["yes, run by hand"]),
+        ("not_run_here", None, ["yes, run by hand"]),
         ("recipe", "recipes/llama-3-8b", ["llama-3-8b"]),
         ("numerics", "fast", ["fast"]),
-        ("not_run_here", ["policy"], ["yes (1 stage not run on this machine)"]),
-        ("not_run_here", ["policy", "split"], ["yes (2 stages not run on this machine)"]),
+        ("not_run_here", ["policy"], ["in part: 1 stage not run on this machine"]),
+        ("not_run_here", ["policy", "split"], ["in part: 2 stages not run on this machine"]),
         ("figures.gain.standard_error", None, ["+24.75"]),
         ("note", "by hand", ["by hand"]),
     ],
@@ -110,6 +115,30 @@ def test_a_row_shows_what_the_file_says(key: str, value: Any, cells: list[str]) 
     assert [cell for before, cell in zip(row, changed, strict=True) if cell != before] == cells
 
 
+@given(
+    st.fixed_dictionaries(
+        {
+            "dirty": st.sampled_from([False, True, None]),
+            "lock_sha256": st.sampled_from(["a" * 64, None]),
+            "stages": st.sampled_from([{"policy": True}, {"policy": False}, None]),
+            "first_difference": st.sampled_from([None, "policy"]),
+            "outputs": st.sampled_from([3, None]),
+            "differing_outputs": st.sampled_from([0, 1, None]),
+            "not_run_here": st.sampled_from([[], ["policy"], None]),
+        }
+    )
+)
+def test_a_plain_yes_is_a_complete_run_on_this_machine(changes: dict[str, Any]) -> None:
+    try:
+        run = Reproduction.model_validate(RUN | changes)
+    except ValidationError:
+        return
+    complete = {"dirty": False, "lock_sha256": "a" * 64, "stages": {"policy": True}, "outputs": 3, "differing_outputs": 0}
+    text = reproductions.format_bytes(run)
+    assert (text == "yes") == (changes == complete | {"first_difference": None, "not_run_here": []})
+    assert text.startswith("no,") == (changes["first_difference"] == "policy")
+
+
 @pytest.mark.parametrize(
     ("outputs", "differing", "text"),
     [(60, 13, "no, from train@iter1 on: 13 of 60 outputs"), (None, 13, "no, from train@iter1 on: 13 of ? outputs")],
@@ -122,6 +151,10 @@ def test_a_row_names_the_first_difference(outputs: int | None, differing: int, t
         Reproduction.model_validate(run | {"outputs": None, "differing_outputs": None, "stages": None})
     )
     assert row[4] == "no, from train@iter1 on"
+    row = reproductions.format_row(
+        Reproduction.model_validate(run | {"outputs": 60, "differing_outputs": 13, "not_run_here": ["policy"]})
+    )
+    assert row[4] == "no, from train@iter1 on: 13 of 60 outputs (1 stage not run on this machine)"
 
 
 def test_the_table_has_a_row_per_file_by_name(tmp_path: Path) -> None:
@@ -145,6 +178,11 @@ def test_the_table_has_a_row_per_file_by_name(tmp_path: Path) -> None:
         ("machine.emulated", True),
         ("dirty", "no"),
         ("stages.policy", "yes"),
+        ("stages", {}),
+        ("outputs", 0),
+        ("recipe", "/recipes/x"),
+        ("recipe", "../x"),
+        ("recipe", "recipes/../.."),
         ("figures.win_rates.iter1", 100.5),
         ("figures.win_rates.iter1", "60"),
         ("figures.gain.standard_error", -1),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from stages.reporting import seeds
 from stages.runtime.errors import StageError
@@ -50,26 +51,36 @@ def test_one_run_has_no_deviation(runs: dict[int, Any]) -> None:
     assert_message(str(error.value), "two seeds", f"found {len(runs)}", "make seeds")
 
 
-def test_noise_is_the_sample_deviation() -> None:
-    noise = seeds.read_noise(DOCUMENT, "seeds.json")
-    assert noise.keys() == make_run(0).keys()
-    assert noise[RATE] == pytest.approx(math.sqrt(26 / 2))
-    assert noise["alpaca_eval.base.win_rate"] == 0
+def test_the_limit_of_three_runs_by_hand() -> None:
+    """Student's t with 2 degrees of freedom: 4.303; the variance is 26 / 2, and that of a difference twice as much."""
+    limits = seeds.read_limits(DOCUMENT, "seeds.json")
+    assert limits.keys() == make_run(0).keys()
+    assert limits[RATE] == pytest.approx(4.303 * math.sqrt(26))
+    assert limits["alpaca_eval.base.win_rate"] == 0
+
+
+@pytest.mark.parametrize("freedom", range(1, 40))
+def test_quantiles_are_students(freedom: int) -> None:
+    expected = stats.t.ppf(0.975, freedom) if freedom <= 30 else stats.norm.ppf(0.975)
+    assert seeds.student_quantile(freedom) == pytest.approx(expected, abs=0.0005)
 
 
 @given(st.lists(st.lists(st.floats(-1e3, 1e3), min_size=3, max_size=3), min_size=2, max_size=6))
-def test_noise_equals_numpys(rows: list[list[float]]) -> None:
+def test_limits_equal_numpys_and_scipys(rows: list[list[float]]) -> None:
     runs = {seed: dict(zip("abc", row, strict=True)) for seed, row in enumerate(rows)}
-    noise = seeds.read_noise(seeds.collect_figures(runs), "x")
-    expected = np.std(np.array(rows), axis=0, ddof=1)
-    assert list(noise.values()) == pytest.approx(expected.tolist(), rel=1e-9, abs=1e-9)
+    limits = seeds.read_limits(seeds.collect_figures(runs), "x")
+    expected = np.std(np.array(rows), axis=0, ddof=1) * 2**0.5 * stats.t.ppf(0.975, len(rows) - 1)
+    assert list(limits.values()) == pytest.approx(expected.tolist(), rel=2e-4, abs=1e-9)
 
 
-def test_the_limit_is_that_of_a_difference_of_two_runs() -> None:
-    assert seeds.noise_limit(1.66) == pytest.approx(1.96 * 1.41421356 * 1.66)
-    rng = np.random.default_rng(0)
-    differences = 2.5 * (rng.standard_normal(200_000) - rng.standard_normal(200_000))
-    assert np.mean(np.abs(differences) <= seeds.noise_limit(2.5)) == pytest.approx(0.95, abs=0.002)
+@pytest.mark.parametrize("count", [2, 3, 5, 10])
+def test_two_runs_differ_by_more_than_the_limit_in_5_of_100_cases(count: int) -> None:
+    """The limit is estimated from as few other runs as in practice; SD known exactly, 1.96 would do."""
+    rng = np.random.default_rng(count)
+    trials = 4000
+    others, pairs = 10 + 2.5 * rng.standard_normal((trials, count)), 10 + 2.5 * rng.standard_normal((trials, 2))
+    limits = [seeds.noise_limit(values) for values in others.tolist()]
+    assert np.mean(np.abs(pairs[:, 0] - pairs[:, 1]) > limits) == pytest.approx(0.05, abs=0.012)
 
 
 @pytest.mark.parametrize(
@@ -81,11 +92,14 @@ def test_the_limit_is_that_of_a_difference_of_two_runs() -> None:
         ({"seeds": [1, 2], "figures": {"a.b": [1.0]}}, ["'figures.a.b' is [1.0]", "2 numbers"]),
         ({"seeds": [1, 2], "figures": {"a.b": [1.0, "x"]}}, ["'figures.a.b'", "2 numbers"]),
         ({"seeds": [1, 2], "figures": {"a.b": [1.0, math.nan]}}, ["'figures.a.b'"]),
+        ({"seeds": [1, 2], "figures": {"a.b": [1.0, math.inf]}}, ["'figures.a.b'"]),
+        ({"seeds": [1, 2], "figures": {"a.b": [10**400, 1]}}, ["'figures.a.b'"]),
+        ({"seeds": [1, 2], "figures": {"a.b": [True, 1]}}, ["'figures.a.b'"]),
     ],
 )
 def test_an_invalid_file_is_named(document: dict[str, Any], parts: list[str]) -> None:
     with pytest.raises(StageError) as error:
-        seeds.read_noise(document, "reports/seeds.json at HEAD")
+        seeds.read_limits(document, "reports/seeds.json at HEAD")
     assert_message(str(error.value), "reports/seeds.json at HEAD", *parts, "`make seeds`")
 
 
@@ -111,6 +125,10 @@ def test_the_page_has_mean_deviation_range_and_the_mean_error_of_a_run() -> None
     }
     assert "1, 2, 42" in head
     assert "about 50%" in head  # 1 / sqrt(2 (3 - 1))
+    words = " ".join(rest.split()) + head
+    assert "exceeds 4.303 √2 SD" in words
+    assert "2 degrees of freedom" in words
+    assert "The seed also draws the evaluation's questions" in words
 
 
 def test_differences_from_the_previous_model_are_headlines_where_there_are_any() -> None:
@@ -121,6 +139,36 @@ def test_differences_from_the_previous_model_are_headlines_where_there_are_any()
     rows = {row[0]: row[1:] for row in read_rows(page.partition("<details>")[0])}
     assert rows["win rate of iter2 − previous"] == ["8.00", "0.00", "8.00 to 8.00", "1.50"]
     assert rows["leaderboard average of iter2 − base"] == ["0.25", "0.00", "0.25 to 0.25", "–"]
+
+
+def test_details_and_repeated_differences_are_not_shown() -> None:
+    """iter1 started from the base policy; one of iter2's two differences is the same by chance."""
+    figures = {f"alpaca_eval.iter{number}.win_rate": [60.0, 61.0] for number in (1, 2)}
+    for opponent, shift in (("base", 0), ("previous", 1)):
+        for key in ("difference", "lower", "upper", "wins", "losses", "ties"):
+            figures[f"alpaca_eval.iter1.vs_{opponent}.{key}"] = [1.0, 2.0]
+            figures[f"alpaca_eval.iter2.vs_{opponent}.{key}"] = [3.0 + shift, 4.0]
+        figures[f"open_llm_leaderboard.iter1.vs_{opponent}.average.difference"] = [5.0, 6.0]
+        figures[f"open_llm_leaderboard.iter2.vs_{opponent}.average.difference"] = [5.0, 6.0 - shift]
+        figures[f"open_llm_leaderboard.iter2.vs_{opponent}.mmlu.difference"] = [0.0, 0.0]
+    figures |= {"training.iter1.ties": [0.0, 1.0], "training.iter1.lower": [2.0, 3.0]}
+    head, _, rest = seeds.format_seeds({"seeds": [1, 2], "figures": figures}).partition("<details>")
+    assert [row[0] for row in read_rows(head)[2:]] == [
+        "win rate of iter1",
+        "win rate of iter2",
+        "win rate of iter1 − base",
+        "win rate of iter2 − base",
+        "win rate of iter2 − previous",
+        "leaderboard average of iter1 − base",
+        "leaderboard average of iter2 − base",
+        "leaderboard average of iter2 − previous",
+    ]
+    assert [row[0].replace("\\", "") for row in read_rows(rest)[2:]] == [
+        "open_llm_leaderboard.iter2.vs_base.mmlu.difference",
+        "open_llm_leaderboard.iter2.vs_previous.mmlu.difference",
+        "training.iter1.ties",
+        "training.iter1.lower",
+    ]
 
 
 def test_nothing_heavier_than_the_standard_library_is_imported() -> None:

@@ -31,7 +31,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages.artifacts import files
-from stages.reporting import markdown
+from stages.reporting.markdown import escape
+from stages.runtime.fingerprint import hash_code
 from stages.runtime.paths import ROOT
 
 LIST = Path(__file__).with_suffix(".yaml")
@@ -63,10 +64,11 @@ class Mutant:
         return text.replace(self.old, self.new) if text.count(self.old) == 1 else None
 
     def key(self, root: Path) -> str:
-        """Return a hash of what determines the result: the mutant, its file and its tests."""
+        """Return a hash of what determines the result: the mutant, and the code of its file and its tests."""
         total = hashlib.sha256(json.dumps(vars(self)).encode())
         for path in (self.file, *self.tests, "tests/conftest.py"):
-            total.update((root / path).read_bytes() if (root / path).is_file() else b"missing")
+            text = (root / path).read_text() if (root / path).is_file() else ""
+            total.update((hash_code(text) if path.endswith(".py") else text).encode())
         return total.hexdigest()[:16]
 
 
@@ -173,14 +175,22 @@ def format_results(mutants: list[Mutant], results: dict[str, str]) -> str:
     rows = [[mutant.name, mutant.file, mutant.meaning, results.get(mutant.name, NOT_RUN)] for mutant in mutants]
     states = Counter(row[-1] if row[-1] in (SURVIVED, STALE, NOT_RUN) else "killed" for row in rows)
     others = ", ".join(f"{states[state]} {state.lower()}" for state in (SURVIVED, STALE, NOT_RUN) if states[state])
+    lines = [
+        f"| {escape(name)} | `{file}` | {escape(meaning)} | {format_killer(killer)} |" for name, file, meaning, killer in rows
+    ]
     return (
         "# Mutants\n\n"
-        "Each row is a change of meaning in one place of `stages/`, and the first test that failed with it, of the tests that\n"
-        "`tests/support/mutants.yaml` lists for it. A mutant that survives is a property of the results that no test checks.\n"
+        "Each row is one change to the meaning of the code in `stages/`, and the first test that failed with it, of those\n"
+        "that `tests/support/mutants.yaml` lists for it. If a mutant survives, no test checks that property of the results.\n"
         "Written by `make mutants`.\n\n"
         f"{states['killed']} of {len(rows)} mutants were killed{f'; {others}' if others else ''}.\n\n"
-        + markdown.table(["mutant", "file", "meaning", "killed by"], rows, text=True)
+        "| mutant | file | meaning | killed by |\n| --- | --- | --- | --- |\n" + "\n".join(lines) + "\n"
     )
+
+
+def format_killer(test: str) -> str:
+    """Format the test that killed a mutant as code, and any other result as text."""
+    return f"`{test}`" if "::" in test else test
 
 
 def main() -> None:

@@ -165,6 +165,34 @@ def test_an_incomplete_run_is_refused(change: Any, parts: list[str], folder: Pat
     assert_message(str(error.value), *parts)
 
 
+@pytest.mark.parametrize(
+    "record", [[], {}, {"tools": None}, {"tools": ["torch"]}, {"tools": {"torch": 2}}, {"tools": {}, "numerics": ["fast"]}]
+)
+def test_an_odd_record_is_named(record: Any, tmp_path: Path) -> None:
+    files.write_json(record, tmp_path / "train.json")
+    with pytest.raises(StageError) as error:
+        attest.read_record(tmp_path / "train.json")
+    assert_message(str(error.value), str(tmp_path / "train.json"), "'tools'")
+
+
+@pytest.mark.parametrize("facts", [[], None, "text", {}])
+def test_odd_facts_about_a_machine_mean_that_the_stage_ran_elsewhere(facts: Any, folder: Path) -> None:
+    files.write_json(facts, folder / "scratch/machines/policy.json")
+    assert attest.find_foreign_stages([Path("data/records/policy.json")], Path(), MACHINE) == ["policy"]
+
+
+def test_impossible_results_are_refused(folder: Path) -> None:
+    metrics = json.loads((folder / "reports/metrics.json").read_text())
+    metrics["alpaca_eval"]["iter1"]["vs_base"]["standard_error"] = -1
+    code = f"open('reports/metrics.json', 'w').write({json.dumps(metrics)!r}); open('reports/page.md', 'w').write('')"
+    (folder / "report.py").write_text(code)
+    runs.repro(folder)
+    with pytest.raises(StageError) as error:
+        attest.main(argparse.Namespace(recipe=Path(), name="x", emulated=None))
+    assert_message(str(error.value), "figures.gain.standard_error", "dvc repro")
+    assert not (folder / "reproductions").exists()
+
+
 def test_a_changed_comment_leaves_a_run_complete(folder: Path) -> None:
     (folder / "code.txt").write_text("{} ")  # the stage `code` alone would run
     assert collect()["first_difference"] is None
@@ -184,5 +212,16 @@ def test_figures_need_both_models(tmp_path: Path) -> None:
     with pytest.raises(StageError) as error:
         attest.collect_figures(metrics, tmp_path / "params.yaml")
     assert_message(str(error.value), str(tmp_path / "reports/metrics.json"), "'alpaca_eval.iter2.win_rate'", "dvc repro")
+    with pytest.raises(StageError) as error:
+        attest.collect_figures(metrics | {("alpaca_eval", "iter2", "win_rate"): "61"}, tmp_path / "params.yaml")
+    assert_message(str(error.value), "'alpaca_eval.iter2.win_rate'", "dvc repro")
     found = attest.collect_figures(metrics | {("alpaca_eval", "iter2", "win_rate"): 61.5}, tmp_path / "params.yaml")
     assert (found["last"], found["gain"]) == ("iter2", {"difference": 11.5, "standard_error": None})
+
+
+@pytest.mark.parametrize("text", ["iterations: {}", "iterations: null", "iterations: [a]"])
+def test_figures_need_iterations(text: str, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(StageError) as error:
+        attest.collect_figures({}, tmp_path / "params.yaml")
+    assert_message(str(error.value), str(tmp_path / "params.yaml"), "'iterations'")

@@ -13,9 +13,11 @@ from scipy import stats
 
 from stages.reporting.published import read_published
 from stages.runtime import documents, params
+from stages.runtime.errors import StageError
 from stages.runtime.paths import ROOT
 from stages.tools import changes
 from stages.tools.changes import Items
+from support.messages import assert_message
 
 WIN_RATE = ("alpaca_eval", "iter1", "win_rate")
 STARTS = {"iter1": "base", "iter2": "iter1"}
@@ -159,14 +161,13 @@ def test_an_unknown_error_judges_nothing(old: changes.Flat, new: changes.Flat, e
 
 
 @pytest.mark.parametrize(
-    ("difference", "deviation", "beyond"),
-    [(5.5, 2.0, False), (5.6, 2.0, True), (-5.6, 2.0, True), (5.6, None, None), (5.6, 0.0, None)],
+    ("difference", "limit", "beyond"),
+    [(5.5, 5.54, False), (5.6, 5.54, True), (-5.6, 5.54, True), (-5.5, 5.54, False), (5.6, None, None), (5.6, 0.0, None)],
 )
-def test_noise_is_that_of_two_runs(difference: float, deviation: float | None, beyond: bool | None) -> None:
-    """1.96 times the square root of 2 times the deviation of one run: 5.54 for a deviation of 2."""
-    assert changes.exceeds_noise(difference, deviation) is beyond
-    noise = {"alpaca_eval.iter1.win_rate": deviation} if deviation is not None else {}
-    change = changes.judge_change(flat(50, None), flat(50 + difference, None), WIN_RATE, {}, noise)
+def test_a_change_is_compared_with_the_limit_of_noise(difference: float, limit: float | None, beyond: bool | None) -> None:
+    assert changes.exceeds_noise(difference, limit) is beyond
+    limits = {"alpaca_eval.iter1.win_rate": limit} if limit is not None else {}
+    change = changes.judge_change(flat(50, None), flat(50 + difference, None), WIN_RATE, {}, limits)
     assert change.beyond_noise is beyond
 
 
@@ -189,7 +190,7 @@ def test_the_published_results_are_found_with_their_errors() -> None:
     published = read_published(path)
     assert published
     assert published.open_llm_leaderboard
-    rows = changes.list_published(documents.load_mapping(path.read_bytes(), str(path))["published"])
+    rows = changes.list_published(documents.load_mapping(path.read_bytes(), str(path)), str(path))
     found = {key: (value, error) for key, value, error in rows}
     assert len(found) == len(rows) == 4 * 3 + 4 * 7
     assert found["alpaca_eval", "iter3", "win_rate"] == (39.85, 1.42)
@@ -200,6 +201,47 @@ def test_the_published_results_are_found_with_their_errors() -> None:
     assert found["open_llm_leaderboard", "iter1", "average_weighted"] == (board["average"], None)
     assert found["open_llm_leaderboard", "iter1", "gsm8k"] == (board["gsm8k"], None)
     assert ("open_llm_leaderboard", "iter1", "mmlu") not in found
+
+
+@pytest.mark.parametrize(
+    ("document", "parts"),
+    [
+        ({"published": "text"}, ["'published' is 'text'"]),
+        ({"published": {"alpaca_eval": [1]}}, ["published", "'alpaca_eval' is [1]"]),
+        ({"published": {"alpaca_eval": {"models": "text"}}}, ["published.alpaca_eval", "'models' is 'text'"]),
+        ({"published": {"alpaca_eval": {"models": {"iter1": 5}}}}, ["published.alpaca_eval.models", "'iter1' is 5"]),
+        ({"published": {"alpaca_eval": {"models": {"iter1": {"win_rate": "5"}}}}}, ["models.iter1", "'win_rate' is '5'"]),
+        ({"published": {"open_llm_leaderboard": {"models": {"m": {"mmlu": 10**400}}}}}, ["models.m", "'mmlu' is 1000"]),
+        (
+            {"published": {"alpaca_eval": {"models": {"m": {"win_rate": 5, "standard_error": "x"}}}}},
+            ["'standard_error' is 'x'"],
+        ),
+    ],
+)
+def test_odd_published_results_are_named(document: dict[str, Any], parts: list[str]) -> None:
+    with pytest.raises(StageError) as error:
+        changes.list_published(document, "published.yaml at HEAD")
+    assert_message(str(error.value), "published.yaml at HEAD", *parts, "correct")
+
+
+@pytest.mark.parametrize(
+    "document",
+    [{}, {"published": None}, {"published": {"alpaca_eval": {"models": {"iter1": None, "base": {"win_rate": None}}}}}],
+)
+def test_what_is_null_is_not_published(document: dict[str, Any]) -> None:
+    assert changes.list_published(document, "published.yaml") == []
+
+
+@pytest.mark.parametrize("iterations", [None, ["iter1"], "iter1", {"iter1": None}, {"iter1": {}}, {1: "base"}])
+def test_odd_iterations_are_named(iterations: Any) -> None:
+    with pytest.raises(StageError) as error:
+        changes.read_starts({"iterations": iterations}, "params.yaml at HEAD")
+    assert_message(str(error.value), "params.yaml at HEAD", f"'iterations' is {iterations!r}", "correct")
+
+
+def test_iterations_are_read() -> None:
+    assert changes.read_starts({"iterations": STARTS}, "x") == STARTS
+    assert changes.read_starts({}, "x") == {}
 
 
 def test_the_base_policy_is_named_as_in_the_parameters() -> None:

@@ -127,8 +127,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         commit(folder, tag)
         git(folder, "tag", tag)
     figures = {
-        "alpaca_eval.iter1.win_rate": [55.0, 50.0, 45.0],  # a deviation of 5: two runs differ by up to 13.86
-        "alpaca_eval.iter1.vs_base.difference": [10.0, 10.5, 11.0],  # 0.5: up to 1.39
+        "alpaca_eval.iter1.win_rate": [52.25, 50.0, 47.75],  # SD 2.25: two runs differ by up to 4.303 √2 2.25 = 13.69
+        "alpaca_eval.iter1.vs_base.difference": [10.0, 10.5, 11.0],  # 0.5: up to 3.04
         "training.iter1.kl": [1.0, 1.0, 1.0],
     }
     git(folder, "checkout", "-q", "new")
@@ -226,6 +226,40 @@ def test_an_odd_file_is_refused(
     assert_message(str(error.value), name, "at workspace", *parts)
 
 
+@pytest.mark.parametrize(
+    ("stages", "parts"),
+    [
+        (None, ["'stages' is None"]),
+        (["split"], ["'stages' is ['split']"]),
+        ({"split": None}, ["stage 'split' is None"]),
+        ({"split": {"outs": None}}, ["'outs' of stage split"]),
+        ({"split": {"outs": [{"md5": "a"}]}}, ["'outs' of stage split"]),
+        ({"split": {"outs": [{"path": "a", "md5": 1}]}}, ["'outs' of stage split"]),
+        ({"split": {"outs": [], "deps": ["a"]}}, ["'deps' of stage split"]),
+        ({"split": {"params": {"params.yaml": None}}}, ["'params' of stage split"]),
+    ],
+)
+def test_an_odd_lock_is_named(stages: Any, parts: list[str]) -> None:
+    with pytest.raises(StageError) as error:
+        diff.read_stages({"stages": stages}, "dvc.lock at HEAD")
+    assert_message(str(error.value), "dvc.lock at HEAD", *parts, "`dvc repro`")
+
+
+def test_the_committed_lock_is_read_as_it_is() -> None:
+    lock = YAML(typ="safe").load(ROOT / "dvc.lock")
+    assert diff.read_stages(lock, "dvc.lock") == lock["stages"]
+    assert diff.read_stages({}, "dvc.lock") == {}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 10**400, -(10**400)], ids=["nan", "inf", "huge", "-huge"])
+def test_a_number_that_no_metric_can_have_is_named(value: float) -> None:
+    with pytest.raises(StageError) as error:
+        diff.read_metrics({"ranker": {"iter1": value}}, "metrics.json at HEAD")
+    assert_message(str(error.value), "metrics.json at HEAD", "'ranker.iter1'", "`dvc repro`")
+    others = {"a": {"b": 1, "c": "text", "d": None}, "e": True}
+    assert diff.read_metrics(others, "x") == {("a", "b"): 1, ("a", "c"): "text", ("a", "d"): None, ("e",): True}
+
+
 PUBLISHED = """
 published:
   models: {iter1: Theirs}
@@ -253,7 +287,7 @@ def test_published_results_are_compared_with_the_noise(runs: Path, tmp_path: Pat
     assert rows[0] == ["metric", "workspace", "published", "difference", "beyond evaluation error", "beyond run-to-run noise"]
     rates = 100 * (np.array(PREFERENCES[1]["iter1"]) - 1)
     ours = f"{rates.mean():.2f} ± {stats.sem(rates):.2f}"
-    assert math.hypot(stats.sem(rates), 3) * 1.96 > rates.mean() - 45 > 13.86
+    assert math.hypot(stats.sem(rates), 3) * 1.96 > rates.mean() - 45 > 13.69
     assert rows[2] == ["alpaca\\_eval.iter1.win\\_rate", ours, "45.00 ± 3.00", f"{rates.mean() - 45:+.2f}", "no", "yes"]
     assert rows[3] == ["open\\_llm\\_leaderboard.iter1.gsm8k", "66.67 ± 21.08", "60.00", "+6.67", "no", "–"]
     assert len(rows) == 4, "there is no LC win rate here to compare"

@@ -48,6 +48,26 @@ def test_the_root_is_found_from_below(repository: Path) -> None:
     assert git.root(repository / "recipes/r").samefile(repository)
 
 
+@pytest.mark.parametrize("name", ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"])
+def test_the_repository_is_that_of_the_folder_not_of_the_environment(
+    name: str, repository: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Git hook has these variables. A checkout in a clone must not move the HEAD of the repository that they name."""
+    clone = tmp_path_factory.mktemp("clones") / "clone"
+    revisions.git(repository, "branch", "-q", "kept")
+    expected = git.head(repository)
+    values = {"GIT_DIR": repository / ".git", "GIT_WORK_TREE": repository, "GIT_INDEX_FILE": repository / "stages/a.py"}
+    monkeypatch.setenv(name, str(values[name]))
+    git.run_git(clone.parent, "clone", "-q", "--no-checkout", str(repository), clone.name)
+    git.run_git(clone, "checkout", "-q", "--force", "--detach", "HEAD")
+    assert git.root(clone).samefile(clone)
+    assert (clone / "README.md").exists()
+    assert git.find_uncommitted(clone) == []
+    assert (repository / "stages/a.py").read_text() == "ignored.py\n"
+    assert git.run_git(repository, "symbolic-ref", "HEAD").startswith("refs/heads/")
+    assert git.head(repository) == expected
+
+
 def test_a_failure_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     with pytest.raises(StageError) as error:

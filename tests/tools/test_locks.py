@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stages.runtime.errors import StageError
 from stages.tools import locks
+from support.messages import assert_message
 
 
 def make_entry(deps: list[str], outs: list[str], **others: Any) -> dict[str, Any]:
@@ -99,6 +101,19 @@ def test_changed_parameters_commands_and_files_are_named() -> None:
         "train.lora.rank in params.yaml",
         "command of policy",
     ]
+
+
+@pytest.mark.parametrize(
+    ("stages", "names"),
+    [
+        ({"a": make_entry(["y"], ["x"]), "b": make_entry(["x"], ["y"])}, ["a", "b"]),
+        ({"own": make_entry(["x"], ["x/y"])}, ["own"]),
+    ],
+)
+def test_stages_that_depend_on_each_other_are_named(stages: dict[str, Any], names: list[str]) -> None:
+    with pytest.raises(StageError) as error:
+        locks.compare(stages, stages)
+    assert_message(str(error.value), "dvc.lock", *names, " -> ", "dvc repro")
 
 
 def test_a_file_within_a_folder_of_results_is_a_result() -> None:
