@@ -4,6 +4,7 @@ import html
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -418,9 +419,16 @@ def check_answers(experiment: Experiment) -> None:
     assert places == sorted(places)
 
 
+DIRECTIONS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+"""Bidirectional classes of characters that change the direction of a text."""
+
+
 def collapse(text: str) -> str:
-    """Return a text as a Markdown table shows it."""
-    return " ".join(text.split())
+    """Return a text as a Markdown table shows it: on one line, with U+FFFD for controls and marks of the text's direction."""
+    words = " ".join(text.split())
+    hidden = [unicodedata.category(mark) in ("Cc", "Cs") or unicodedata.bidirectional(mark) in DIRECTIONS for mark in words]
+    marks = "\u061c\u200e\u200f"
+    return "".join("\ufffd" if hide or mark in marks else mark for mark, hide in zip(words, hidden, strict=True))
 
 
 Check = Callable[[Experiment], None]
