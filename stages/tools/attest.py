@@ -61,7 +61,8 @@ def collect(folder: Path, emulated: str | None) -> dict[str, Any]:
         raise StageError(f"HEAD has no {folder / diff.LOCK} to compare this run with: commit the run instead")
     comparison = locks.compare(committed.stages, current.stages or {})
     machine = describe_machine()
-    records = [read_record(path) for path in list_records(folder, current)]
+    paths = list_records(folder, current)
+    records = [read_record(path) for path in paths]
     return {
         "commit": git.head(folder),
         "dirty": bool(git.find_uncommitted(folder)),
@@ -74,7 +75,7 @@ def collect(folder: Path, emulated: str | None) -> dict[str, Any]:
         "first_difference": comparison.first_difference,
         "outputs": comparison.outputs,
         "differing_outputs": comparison.differing,
-        "not_run_here": find_foreign_stages(list_records(folder, current), folder, machine),
+        "not_run_here": find_foreign_stages(paths, folder, machine),
         "figures": collect_figures(current.metrics or {}, folder / diff.PARAMS),
         "note": None,
     }

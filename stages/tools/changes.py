@@ -4,7 +4,7 @@ Pure Python: `stages.tools diff` runs where only DVC is installed.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -116,28 +116,40 @@ def find_paired_errors(a: Items, b: Items) -> dict[Key, float]:
 
 
 def _find_win_rate_errors(a: Items, b: Items) -> dict[Key, float]:
-    old = add_differences(a.preferences, a.starts, paired.subtract_preferences)
-    new = add_differences(b.preferences, b.starts, paired.subtract_preferences)
     errors = {}
-    for place in old:
-        if place in new and len(old[place]) == len(new[place]):
-            changes = [change for change in paired.subtract_preferences(new[place], old[place]) if change is not None]
-            if len(changes) > 1:
-                column = "difference" if len(place) > 1 else "win_rate"
-                errors["alpaca_eval", *place, column] = paired.estimate_mean(changes)[1]
+    old, new = ((items.preferences, items.starts) for items in (a, b))
+    for place, pairs in _subtract_common(old, new, paired.subtract_preferences, len):
+        changes = [change for change in pairs if change is not None]
+        if len(changes) > 1:
+            column = "difference" if len(place) > 1 else "win_rate"
+            errors["alpaca_eval", *place, column] = paired.estimate_mean(changes)[1]
     return errors
 
 
 def _find_score_errors(a: Items, b: Items) -> dict[Key, float]:
-    old = add_differences(a.scores, a.starts, paired.subtract_scores)
-    new = add_differences(b.scores, b.starts, paired.subtract_scores)
     errors = {}
-    for place in old:
-        if place in new and count_questions(old[place]) == count_questions(new[place]):
-            for column, (_, error) in paired.estimate_scores(paired.subtract_scores(new[place], old[place])).items():
-                tail = (column, "difference") if len(place) > 1 else (column,)
-                errors["open_llm_leaderboard", *place, *tail] = error
+    old, new = ((items.scores, items.starts) for items in (a, b))
+    for place, scores in _subtract_common(old, new, paired.subtract_scores, count_questions):
+        for column, (_, error) in paired.estimate_scores(scores).items():
+            tail = (column, "difference") if len(place) > 1 else (column,)
+            errors["open_llm_leaderboard", *place, *tail] = error
     return errors
+
+
+def _subtract_common(
+    old: tuple[dict[str, Results], dict[str, str]],
+    new: tuple[dict[str, Results], dict[str, str]],
+    subtract: Callable[[Results, Results], Results],
+    count: Callable[[Results], Any],
+) -> Iterator[tuple[Key, Results]]:
+    """Yield the keys of `add_differences` that both revisions have with the same `count` of items, and their changes.
+
+    old, new: a revision's results by model, and its `starts`.
+    """
+    before, after = (add_differences(results, starts, subtract) for results, starts in (old, new))
+    for place in before:
+        if place in after and count(before[place]) == count(after[place]):
+            yield place, subtract(after[place], before[place])
 
 
 def add_differences(

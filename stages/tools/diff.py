@@ -33,7 +33,6 @@ from stages.tools.changes import is_error as is_error
 WORKSPACE = "workspace"
 PARAMS, METRICS, LOCK, PUBLISHED = "params.yaml", "reports/metrics.json", "dvc.lock", "published.yaml"
 SEEDS = "reports/seeds.json"
-LOCK_REMEDY = "recreate it with `dvc repro`"
 REFERENCES = "data/reference_outputs.json"
 PLOTS = ROOT / "stages/reporting/plots.yaml"
 BEYOND_NOISE = "beyond run-to-run noise"
@@ -113,7 +112,7 @@ def read_metrics(document: dict[str, Any], where: str) -> Flat:
     for key, value in metrics.items():
         if isinstance(value, int | float) and not abs(value) <= seeds.LARGEST:  # also for NaN
             name = ".".join(key)
-            raise StageError(f"{where}: '{name}' is {quote(value)}, expected a number: recreate it with `dvc repro`")
+            raise StageError(f"{where}: '{name}' is {quote(value)}, expected a number: {per_item.REMEDY}")
     return metrics
 
 
@@ -121,16 +120,16 @@ def read_stages(lock: dict[str, Any], where: str) -> dict[str, Any]:
     """Return the stages of dvc.lock, none if it has no such key. Raises StageError if one has another structure than DVC's."""
     stages = lock.get("stages", {})
     if not isinstance(stages, dict):
-        raise StageError(f"{where}: 'stages' is {quote(stages)}, expected a mapping: {LOCK_REMEDY}")
+        raise StageError(f"{where}: 'stages' is {quote(stages)}, expected a mapping: {per_item.REMEDY}")
     for name, entry in stages.items():
         if not isinstance(name, str) or not isinstance(entry, dict):
-            raise StageError(f"{where}: stage {quote(name)} is {quote(entry)}, expected a mapping: {LOCK_REMEDY}")
+            raise StageError(f"{where}: stage {quote(name)} is {quote(entry)}, expected a mapping: {per_item.REMEDY}")
         for key in ("deps", "outs"):
             if not _is_file_list(entry.get(key, [])):
-                raise StageError(f"{where}: '{key}' of stage {name} is not a list of paths and hashes: {LOCK_REMEDY}")
+                raise StageError(f"{where}: '{key}' of stage {name} is not a list of paths and hashes: {per_item.REMEDY}")
         params = entry.get("params", {})
         if not isinstance(params, dict) or not all(isinstance(values, dict) for values in params.values()):
-            raise StageError(f"{where}: 'params' of stage {name} is {quote(params)}, expected mappings: {LOCK_REMEDY}")
+            raise StageError(f"{where}: 'params' of stage {name} is {quote(params)}, expected mappings: {per_item.REMEDY}")
     return stages
 
 

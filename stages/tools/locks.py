@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
+from stages.reporting import per_item
 from stages.runtime.errors import StageError
 from stages.tools import diff
 
@@ -64,7 +65,7 @@ def sort_stages(stages: Stages) -> list[str]:
         return list(TopologicalSorter(graph).static_order())
     except CycleError as error:
         circle = " -> ".join(error.args[1])
-        raise StageError(f"{diff.LOCK}: stages depend on each other: {circle}: {diff.LOCK_REMEDY}") from error
+        raise StageError(f"{diff.LOCK}: stages depend on each other: {circle}: {per_item.REMEDY}") from error
 
 
 def _hash_deps(entry: dict[str, Any]) -> dict[str, str]:
