@@ -68,7 +68,7 @@ def compare_rates(
 
 def read_memory(name: str) -> int:
     """Return VmRSS (resident memory) or VmHWM (its peak) of this process, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
 
 

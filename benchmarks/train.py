@@ -111,7 +111,7 @@ class Turns:
             os._exit(0)
         if not self.held:
             self.held = measure.read_memory("VmRSS")
-            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets VmHWM
         self.start = time.perf_counter()
 
     def end(self, loss: float | None = None) -> None:

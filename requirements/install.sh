@@ -51,7 +51,8 @@ else
   sync main requirements/{main-"$build",dev}.txt
   sync rank requirements/{rank-"$build",coverage}.txt
   sync harness requirements/{harness-"$build",coverage}.txt
-  g++ -x c -O2 -shared -fPIC -o .venv/mkl_shim.so "$shim"
+  g++ -x c -O2 -shared -fPIC -o .venv/mkl_shim.so.partial "$shim"
+  mv .venv/mkl_shim.so.partial .venv/mkl_shim.so  # at once: a running stage may use the old one
 fi
 rm -f .venv/${target:+$target-}installed-*
 touch "$stamp"

@@ -62,7 +62,7 @@ def main(args: argparse.Namespace) -> None:
 def write_text(text: str, path: Path) -> None:
     """Write a text file atomically."""
     with files.replacing(path) as partial:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
 
 
 def compare_models(evaluations: Evaluations, iterations: dict[str, str]) -> tuple[Comparisons, Comparisons]:

@@ -59,6 +59,7 @@ def run(args: argparse.Namespace, settings: params.Train, eta: float, seed: int,
     check_schedule(len(pairs), settings)
     training.check_tracker(settings.report_to)
     training.quiet_libraries()
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(scratch.FOLDER / "tensorboard" / args.out.name))
     distributed.start_group(group)
     seeding.make_deterministic(seed)
     train_policy(pairs, args.model, eta, settings, seed, folder, Outputs(args.out, args.out_log, args.out_update))
@@ -137,7 +138,6 @@ def train_policy(
 
 def policy_arguments(settings: params.Train, seed: int, folder: Path, run_name: str) -> Any:
     """Return TrainingArguments with RMSProp, a linear schedule after warm-up, and logging at every step."""
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(scratch.FOLDER / "tensorboard" / run_name))
     return training.training_arguments(
         folder,
         settings.device_batch,

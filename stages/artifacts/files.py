@@ -47,7 +47,9 @@ def remove(path: Path) -> None:
 def write_json(value: Any, path: Path) -> None:
     """Write JSON with sorted keys, so that equal values give equal bytes. Raises ValueError for NaN and infinities."""
     with replacing(path) as partial:
-        partial.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+        partial.write_text(
+            json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        )
 
 
 def read_json(path: Path) -> Any:

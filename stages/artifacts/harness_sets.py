@@ -138,12 +138,12 @@ def write_data_set(data_set: DataSet, configs: dict[str, Splits], root: Path) ->
         for split, rows in splits.items():
             lines += [f"  - split: {split}", f"    path: {config}/{split}.jsonl"]
             text = "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
-            (folder / config / f"{split}.jsonl").write_text(text)
-    (folder / "README.md").write_text("\n".join([*lines, "---", ""]))
+            (folder / config / f"{split}.jsonl").write_text(text, encoding="utf-8")
+    (folder / "README.md").write_text("\n".join([*lines, "---", ""]), encoding="utf-8")
 
 
 def write_exact_match(root: Path) -> None:
     """Write the metric exact_match, which lm-eval loads on import and would otherwise download."""
     path = root / EXACT_MATCH_PATH
     path.parent.mkdir()
-    path.write_text(EXACT_MATCH)
+    path.write_text(EXACT_MATCH, encoding="utf-8")

@@ -21,7 +21,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 def mark_complete(path: Path) -> None:
     """Mark a fully written checkpoint as complete and remove all others in the same folder."""
-    (path / MARKER).write_text(list_files(path))
+    (path / MARKER).write_text(list_files(path), encoding="utf-8")
     for other in set(path.parent.glob("checkpoint-*")) - {path}:
         files.remove(other)
 
@@ -34,4 +34,4 @@ def list_files(path: Path) -> str:
 
 def _is_complete(path: Path) -> bool:
     marker = path / MARKER
-    return marker.exists() and marker.read_text() == list_files(path)
+    return marker.exists() and marker.read_text(encoding="utf-8") == list_files(path)

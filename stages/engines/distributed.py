@@ -120,11 +120,11 @@ def _run_under_launcher(devices: int, inputs: Mapping[str, Path], work: Work) ->
         log.setLevel(logging.WARNING)  # otherwise every worker would log the same lines
     exchange = Path(os.environ[EXCHANGE]) if EXCHANGE in os.environ else None
     try:
-        digests = json.loads((exchange / DIGESTS).read_text()) if exchange else _hash_inputs(inputs)
+        digests = json.loads((exchange / DIGESTS).read_text(encoding="utf-8")) if exchange else _hash_inputs(inputs)
         _work_in_group(Group(devices, digests), work)
     except StageError as error:
         if exchange:
-            (exchange / ERROR).write_text(str(error))
+            (exchange / ERROR).write_text(str(error), encoding="utf-8")
         raise
 
 
@@ -135,7 +135,7 @@ def _run_torchrun(devices: int, digests: Mapping[str, str]) -> None:
     die_with_us = partial(processes.die_with_parent, os.getpid(), signal.SIGKILL)
     with tempfile.TemporaryDirectory() as folder:
         exchange = Path(folder)
-        (exchange / DIGESTS).write_text(json.dumps(dict(digests)))
+        (exchange / DIGESTS).write_text(json.dumps(dict(digests)), encoding="utf-8")
         done = subprocess.run(
             [*command, *sys.orig_argv[1:]],
             env=os.environ | {EXCHANGE: folder},
@@ -145,7 +145,9 @@ def _run_torchrun(devices: int, digests: Mapping[str, str]) -> None:
         )
         if done.returncode:
             error = exchange / ERROR
-            raise StageError(error.read_text() if error.exists() else "a worker process failed: see its error message above")
+            raise StageError(
+                error.read_text(encoding="utf-8") if error.exists() else "a worker process failed: see its error message above"
+            )
 
 
 def _hash_inputs(inputs: Mapping[str, Path]) -> dict[str, str]:

@@ -24,19 +24,20 @@ from typing import Any, Literal
 
 from stages.artifacts import machine
 from stages.runtime import scratch
-from stages.runtime.errors import StageError
+from stages.runtime.errors import StageError, one_line
 from stages.runtime.logs import log
 
 Numerics = Literal["portable", "fast"]
 
 THREADS = "2"
+LIBRARIES = ("MKL_", "OMP_", "KMP_", "ATEN_", "ONEDNN_", "DNNL_", "OPENBLAS_", "NPY_", "ARROW_", "VLLM_CPU_")
+"""Prefixes of these libraries' environment variables: what the user has set there must not reach the results."""
 VARIABLES = {
     "MKL_CBWR": "AVX2,STRICT",
     "MKL_NUM_THREADS": THREADS,
     "MKL_DYNAMIC": "FALSE",  # otherwise MKL uses no more threads than there are cores
     "OMP_NUM_THREADS": THREADS,
     "OMP_DYNAMIC": "FALSE",
-    "OMP_THREAD_LIMIT": "64",  # a user's lower limit would reduce the number of threads
     "ATEN_CPU_CAPABILITY": "avx2",
     "ONEDNN_MAX_CPU_ISA": "AVX2",
     "OPENBLAS_CORETYPE": "Haswell",
@@ -63,7 +64,7 @@ def apply(requested: Numerics) -> Numerics:
     """Set up this process and its children, before numerical libraries are imported. Returns the numerics in effect.
 
     Portable numerics need an x86-64 CPU with AVX2. On any other machine, `fast` is used instead, and one log line per run says
-    so. Raises StageError if the shim has not been compiled.
+    so. Raises StageError if the shim has not been compiled or cannot be loaded.
     """
     os.environ[scratch.NUMERICS] = "fast"
     if requested == "fast":
@@ -75,21 +76,26 @@ def apply(requested: Numerics) -> Numerics:
     shim = shim_path()
     if not shim.exists():
         raise StageError(f"{shim} is missing, which numerics: portable needs: run `make env`, or set numerics: fast")
+    for name in [name for name in os.environ if name.startswith(LIBRARIES)]:
+        del os.environ[name]
     os.environ |= VARIABLES | {scratch.NUMERICS: "portable"}
     preloaded = os.environ.get("LD_PRELOAD", "")
     if str(shim) not in preloaded.split(":"):
         os.environ["LD_PRELOAD"] = f"{shim}:{preloaded}".rstrip(":")  # for processes that this one starts
-    ctypes.CDLL(str(shim), mode=ctypes.RTLD_GLOBAL)  # for this one
+    try:
+        ctypes.CDLL(str(shim), mode=ctypes.RTLD_GLOBAL)  # for this one
+    except OSError as error:
+        raise StageError(f"{shim} cannot be loaded ({one_line(error)}): delete it and run `make env`") from error
     return "portable"
 
 
 def log_once(message: str) -> None:
     """Log a message in the first stage of a `dvc repro` only: every stage of a run has the same parent process."""
     path, text = scratch.FOLDER / "numerics.txt", f"{os.getppid()} {message}"
-    if "DVC_STAGE" not in os.environ or not path.exists() or path.read_text() != text:
+    if "DVC_STAGE" not in os.environ or not path.exists() or path.read_text(encoding="utf-8") != text:
         log.warning("%s", message)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
 
 
 def verify(used: str) -> None:
@@ -103,8 +109,8 @@ def verify(used: str) -> None:
     capability = torch.backends.cpu.get_cpu_capability()
     if found != MKL_AVX2_STRICT or capability != "AVX2":
         raise StageError(
-            f"numerics: portable is not in effect (MKL's branch is {found}, ATen's kernels are {capability}): reinstall torch "
-            "with `make env`, or set numerics: fast"
+            f"numerics: portable is not in effect (MKL's branch is {found}, ATen's kernels are {capability}): remove "
+            "what it computed with `make clean`, and reinstall torch with `make env`; or set numerics: fast"
         )
 
 

@@ -109,7 +109,7 @@ def _length_control_cache(folder: Path | None) -> Iterator[None]:
         snapshot = repository / "snapshots" / revision
         snapshot.mkdir(parents=True)
         (repository / "refs").mkdir()
-        (repository / "refs" / "main").write_text(revision)
+        (repository / "refs" / "main").write_text(revision, encoding="utf-8")
         shutil.copyfile(file, snapshot / file.name)
         default = constants.DEFAULT_CACHE_DIR
         constants.DEFAULT_CACHE_DIR = cache

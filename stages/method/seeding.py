@@ -13,7 +13,7 @@ def make_deterministic(seed: int) -> None:
     from transformers import set_seed
 
     set_seed(seed)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at its first use; deterministic with streams
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read at its first use; deterministic with streams
     torch.use_deterministic_algorithms(True)
     # A debugging aid that torch switches on together with deterministic algorithms; it is slow.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

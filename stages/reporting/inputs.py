@@ -96,8 +96,8 @@ def read_preferences(
     """Read model -> preferences, to six digits, from each model's annotations.json, in the order of the answers.
 
     alpaca: model -> metrics of evaluate-alpaca. Raises StageError if the annotations are of other instructions, a preference is
-    neither null nor a number from 1 to 2, fewer than two instructions have a preference for every model, or the preferences do
-    not give the win rate in the metrics.
+    neither null, 0 nor a number from 1 to 2, fewer than two instructions have a preference for every model, or the preferences
+    do not give the win rate in the metrics.
     """
     preferences = {}
     for name, outputs in answers.items():
@@ -119,12 +119,17 @@ def read_preferences(
 
 
 def read_preference(row: dict[str, Any], where: str) -> float | None:
-    """Return an annotation's preference, to six digits, or None. Raises StageError. where: file and record."""
+    """Return an annotation's preference, to six digits, or None. Raises StageError. where: file and record.
+
+    0 is a draw, which alpaca-eval counts as 1.5 (metrics/winrate.py).
+    """
     value = row.get("preference", "missing")
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= 2:
-        raise StageError(f"{where}: 'preference' is {quote(value)}, expected null or a number from 1 to 2: {REMEDY}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (value == 0 or 1 <= value <= 2):
+        raise StageError(f"{where}: 'preference' is {quote(value)}, expected null, 0 or a number from 1 to 2: {REMEDY}")
+    if value == 0:
+        return 1.5
     return per_item.shorten(value)
 
 
@@ -147,7 +152,7 @@ def read_scores(folder: Path, harness: dict[str, dict[str, dict[str, Any]]]) -> 
     for name, summary in harness.items():
         path = folder / name / "items.json"
         scores[name] = read_items(path)
-        sizes, first = (count_questions(model) for model in (scores[name], next(iter(scores.values()))))
+        sizes, first = (paired.count_questions(model) for model in (scores[name], next(iter(scores.values()))))
         different = [key for key in sizes | first if sizes.get(key, 0) != first.get(key, 0)]
         if different:
             key, counts = different[0], f"{sizes.get(different[0], 0)} questions, {first.get(different[0], 0)}"
@@ -177,11 +182,6 @@ def read_items(path: Path) -> Scores:
                 require_number(value, f"{path}: '{task}.{name}': question {question}", 1)
             scores[task][name] = [per_item.shorten(value) for value in values]
     return scores
-
-
-def count_questions(scores: Scores) -> dict[str, int]:
-    """Return the number of questions by task.subtask."""
-    return {f"{task}.{name}": len(values) for task, subtasks in scores.items() for name, values in subtasks.items()}
 
 
 def read_comparison(path: Path, models: list[str]) -> dict[str, Any]:

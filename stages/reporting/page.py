@@ -78,5 +78,5 @@ def render_html(title: str, sections: dict[str, str], plots: dict[str, dict[str,
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
     bodies = {name: Markup(markdown.render(text)) for name, text in sections.items()}
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(TEMPLATE.read_text())
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(title=title, sections=bodies, plots=plots, answers=answers) + "\n"

@@ -88,9 +88,9 @@ def format_differences(differences: Comparisons) -> str:
     header = ["model", "against", "difference", "standard error", "95% interval", "wins", "losses", "ties"]
     text = (
         f"\n{PAIRED}\n\n{markdown.table(header, rows)}\n"
-        "Difference of the win rates in percent points. Both models answered the same instructions, so the standard error is "
-        "that of the mean difference between their preferences on the same instruction. A win: the judge's preference for the "
-        "model, against the reference output, is higher than its preference for the opponent. The error is that of the "
+        "Difference of the win rates in percentage points. Both models answered the same instructions, so the standard error "
+        "is that of the mean difference between their preferences on the same instruction. A win: the judge's preference for "
+        "the model, against the reference output, is higher than its preference for the opponent. The error is that of the "
         f"evaluation: what another sample of instructions would change for these two models. {RUN_TO_RUN}\n"
     )
     omissions = [f"{name} against {opponent}: {result['omitted']}" for (name, opponent), result in differences.items()]
@@ -180,10 +180,10 @@ def format_task_differences(differences: Comparisons) -> str:
     header = ["model", "against", *[LABELS.get(column, column) for column in columns]]
     return (
         f"\n{PAIRED}\n\n{markdown.table(header, rows)}\n"
-        "Difference in percent points ± standard error. Both models answered the same questions, so the standard error is that "
-        "of the mean difference between their scores on the same question; MMLU's combines those of its subjects, and that of "
-        "the average those of the tasks. The error is that of the evaluation: what another sample of questions would change "
-        f"for these two models. {RUN_TO_RUN}\n"
+        "Difference in percentage points ± standard error. Both models answered the same questions, so the standard error is "
+        "that of the mean difference between their scores on the same question; MMLU's combines those of its subjects, and "
+        "that of the average those of the tasks. The error is that of the evaluation: what another sample of questions would "
+        f"change for these two models. {RUN_TO_RUN}\n"
     )
 
 

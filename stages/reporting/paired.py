@@ -63,6 +63,11 @@ def subtract_scores(a: Scores, b: Scores) -> Scores:
     }
 
 
+def count_questions(scores: Scores) -> dict[str, int]:
+    """Return the number of questions by task.subtask."""
+    return {f"{task}.{name}": len(values) for task, subtasks in scores.items() for name, values in subtasks.items()}
+
+
 def estimate_preferences(preferences: Preferences) -> Estimate:
     """Compute the mean of the preferences (or differences of preferences) that are not None, and its error, in percent."""
     return estimate_mean([value for value in preferences if value is not None])

@@ -20,8 +20,8 @@ ASSETS = {
 """Asset -> its path in the data folder."""
 TOO_LONG = {
     "drop": "drop: left out",
-    "truncate": "truncate: prompt from its start, then responses, as much as needed",
-    "released": "released: prompt to its limit, then responses to the rest of the total",
+    "truncate": "truncate: the start of the prompt, then the end of the responses, as far as needed",
+    "released": "released: the prompt to its limit, then the responses to the rest of the total",
 }
 """Value of lengths.too_long -> the value and its rule, for pairs that do not fit."""
 

@@ -95,5 +95,5 @@ def log_timing(name: str, seconds: float) -> None:
     stage = os.environ.get("DVC_STAGE", name)
     log.info("%s: %.1f s, peak memory %.1f GB", stage.rpartition(":")[2], seconds, peak / 2**20)
     scratch.FOLDER.mkdir(parents=True, exist_ok=True)
-    with (scratch.FOLDER / "timings.jsonl").open("a") as file:
+    with (scratch.FOLDER / "timings.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({"stage": stage, "seconds": round(seconds, 1), "peak_gb": round(peak / 2**20, 2)}) + "\n")

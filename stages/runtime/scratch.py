@@ -90,7 +90,7 @@ def finish(stage: str = "", outs: Iterable[Path] = ()) -> None:
     if stage and folders:
         note = {"stage": stage, "outs": {str(path): _lock_entry(path) for path in outs if path.exists()}}
         for path in folders:
-            (path / "finishing").write_text(json.dumps(note))
+            (path / "finishing").write_text(json.dumps(note), encoding="utf-8")
             (path / "finishing").replace(path / FINISHED)
     for path in folders:
         if not (path / FINISHED).exists():
@@ -117,7 +117,7 @@ def sweep() -> None:
     stages = documents.load_mapping(LOCK.read_bytes(), str(LOCK)).get("stages", {})
     for mark in marks:
         with contextlib.suppress(FileNotFoundError, BlockingIOError):  # another process sweeps it, or is reusing it
-            note = json.loads(mark.read_text())
+            note = json.loads(mark.read_text(encoding="utf-8"))
             outs = {out["path"]: out for out in stages.get(note["stage"], {}).get("outs", [])}
             if all(entry.items() <= outs.get(path, {}).items() for path, entry in note["outs"].items()):
                 handle = _lock(mark.parent / "lock")

@@ -129,7 +129,7 @@ def _find_win_rate_errors(a: Items, b: Items) -> dict[Key, float]:
 def _find_score_errors(a: Items, b: Items) -> dict[Key, float]:
     errors = {}
     old, new = ((items.scores, items.starts) for items in (a, b))
-    for place, scores in _subtract_common(old, new, paired.subtract_scores, count_questions):
+    for place, scores in _subtract_common(old, new, paired.subtract_scores, paired.count_questions):
         for column, (_, error) in paired.estimate_scores(scores).items():
             tail = (column, "difference") if len(place) > 1 else (column,)
             errors["open_llm_leaderboard", *place, *tail] = error
@@ -162,11 +162,6 @@ def add_differences(
             if model in results and opponent in results:
                 selected[model, column] = subtract(results[model], results[opponent])
     return selected
-
-
-def count_questions(scores: Scores) -> dict[tuple[str, str], int]:
-    """Return the number of questions by task and subtask."""
-    return {(task, name): len(values) for task, subtasks in scores.items() for name, values in subtasks.items()}
 
 
 def read_starts(params: dict[str, Any], where: str) -> dict[str, str]:

@@ -51,7 +51,7 @@ def test_this_machine_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 2, 5})
     found = machine.describe_machine()
-    kibibytes = int(Path("/proc/meminfo").read_text().partition("MemTotal:")[2].split()[0])
+    kibibytes = int(Path("/proc/meminfo").read_text(encoding="utf-8").partition("MemTotal:")[2].split()[0])
     assert found.pop("memory_gib") == pytest.approx(kibibytes / 2**20, abs=0.1)
     assert found == {
         "processor": "Intel(R) Xeon(R) Platinum 8370C CPU @ 2.80GHz",

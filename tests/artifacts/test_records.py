@@ -22,7 +22,7 @@ flags\t\t: avx512f
 
 def write(stage: str, numerics: str | None) -> dict[str, object]:
     records.write_record(stage, numerics=numerics)
-    record: dict[str, object] = json.loads(Path("data/records", f"{stage}.json").read_text())
+    record: dict[str, object] = json.loads(Path("data/records", f"{stage}.json").read_text(encoding="utf-8"))
     return record
 
 
@@ -62,6 +62,6 @@ def test_a_stage_that_loaded_torch_used_its_gpus(monkeypatch: pytest.MonkeyPatch
 
 def test_a_record_has_the_same_bytes_in_every_run() -> None:
     write("split", None)
-    text = Path("data/records/split.json").read_text()
+    text = Path("data/records/split.json").read_text(encoding="utf-8")
     write("split", None)
-    assert Path("data/records/split.json").read_text() == text
+    assert Path("data/records/split.json").read_text(encoding="utf-8") == text

@@ -93,6 +93,23 @@ def test_a_missing_shim_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert_message(str(caught.value), str(tmp_path / "mkl_shim.so"), "`make env`", "numerics: fast")
 
 
+def test_a_damaged_shim_is_one_line(tmp_path: Path) -> None:
+    shim = tmp_path / "mkl_shim.so"
+    shim.write_bytes(b"\x7fELF")
+    program = f"import sys; sys.prefix = {str(tmp_path / 'main')!r}; {PRODUCTS}"
+    done = run_python(program.replace("; \n", "\n"), "portable")
+    assert done.returncode == 1
+    assert_message(done.stderr.splitlines()[-1], str(shim), "`make env`")
+
+
+def test_a_users_variables_do_not_reach_the_libraries() -> None:
+    program = "import os; from stages.engines import numerics; numerics.apply('portable'); print(sorted(os.environ))"
+    mine = {"KMP_BLOCKTIME": "0", "OMP_THREAD_LIMIT": "1", "MKL_DEBUG_CPU_TYPE": "5", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    names = run_python(program, **mine, OMPI_COMM_WORLD_SIZE="1").stdout
+    assert not [name for name in mine if repr(name) in names]
+    assert "'OMPI_COMM_WORLD_SIZE'" in names
+
+
 @pytest.mark.parametrize(
     ("flags", "name"),
     [

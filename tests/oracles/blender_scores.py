@@ -34,5 +34,5 @@ values = blender.compare(
 logits = [[[0.0] * size for _ in range(size)] for _ in rows]
 for (n, i, j), logit in zip(pairs, values, strict=True):
     logits[n][i][j] = float(logit)
-with open(out, "w") as file:  # noqa: PTH123
+with open(out, "w", encoding="utf-8") as file:  # noqa: PTH123
     json.dump({"scores": scores.tolist(), "logits": logits}, file)

@@ -22,7 +22,7 @@ from lm_eval.api.model import LM  # noqa: E402
 from stages.engines import harness, harness_worker  # noqa: E402
 
 requests: list[list[Any]] = []
-answers = [json.loads(line)["answer"] for line in Path("gsm8k/main/test.jsonl").read_text().splitlines()]
+answers = [json.loads(line)["answer"] for line in Path("gsm8k/main/test.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 class Recorder(LM):  # type: ignore[misc]

@@ -46,18 +46,18 @@ def slug(heading: str) -> str:
 
 
 def headings(document: Path) -> list[str]:
-    text = re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)
+    text = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
     return re.findall(r"^#+ +(.*)$", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("path", sync.documents(ROOT), ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_generated_text_is_up_to_date(path: Path) -> None:
-    assert path.read_text() == sync.documents(ROOT)[path], "run `make sync`"
+    assert path.read_text(encoding="utf-8") == sync.documents(ROOT)[path], "run `make sync`"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_link_leads_somewhere(document: Path) -> None:
-    for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+    for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8")):
         if "://" in link or link.startswith("mailto:"):
             continue
         name, _, anchor = link.partition("#")

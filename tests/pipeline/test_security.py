@@ -267,7 +267,7 @@ def listening_addresses(pid: int) -> set[str]:
     """Return the addresses, as hexadecimal numbers, at which a process accepts connections."""
     try:
         links = [str(handle.readlink()) for handle in Path(f"/proc/{pid}/fd").iterdir()]
-        tables = [Path(f"/proc/{pid}/net/{kind}").read_text() for kind in ("tcp", "tcp6")]
+        tables = [Path(f"/proc/{pid}/net/{kind}").read_text(encoding="utf-8") for kind in ("tcp", "tcp6")]
     except OSError:  # the process has just ended
         return set()
     sockets = {link.removeprefix("socket:[").removesuffix("]") for link in links if link.startswith("socket:")}

@@ -60,7 +60,7 @@ def test_clean_follows_data_on_another_disk_but_no_other_link(tmp_path: Path) ->
 
 @pytest.mark.parametrize("path", COMPILED, ids=lambda path: path.name)
 def test_every_installed_package_is_pinned_with_a_hash(path: Path) -> None:
-    requirements = re.split(r"\n(?=\S)", path.read_text().replace("\\\n", ""))
+    requirements = re.split(r"\n(?=\S)", path.read_text(encoding="utf-8").replace("\\\n", ""))
     for requirement in requirements:
         assert re.match(r"[\w.-]+==\S+(?: ; .*?)? +--hash=sha256:[0-9a-f]{64}", requirement), requirement
         assert "://" not in requirement
@@ -75,7 +75,7 @@ def compiled_files(source: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
 def test_every_pin_is_compiled(source: Path) -> None:
-    pins, files = list_pins(source.read_text()), list(compiled_files(source))
+    pins, files = list_pins(source.read_text(encoding="utf-8")), list(compiled_files(source))
     assert files
     for file in files:
         versions = {name: version.partition("+")[0] for name, version in list_pins(file.read_text()).items()}

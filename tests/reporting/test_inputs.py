@@ -140,7 +140,7 @@ ANNOTATIONS = [{"instruction": text, "preference": value} for text, value in zip
         (ANNOTATIONS[::-1], ["record 0", "'instruction'", "answer 0 of iter1"]),
         ([ANNOTATIONS[0], ANNOTATIONS[1] | {"instruction": "How?"}], ["record 1", "'instruction'", "answer 1 of iter1"]),
         ([ANNOTATIONS[0], {"instruction": "Who?"}], ["record 1", "'preference'", "'missing'", "from 1 to 2"]),
-        ([ANNOTATIONS[0] | {"preference": 0}, ANNOTATIONS[1]], ["record 0", "'preference'", "0", "from 1 to 2"]),
+        ([ANNOTATIONS[0] | {"preference": 0.5}, ANNOTATIONS[1]], ["record 0", "'preference'", "0.5", "from 1 to 2"]),
         ([ANNOTATIONS[0], ANNOTATIONS[1] | {"preference": True}], ["record 1", "'preference'", "True", "from 1 to 2"]),
         ([ANNOTATIONS[0], ANNOTATIONS[1] | {"preference": math.nan}], ["record 1", "'preference'", "nan", "from 1 to 2"]),
         ([ANNOTATIONS[0], ANNOTATIONS[1] | {"preference": "2"}], ["record 1", "'preference'", "'2'", "from 1 to 2"]),
@@ -153,6 +153,10 @@ def test_odd_preferences_are_rejected(data: Path, value: Any, parts: list[str]) 
     with pytest.raises(StageError) as error:
         inputs.read_evaluations(data, ["base", "iter1"])
     assert_message(str(error.value), str(path), *parts)
+
+
+def test_a_preference_of_0_is_a_draw() -> None:
+    assert inputs.read_preference({"preference": 0}, "here") == 1.5
 
 
 def test_too_few_preferences_for_every_model_are_rejected(data: Path) -> None:

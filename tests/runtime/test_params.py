@@ -133,7 +133,7 @@ def test_a_file_without_parameters_is_refused(tmp_path: Path, text: str | None, 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.parent.name)
 def test_a_recipe_is_valid_except_for_revisions_to_look_up(path: Path, tmp_path: Path) -> None:
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     if "revision: null" in text:
         with pytest.raises(StageError) as error:
             params.validate(path)

@@ -274,12 +274,12 @@ def test_a_killed_run_does_not_pay_twice(pipeline: Path, moment: str) -> None:
     assert repro("stage", KILL=moment) == -signal.SIGKILL
     assert repro("another") == 0  # and so writes dvc.lock
     assert repro("stage") == 0
-    assert Path("paid").read_text() == "0\n1\n2\n"
+    assert Path("paid").read_text(encoding="utf-8") == "0\n1\n2\n"
     assert files.read_json(Path("out.json")) == [[1, 0], [1, 1], [1, 2]]
     assert repro() == 0, "a stage whose outs DVC has does not run"
-    assert Path("paid").read_text() == "0\n1\n2\n"
+    assert Path("paid").read_text(encoding="utf-8") == "0\n1\n2\n"
     assert repro("--force", "--single-item", "stage") == 0
-    assert Path("paid").read_text() == "0\n1\n2\n" * 2, "--force computes everything again"
+    assert Path("paid").read_text(encoding="utf-8") == "0\n1\n2\n" * 2, "--force computes everything again"
 
 
 @pytest.mark.slow
@@ -291,4 +291,4 @@ def test_a_run_with_another_parameter_does_not_resume_from_it(pipeline: Path) ->
     (pipeline / "params.json").write_text('{"eta": 1}')
     assert repro("stage") == 0
     assert files.read_json(Path("out.json")) == [[1, 0], [1, 1], [1, 2]]
-    assert Path("paid").read_text() == "0\n1\n" + "0\n1\n2\n" + "2\n", "the first resumes where it was"
+    assert Path("paid").read_text(encoding="utf-8") == "0\n1\n" + "0\n1\n2\n" + "2\n", "the first resumes where it was"

@@ -18,7 +18,7 @@ DOCUMENTS = [
 
 def commands(document: Path) -> list[str]:
     """Return the commands in a document's bash blocks, without comments."""
-    blocks = re.findall(r"```bash\n(.*?)```", document.read_text(), re.DOTALL)
+    blocks = re.findall(r"```bash\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
     return [" ".join(shlex.split(line, comments=True)) for block in blocks for line in block.splitlines() if line.strip()]
 
 

@@ -23,7 +23,7 @@ def make_model(folder: Path, shard: str = "5GB") -> Path:
 
 def edit_json(file: Path, **changes: Any) -> None:
     """Change values of a JSON object in a file."""
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes), encoding="utf-8")
 
 
 def truncate_weights(folder: Path) -> None:

@@ -98,7 +98,7 @@ def run_tests(folder: Path, tests: list[str], slow: bool) -> str | None:
     """
     marks = "not slowest" if slow else "not slow and not slowest"
     options = ["-n", "0", "-q", "-x", "-p", "no:cacheprovider", "--tb", "no", "-m", marks, *tests]
-    with tempfile.TemporaryFile("w+") as output:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
         child = os.fork()
         if not child:
             run_pytest(folder, options, output.fileno())

@@ -153,9 +153,15 @@ def test_a_name_is_no_path(folder: Path) -> None:
     [
         (lambda: Path("dvc.lock").unlink(), ["dvc.lock is missing", "dvc repro"]),
         (lambda: Path("reports/metrics.json").unlink(), ["reports/metrics.json is missing", "dvc repro"]),
-        (lambda: Path("offset").write_text("offset: 1\n"), ["dvc.lock", "3 stages would run", "policy", "dvc repro"]),
+        (
+            lambda: Path("offset").write_text("offset: 1\n", encoding="utf-8"),
+            ["dvc.lock", "3 stages would run", "policy", "dvc repro"],
+        ),
         (lambda: Path("data/model").unlink(), ["dvc.lock", "2 stages would run", "train@iter1", "dvc repro"]),
-        (lambda: Path("params.yaml").write_text("seed: 1\neta: 10\niterations: {iter1: base}"), ["3 stages would run"]),
+        (
+            lambda: Path("params.yaml").write_text("seed: 1\neta: 10\niterations: {iter1: base}", encoding="utf-8"),
+            ["3 stages would run"],
+        ),
     ],
 )
 def test_an_incomplete_run_is_refused(change: Any, parts: list[str], folder: Path) -> None:

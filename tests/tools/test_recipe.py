@@ -28,7 +28,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def read_lines(path: Path) -> list[str]:
-    return path.read_text().splitlines()
+    return path.read_text(encoding="utf-8").splitlines()
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda path: path.stem)

@@ -42,7 +42,7 @@ def run(*wanted: int, collect: bool = False) -> None:
 
 
 def read_figures() -> dict[str, list[float]]:
-    figures: dict[str, list[float]] = json.loads(Path("reports/seeds.json").read_text())["figures"]
+    figures: dict[str, list[float]] = json.loads(Path("reports/seeds.json").read_text(encoding="utf-8"))["figures"]
     return figures
 
 

@@ -76,7 +76,7 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for command in ("init --no-scm", "config core.analytics false", "config cache.type copy"):
             assert dvc([*command.split(), "-q"]) == 0
         Path(".dvc/plots").mkdir()
-        Path(".dvc/plots/matrix.json").write_text("{}")
+        Path(".dvc/plots/matrix.json").write_text("{}", encoding="utf-8")
         assert dvc(["repro", "-q"]) == 0
     return folder
 
@@ -278,7 +278,7 @@ def test_a_prompt_in_two_splits_is_named(pipeline: Path) -> None:
     write_split("hold-out", "Why?", "Who?")
     write_split("iter1", "What?", "When?")
     stage = "  split: {cmd: cp -r splits data/split, deps: [splits], outs: [data/split]}\n"
-    Path("dvc.yaml").write_text(Path("dvc.yaml").read_text() + stage)
+    Path("dvc.yaml").write_text(Path("dvc.yaml").read_text(encoding="utf-8") + stage, encoding="utf-8")
     assert dvc(["repro", "-q"]) == 0
     assert find_faults() == []
     write_split("iter1", "What?", "Who?")
@@ -297,7 +297,7 @@ def test_a_prompt_in_two_splits_is_named(pipeline: Path) -> None:
     ],
 )
 def test_a_report_that_differs_when_regenerated_is_named(name: str, text: str, remedy: str, pipeline: Path) -> None:
-    Path(name).write_text(text)
+    Path(name).write_text(text, encoding="utf-8")
     reports = ("reports/index.html", "reports/metrics.json")
     assert find_faults() == [f"report: {report}: differs when regenerated: {remedy}" for report in reports]
 
@@ -306,7 +306,7 @@ def test_code_that_changed_since_is_named(pipeline: Path, monkeypatch: pytest.Mo
     now = {**fingerprint("report"), "stages/report.py": "0" * 64, "stages/reporting/added.py": "1" * 64}
     monkeypatch.setattr(repository, "fingerprint", lambda stage: now)
     assert find_faults() == [], "the reports are the same"
-    Path("stages/__main__.py").write_text(MAIN_PY.replace("write_text(text)", "write_text('')"))
+    Path("stages/__main__.py").write_text(MAIN_PY.replace("write_text(text)", "write_text('')"), encoding="utf-8")
     for line in find_faults():
         assert_message(line, "changed since: stages/report.py, stages/reporting/added.py: `dvc repro`")
 
