@@ -18,7 +18,8 @@ for environment in main rank harness; do
   UV_FIND_LINKS="" compile "$source" --python-platform x86_64-manylinux_2_28 --output-file "$environment-gpu.txt"
 done
 compile coverage.in --output-file coverage.txt
-compile dev.in --constraint main-cpu.txt --override cpu-overrides.txt "${cpu[@]}" --output-file dev.txt
+compile dev.in --constraint main-cpu.txt --override cpu-overrides.txt --override dev-overrides.txt "${cpu[@]}" \
+  --output-file dev.txt
 compile lint.in --constraint dev.txt --output-file lint.txt
 compile dvc.in --constraint main-cpu.txt --output-file dvc.txt
 compile bench.in --no-deps --output-file bench.txt

@@ -9,8 +9,8 @@ from typing import Any
 from stages.runtime import catalog, errors, run
 from stages.runtime.paths import ROOT
 
-WITHOUT_RECORD = ("code", "report")
-"""Stages without a record: `code` computes no results, and `report` reads the records of the other stages."""
+WITHOUT_RECORD = ("code", "report", "report-models")
+"""Stages without a record: `code` computes no results, and the reports read the records of the other stages."""
 
 
 def list_stages() -> str:

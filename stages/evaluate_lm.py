@@ -1,4 +1,4 @@
-"""Evaluate a policy on the six tasks of the Open LLM Leaderboard with the unmodified lm-evaluation-harness 0.4.1."""
+"""Evaluate a policy on tasks of the Open LLM Leaderboard with the unmodified lm-evaluation-harness 0.4.1."""
 
 import argparse
 import math
@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     settings = params.load("evaluate_lm").evaluate_lm
     files.require(args.data_sets / "exact_match" / "exact_match.py")
-    results = evaluate_tasks(pointers.check_model(args.model), args.data_sets, settings.dtype, settings.batch_size)
+    tasks = params.select_tasks(settings.tasks)
+    results = evaluate_tasks(pointers.check_model(args.model), args.data_sets, tasks, settings.dtype, settings.batch_size)
     items = {task: result.pop("items") for task, result in results.items()}
     summary = summarize(results)
     with files.replacing(args.out) as partial:
@@ -54,21 +55,21 @@ def summarize(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
     Raises StageError if a value is not a finite number or a subject is missing.
     """
     summary = {}
-    for name, task in TASKS.items():
-        subtasks = sorted(results[name]["n"])
+    for name, result in results.items():
+        task, subtasks = TASKS[name], sorted(result["n"])
         if name == "mmlu" and len(subtasks) != MMLU_SUBJECTS:
             raise StageError(f"mmlu: {len(subtasks)} subjects instead of {MMLU_SUBJECTS}: reinstall lm-eval 0.4.1 (`make env`)")
-        scores = results[name]["results"]
+        scores = result["results"]
         values, errors = zip(*(read_score(subtask, task, scores[subtask]) for subtask in subtasks), strict=True)
         summary[name] = {
             "metric": task.metric,
             "shots": task.shots,
             "value": 100 * math.fsum(values) / len(subtasks),
             "standard_error": 100 * math.hypot(*errors) / len(subtasks),
-            "n": sum(results[name]["n"].values()),
+            "n": sum(result["n"].values()),
         }
         if name == "mmlu":
-            sizes = [results[name]["n"][subtask] for subtask in subtasks]
+            sizes = [result["n"][subtask] for subtask in subtasks]
             weighted_errors = [size * error for size, error in zip(sizes, errors, strict=True)]
             summary[name]["weighted"] = 100 * scores[name][f"{task.metric},{task.filter}"]
             summary[name]["weighted_standard_error"] = 100 * math.hypot(*weighted_errors) / sum(sizes)

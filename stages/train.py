@@ -131,7 +131,8 @@ def train_policy(
     weights = training.gather_weights(trainer, masters=masters)
     sums = None
     if first is not None:
-        sums = trainer.accelerator.reduce(updates.measure_shards(model, first, settings.checkpoint_dtype), "sum")
+        sums = updates.measure_shards(model, first, settings.checkpoint_dtype)
+        sums = trainer.accelerator.reduce(sums.to(trainer.accelerator.device), "sum")  # offloaded weights are on the host
     if is_main_process():
         write_results(trainer, weights, sums, model_path, outputs)
 
@@ -145,6 +146,7 @@ def policy_arguments(settings: params.Train, seed: int, folder: Path, run_name: 
         seed,
         accumulation=training.accumulation_steps(settings.global_batch, settings.device_batch, settings.devices),
         max_grad_norm=settings.max_grad_norm,
+        offload=settings.offload,
         checkpoint_steps=settings.checkpoint_steps,
         optim="rmsprop",
         learning_rate=settings.learning_rate,

@@ -33,6 +33,9 @@ def test_instructions_and_hold_out_are_answered_in_their_order(tiny: Path) -> No
     assert run_stage(tiny, "answer", *OPTIONS, "--out", "reversed.json", "--out-hold-out", "again.parquet").returncode == 0
     assert files.read_json(tiny / "reversed.json") == outputs[::-1]
     assert (tiny / "again.parquet").read_bytes() == (tiny / "answers.parquet").read_bytes()
+    done = run_stage(tiny, "answer", *OPTIONS[:6], "--out", "alone.json")
+    assert done.returncode == 0, done.stderr
+    assert files.read_json(tiny / "alone.json") == outputs[::-1], "without the hold-out, the answers are the same"
 
 
 @pytest.mark.slow
@@ -47,6 +50,14 @@ def test_an_instruction_that_leaves_no_room_is_rejected(tiny: Path, tmp_path: Pa
     assert_message(done.stderr, schemas.prompt_id(instruction), "no room", "engine.max_model_length 256", "raise it")
     assert not (tmp_path / "answers.json").exists()
     assert not (tmp_path / "answers.parquet").exists()
+
+
+@pytest.mark.parametrize("options", [OPTIONS[6:], OUTPUTS[2:]])
+def test_the_hold_out_and_its_answers_belong_together(options: tuple[str, ...], tmp_path: Path) -> None:
+    set_params(tmp_path, {})
+    done = run_stage(tmp_path, "answer", *OPTIONS[:6], "--out", "answers.json", *options)
+    assert done.returncode == 1
+    assert_message(done.stderr, "--hold-out", "--out-hold-out", "pass both or neither")
 
 
 def test_instructions_without_a_data_set_are_rejected(tmp_path: Path) -> None:

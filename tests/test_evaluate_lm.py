@@ -27,7 +27,7 @@ PARAMS = {
     "seed": 3,
     "numerics": "portable",
     "assets": {"harness": {task: {"repo": "miniature", "count": count} for task, count in COUNTS.items()}},
-    "evaluate_lm": {"dtype": "float32", "batch_size": 4},
+    "evaluate_lm": {"tasks": None, "dtype": "float32", "batch_size": 4},
 }
 PUBLISHED_SHOTS = {"arc_challenge": 25, "truthfulqa_mc2": 0, "winogrande": 5, "gsm8k": 5, "hellaswag": 10, "mmlu": 5}
 
@@ -62,6 +62,13 @@ def test_the_error_of_mmlus_weighted_mean_weights_subjects_by_their_size() -> No
     assert summary["weighted_standard_error"] == pytest.approx(100 * 0.2 * math.sqrt(56 * (4 / total) ** 2 + (40 / total) ** 2))
     assert summary["standard_error"] == pytest.approx(100 * 0.2 / math.sqrt(57)), "the plain mean's is as before"
     assert "weighted_standard_error" not in evaluate_lm.summarize(results)["gsm8k"]
+
+
+def test_a_summary_has_the_tasks_that_were_run() -> None:
+    results = make_results(one=1.0)
+    assert list(evaluate_lm.summarize({"gsm8k": results["gsm8k"]})) == ["gsm8k"]
+    summary = evaluate_lm.summarize(results)
+    assert evaluate_lm.summarize({"mmlu": results["mmlu"]}) == {"mmlu": summary["mmlu"]}
 
 
 def test_the_leaderboard_has_each_models_own_summary_in_its_row() -> None:
@@ -249,6 +256,24 @@ def test_two_workers_killed_and_resumed_give_the_same_bytes(folder: Path) -> Non
     for text in read_bytes(folder / "one").values():
         assert str(folder).encode() not in text
         assert b" at 0x" not in text
+
+
+@pytest.mark.slow
+def test_chosen_tasks_have_the_same_results_without_the_others(folder: Path, tmp_path: Path) -> None:
+    for name in ("model", "sets"):
+        (tmp_path / name).symlink_to(folder / name)
+    chosen = {"tasks": ["winogrande", "hellaswag"], "dtype": "float32", "batch_size": 4}
+    (tmp_path / "params.yaml").write_text(json.dumps(PARAMS | {"evaluate_lm": chosen}))
+    done = run_stage(tmp_path, *options("two"), SPPO_WORKERS="1")
+    assert done.returncode == 0, done.stderr
+    assert "2 tasks on 1 workers" in done.stderr
+    both, every = read_bytes(tmp_path / "two"), read_bytes(folder / "one")
+    assert set(both) == {"summary.json", "items.json", "winogrande.json", "hellaswag.json"}
+    for name in ("winogrande.json", "hellaswag.json"):
+        assert both[name] == every[name]
+    for name in ("summary.json", "items.json"):
+        results = json.loads(every[name])
+        assert json.loads(both[name]) == {task: results[task] for task in ("hellaswag", "winogrande")}
 
 
 @pytest.mark.slow

@@ -2,17 +2,13 @@ import argparse
 import json
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 
 from stages import report
 from stages.reporting import page
-from stages.reporting.inputs import Evaluations
-from stages.reporting.published import TASKS
 from stages.runtime.paths import ROOT
-from stages.tools import diff
 from support.reports import ALPACA, ITEMS, read_rows, write_evaluations, write_iteration, write_provenance
 from support.running import set_params
 
@@ -27,7 +23,8 @@ def write_reports(folder: Path, published: Path) -> dict[str, str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         report.main(parser.parse_args(["--data", "data", "--published", str(published), "--out", "reports"]))
-    return {path.name: path.read_text() for path in (folder / "reports").iterdir()}
+    reports = folder / "reports"
+    return {path.relative_to(reports).as_posix(): path.read_text() for path in reports.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +36,14 @@ def test_the_reports_cover_every_model_and_iteration(reports: dict[str, str]) ->
     pages = ["alpaca_eval", "open_llm_leaderboard", "ranker", "health", "samples", "provenance"]
     plots = {Path(source).name for plot in page.load_plots().values() for source in plot["y"]}
     items = {"preferences.csv", "harness.csv"}
-    assert set(reports) == {f"{name}.md" for name in pages} | plots | items | {"metrics.json", "index.html"}
+    assert set(reports) == {f"{name}.md" for name in pages} | plots | items | {"metrics.json", "index.html", "cards/iter1.md"}
     for name in ("alpaca_eval.md", "open_llm_leaderboard.md", "ranker.md"):
         assert [row[0] for row in read_rows(reports[name])[2:4]] == ["base", "iter1"]
     assert read_rows(reports["health.md"])[0] == ["metric", "iter1"]
     assert ["Who?", "base says so.", "iter1 says so."] in read_rows(reports["samples.md"])
     assert all(f'<section id="{name.replace("_", "-")}">' in reports["index.html"] for name in pages if name != "samples")
     assert "iter1 says so." in reports["index.html"]
+    assert "[iter1](iter1.md) (this model)" in reports["cards/iter1.md"]
 
 
 def test_the_metrics_are_those_of_the_pages(reports: dict[str, str]) -> None:
@@ -103,23 +101,6 @@ def test_the_paired_differences_are_in_metrics_pages_and_html(reports: dict[str,
     assert "-39.20 to +39.20" in reports["index.html"]
 
 
-def test_the_model_it_started_from_is_the_one_in_the_parameters() -> None:
-    """iter3 starts from iter1, not from iter2."""
-    preferences: dict[str, Any] = {"base": [1, 1, 1], "iter1": [1.5, 1.5, 1], "iter2": [1.2, 1.1, 1.3], "iter3": [2, 1.5, 1]}
-    scores = {name: {"mmlu": {"mmlu_art": [value - 1 for value in values]}} for name, values in preferences.items()}
-    evaluations = Evaluations({}, {}, preferences, scores, {}, {})
-    iterations = {"iter1": "base", "iter2": "iter1", "iter3": "iter1"}
-    wins, tasks = report.compare_models(evaluations, iterations)
-    metrics: dict[str, Any] = {name: {model: {} for model in iterations} for name in ("alpaca_eval", "open_llm_leaderboard")}
-    tasks = {pair: dict.fromkeys([*TASKS, "average"], result["mmlu"]) for pair, result in tasks.items()}
-    report.add_differences(metrics, iterations, wins, tasks)
-    changes = metrics["alpaca_eval"]["iter3"]
-    assert (changes["vs_previous"]["difference"], changes["vs_base"]["difference"]) == pytest.approx((50 / 3, 50))
-    scores_of = metrics["open_llm_leaderboard"]["iter3"]
-    assert scores_of["vs_previous"]["mmlu"]["difference"] == pytest.approx(50 / 3)
-    assert scores_of["vs_base"]["average"]["difference"] == pytest.approx(50)
-
-
 def test_the_plots_data_have_the_columns_that_the_plots_name(reports: dict[str, str]) -> None:
     tables = {name: pd.read_csv(StringIO(text)) for name, text in reports.items() if name.endswith(".csv")}
     for plot in page.load_plots().values():
@@ -134,20 +115,3 @@ def test_published_results_are_compared_with(tmp_path: Path) -> None:
     reports = write_reports(tmp_path, ROOT / "recipes/llama-3-8b/published.yaml")
     for name in ("alpaca_eval.md", "open_llm_leaderboard.md"):
         assert [row for row in read_rows(reports[name]) if "published" in row]
-
-
-def test_metrics_hold_the_values_and_beside_them_their_standard_errors() -> None:
-    results = report.split_errors({"mmlu": (28.0, 4.0), "average": (39.0, 2.0)})
-    assert results == {"mmlu": 28.0, "average": 39.0, "standard_errors": {"mmlu": 4.0, "average": 2.0}}
-    metrics: dict[str, Any] = {"open_llm_leaderboard": {"base": results}}
-    assert diff.standard_error(diff.flatten(metrics), ("open_llm_leaderboard", "base", "mmlu")) == 4
-
-
-def test_the_interval_of_a_mean_length_is_that_of_its_standard_error() -> None:
-    mean, error = report.average_length([{"output": "a" * length} for length in (2, 4, 6, 8)])
-    assert (mean, error) == (5, pytest.approx(pd.Series([2, 4, 6, 8]).sem()))
-    assert report.add_interval("base", "length", 5, 1) == {"model": "base", "length": 5, "lower": 3.04, "upper": 6.96}
-
-
-def test_floats_are_rounded_to_six_digits_at_any_depth() -> None:
-    assert report.round_numbers({"a": {"b": 1.23456789, "c": 5}, "d": "x"}) == {"a": {"b": 1.23457, "c": 5}, "d": "x"}

@@ -21,7 +21,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> figures.Experiment:
     report.add_arguments(parser)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(page, "draw_plots", lambda reports: {})  # takes seconds, and shows the figures of the CSV files
+        patch.setattr(page, "draw_plots", lambda reports, sources: {})  # takes seconds, and shows the figures of the CSV files
         options = ["--data", "data", "--published", str(ROOT / "published.yaml"), "--out", "reports"]
         report.main(parser.parse_args(options))
     return figures.Experiment(folder)

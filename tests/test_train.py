@@ -244,6 +244,40 @@ def test_the_same_inputs_give_the_same_bytes(trained: Path) -> None:
     assert (trained / "again.json").read_bytes() == (trained / "iter1.json").read_bytes()
 
 
+def offload(pairs: Path, name: str, overrides: dict[str, Any]) -> tuple[Path, Path]:
+    """Train without offloading and with it; return both folders."""
+    without, with_it = (
+        run_train(pairs, f"{name}-{where}", overrides | {"train.offload": where}) for where in ("none", "optimizer")
+    )
+    return without, with_it
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides", [{}, {"train.dtype": "bfloat16"}, {"train.lora.rank": 4}], ids=["float32", "bfloat16", "lora"]
+)
+def test_offloading_the_optimizer_gives_the_same_bytes_without_clipping(
+    trained: Path, request: pytest.FixtureRequest, overrides: dict[str, Any]
+) -> None:
+    overrides = overrides | {"train.max_grad_norm": 0, "train.stop_epoch": 2}
+    without, with_it = offload(trained, f"unclipped-{request.node.callspec.id}", overrides)
+    for name in ("iter1", "iter1.csv", "iter1.json"):
+        assert files.digest(with_it / name) == files.digest(without / name), name
+
+
+@pytest.mark.slow
+def test_offloading_the_optimizer_clips_by_almost_the_same_norm(trained: Path) -> None:
+    """DeepSpeed then sums the squared norms in another order, so that the updates differ by their last digits."""
+    overrides = {"train.stop_epoch": 2, "train.devices": 2, "train.max_grad_norm": 1.0}
+    without, with_it = offload(trained, "clipped", overrides)
+    assert set(pd.read_csv(without / "iter1.csv")["clipped"]) == {1}
+    start, plain, offloaded = (
+        torch.cat([weights.flatten() for _, weights in sorted(load_file(path / "model.safetensors").items())])
+        for path in (trained / "base", without / "iter1", with_it / "iter1")
+    )
+    assert (offloaded - plain).norm() < 1e-4 * (plain - start).norm()
+
+
 @pytest.mark.slow
 def test_bfloat16_and_gradient_checkpointing_train_too(trained: Path) -> None:
     overrides = {"train.dtype": "bfloat16", "train.checkpoint_dtype": "bfloat16", "train.gradient_checkpointing": True}

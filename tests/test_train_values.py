@@ -26,6 +26,7 @@ SETTINGS = {
     "max_grad_norm": 0.7,
     "checkpoint_steps": 5,
     "gradient_checkpointing": True,
+    "offload": "optimizer",
 }
 
 
@@ -46,6 +47,7 @@ def test_the_trainer_gets_every_setting_of_params(monkeypatch: pytest.MonkeyPatc
         "accumulation": 4,  # of 4 pairs on each of 2 devices: 32
         "checkpoint_steps": 5,
         "gradient_checkpointing": True,
+        "offload": "optimizer",
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
     }

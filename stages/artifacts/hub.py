@@ -75,6 +75,18 @@ def fetch_pointer(folder: Path) -> None:
     log.info("%s: all %d files of %s at %s are present", folder, len(pointer["files"]), pointer["repo"], pointer["revision"])
 
 
+def fetch_texts(asset: Asset, patterns: list[str]) -> list[Path]:
+    """Return the files of a model's repository, or of a local directory, that match the patterns; fetch them if need be.
+
+    Raises StageError if the repository or directory is not there.
+    """
+    if asset.on_hub:
+        folder = _fetch_snapshot(asset.repo, asset.revision, "model", patterns)
+    else:
+        folder = _require_directory(asset)
+    return [folder / name for name in _list_files(folder, patterns)]
+
+
 def fetch_file(asset: Asset, filename: str, repo_type: str = "dataset") -> Path:
     """Return the path of a file in a local directory, or of one fetched from a Hub repository. Raises StageError."""
     if not asset.on_hub:
@@ -177,7 +189,7 @@ def _explain_hub_errors(what: str, repo: str, repo_type: str) -> Iterator[None]:
         raise StageError(f"{what}: no such revision: set revision to one of {page}/commits/main") from error
     except Exception as error:
         remedy = "check its files" if Path(repo).is_dir() else f"check the network and {page}"
-        message = one_line(_hide_token(str(error)))
+        message = one_line(hide_token(str(error)))
         raise StageError(f"{what}: cannot be fetched ({type(error).__name__}: {message}): {remedy}") from error
 
 
@@ -185,7 +197,7 @@ def _page(repo: str, repo_type: str) -> str:
     return f"https://huggingface.co/{'datasets/' if repo_type == 'dataset' else ''}{repo}"
 
 
-def _hide_token(text: str) -> str:
+def hide_token(text: str) -> str:
     """Remove the user's access token from an error message, which may quote the server's reply."""
     from huggingface_hub import get_token
 

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from stages.artifacts import hub
+from stages.engines.golden import check_golden, load_tokenizer
 from stages.miniature.policy import make_policy
 from stages.runtime import params
 
@@ -19,5 +20,7 @@ def main(args: argparse.Namespace) -> None:
     asset: params.PolicyAsset = settings.policy
     if asset.miniature:
         make_policy(asset.miniature, settings.seed, args.out)
-    else:
-        hub.fetch_model(asset, args.out)
+        return
+    if asset.golden:  # first: a wrong tokenizer is found before the weights are fetched
+        check_golden(load_tokenizer(asset), asset.golden, "assets.policy.golden")
+    hub.fetch_model(asset, args.out)

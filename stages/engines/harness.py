@@ -50,17 +50,17 @@ TASKS = {  # the longest first, so that several workers finish at about the same
 }
 
 
-def evaluate_tasks(model: Path, data_sets: Path, dtype: str, batch_size: int) -> dict[str, Any]:
-    """Evaluate a model on all TASKS, with one worker per GPU or, without a GPU, per CPU core.
+def evaluate_tasks(model: Path, data_sets: Path, tasks: list[str], dtype: str, batch_size: int) -> dict[str, Any]:
+    """Evaluate a model on some of TASKS, with one worker per GPU or, without a GPU, per CPU core.
 
     data_sets: the folder from assets-harness. Returns task -> the results of `evaluate_task`. Finished tasks are kept in the
     scratch folder, so that a killed stage resumes. Raises StageError if a worker dies or a task fails.
     """
     key = {"model": files.digest(model), "sets": files.digest(data_sets), "dtype": dtype, "batch_size": batch_size}
     folder = scratch.folder("evaluate-lm", key).resolve()
-    pending = [task for task in TASKS if not (folder / f"{task}.json").exists()]
-    if len(pending) < len(TASKS):
-        log.info("%d of %d tasks are already finished, in %s", len(TASKS) - len(pending), len(TASKS), folder)
+    pending = [task for task in TASKS if task in tasks and not (folder / f"{task}.json").exists()]
+    if len(pending) < len(tasks):
+        log.info("%d of %d tasks are already finished, in %s", len(tasks) - len(pending), len(tasks), folder)
     if pending:
         files.remove(folder / "cache")
         devices = list_devices(cores=True)[: len(pending)]
@@ -72,7 +72,7 @@ def evaluate_tasks(model: Path, data_sets: Path, dtype: str, batch_size: int) ->
                 collect_results(futures, folder)
             finally:
                 pool.shutdown(cancel_futures=True)
-    return {task: files.read_json(folder / f"{task}.json") for task in TASKS}
+    return {task: files.read_json(folder / f"{task}.json") for task in TASKS if task in tasks}
 
 
 def start_pool(devices: list[str], data_sets: Path, folder: Path) -> ProcessPoolExecutor:

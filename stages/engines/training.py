@@ -38,10 +38,19 @@ def accumulation_steps(global_batch: int, device_batch: int, devices: int) -> in
     return global_batch // (device_batch * devices)
 
 
-def zero3_config(device_batch: int, dtype: params.Precision, accumulation: int, max_grad_norm: float) -> dict[str, Any]:
-    """Return DeepSpeed's configuration: ZeRO-3, with float32 master weights if dtype is bfloat16."""
+def zero3_config(
+    device_batch: int, dtype: params.Precision, accumulation: int, max_grad_norm: float, offload: str = "none"
+) -> dict[str, Any]:
+    """Return DeepSpeed's configuration: ZeRO-3, with float32 master weights if dtype is bfloat16.
+
+    offload: `train.offload`; `optimizer` keeps the master weights and the optimizer's state in the host's memory.
+    """
+    zero: dict[str, Any] = {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}
+    if offload == "optimizer":
+        zero["offload_optimizer"] = {"device": "cpu"}
     return {
-        "zero_optimization": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True},
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,  # or offloading would require DeepSpeed's own Adam instead of RMSprop
         "bf16": {"enabled": dtype == "bfloat16"},
         "train_micro_batch_size_per_gpu": device_batch,
         "gradient_accumulation_steps": accumulation,
@@ -59,6 +68,7 @@ def training_arguments(
     *,
     accumulation: int = 1,
     max_grad_norm: float = 0,
+    offload: str = "none",
     checkpoint_steps: int = 0,
     report_to: str = "none",
     **more: Any,
@@ -66,15 +76,15 @@ def training_arguments(
     """Return TrainingArguments for ZeRO-3. Call this within the distributed group, and before loading the model to partition.
 
     folder: for checkpoints. device_batch: pairs per device and forward pass. max_grad_norm: 0 disables clipping.
-    checkpoint_steps: optimizer steps between checkpoints, 0 for none. report_to: where the log goes besides its file.
-    more: other arguments of TrainingArguments.
+    offload: see `zero3_config`. checkpoint_steps: optimizer steps between checkpoints, 0 for none. report_to: where the log
+    goes besides its file. more: other arguments of TrainingArguments.
     """
     import torch
     from transformers import TrainingArguments
 
     return TrainingArguments(
         output_dir=str(folder),
-        deepspeed=zero3_config(device_batch, dtype, accumulation, max_grad_norm),
+        deepspeed=zero3_config(device_batch, dtype, accumulation, max_grad_norm, offload),
         bf16=dtype == "bfloat16",
         per_device_train_batch_size=device_batch,
         per_device_eval_batch_size=device_batch,

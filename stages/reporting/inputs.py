@@ -1,6 +1,7 @@
 """Read and check the evaluation results and training logs that the report is made from."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from stages.artifacts import files, schemas
 from stages.reporting import paired, per_item
 from stages.reporting.paired import WEIGHTED, Preferences, Scores
 from stages.reporting.per_item import REMEDY as REMEDY  # shared with the other readers of this package
-from stages.reporting.published import TASKS
 from stages.runtime.errors import StageError, quote
 from stages.runtime.logs import log
 from stages.runtime.params import BASE
@@ -34,25 +34,27 @@ class Evaluations:
     preferences: dict[str, Preferences]
     scores: dict[str, Scores]
     answers: dict[str, list[dict[str, Any]]]
-    comparison: dict[str, Any]
-    """comparison.json; its lists are in the order of the models."""
 
 
-def read_evaluations(data: Path, models: list[str]) -> Evaluations:
-    """Read the evaluation results of these models. Raises StageError; warns about results of other models."""
-    for folder in ("alpaca_eval", "harness"):
-        for unknown in sorted({path.name for path in files.require(data / folder).iterdir()} - set(models)):
+def read_evaluations(data: Path, models: list[str], tasks: list[str], answered: Iterable[str] = ()) -> Evaluations:
+    """Read the evaluation results of models. Raises StageError; warns about results of other models.
+
+    models: those that both AlpacaEval and the harness evaluated, the latter on `tasks`. answered: those
+    of which only answers exist, so that the harness did not evaluate them; they follow the others.
+    """
+    names = [*models, *answered]
+    for folder, expected in (("alpaca_eval", names), ("harness", models)):
+        for unknown in sorted({path.name for path in files.require(data / folder).iterdir()} - set(expected)):
             log.warning("%s does not belong to a model in params.yaml and is ignored: remove it", data / folder / unknown)
-    alpaca = {name: read_alpaca(data / "alpaca_eval" / name) for name in models}
-    harness = {name: read_harness(data / "harness" / name) for name in models}
-    answers = read_answers(data / "answers", models)
+    alpaca = {name: read_alpaca(data / "alpaca_eval" / name) for name in names}
+    harness = {name: read_harness(data / "harness" / name, tasks) for name in models}
+    answers = read_answers(data / "answers", names)
     return Evaluations(
         alpaca=alpaca,
         harness=harness,
         preferences=read_preferences(data / "alpaca_eval", answers, alpaca),
         scores=read_scores(data / "harness", harness),
         answers=answers,
-        comparison=read_comparison(data / "comparison.json", models),
     )
 
 
@@ -75,11 +77,11 @@ def read_alpaca(folder: Path) -> dict[str, Any]:
     return metrics
 
 
-def read_harness(folder: Path) -> dict[str, dict[str, Any]]:
-    """Read summary.json of evaluate-lm. Raises StageError if a task or key is missing or a value out of range."""
+def read_harness(folder: Path, tasks: list[str]) -> dict[str, dict[str, Any]]:
+    """Read these tasks from summary.json of evaluate-lm. Raises StageError if one or a key is missing or out of range."""
     path = folder / "summary.json"
     summary: dict[str, dict[str, Any]] = files.read_json(path)
-    for task in TASKS:
+    for task in tasks:
         result = summary.get(task) if isinstance(summary, dict) else None
         numbers = ["value", "standard_error", *(["weighted", "weighted_standard_error"] if task == WEIGHTED else [])]
         for key in (*numbers, "metric", "shots"):
@@ -87,7 +89,7 @@ def read_harness(folder: Path) -> dict[str, dict[str, Any]]:
                 raise StageError(f"{path}: '{task}.{key}' is missing: {REMEDY}")
         for key in numbers:
             require_number(summary[task][key], f"{path}: '{task}.{key}'")
-    return summary
+    return {task: summary[task] for task in tasks}
 
 
 def read_preferences(
@@ -143,7 +145,7 @@ def require_same(value: float, expected: float, where: str, key: str) -> None:
 
 
 def read_scores(folder: Path, harness: dict[str, dict[str, dict[str, Any]]]) -> dict[str, Scores]:
-    """Read model -> scores, to six digits, from each model's items.json; tasks in the order of TASKS, subtasks sorted.
+    """Read model -> scores, to six digits, from each model's items.json; tasks in the summary's order, subtasks sorted.
 
     harness: model -> summary of evaluate-lm. Raises StageError if a task is missing, the models did not answer the same
     questions, a score is not a number from 0 to 1, or the scores do not give the values in the summary.
@@ -151,26 +153,27 @@ def read_scores(folder: Path, harness: dict[str, dict[str, dict[str, Any]]]) -> 
     scores: dict[str, Scores] = {}
     for name, summary in harness.items():
         path = folder / name / "items.json"
-        scores[name] = read_items(path)
+        scores[name] = read_items(path, list(summary))
         sizes, first = (paired.count_questions(model) for model in (scores[name], next(iter(scores.values()))))
         different = [key for key in sizes | first if sizes.get(key, 0) != first.get(key, 0)]
         if different:
             key, counts = different[0], f"{sizes.get(different[0], 0)} questions, {first.get(different[0], 0)}"
             raise StageError(f"{path}: '{key}' has {counts} in that of {next(iter(scores))}: {REMEDY}")
         estimates = paired.estimate_scores(scores[name])
-        for task in TASKS:
+        for task, result in summary.items():
             where, key = f"{path}: the mean of '{task}'", f"'{task}.value' in summary.json"
-            require_same(estimates[task][0], summary[task]["value"], where, key)
-        weighted = summary[WEIGHTED]["weighted"]
-        require_same(estimates["mmlu_weighted"][0], weighted, f"{path}: '{WEIGHTED}'", "'mmlu.weighted' in summary.json")
+            require_same(estimates[task][0], result["value"], where, key)
+            if task == WEIGHTED:
+                where, key = f"{path}: '{WEIGHTED}'", "'mmlu.weighted' in summary.json"
+                require_same(estimates["mmlu_weighted"][0], result["weighted"], where, key)
     return scores
 
 
-def read_items(path: Path) -> Scores:
-    """Read items.json: task -> subtask -> score per question. Raises StageError."""
+def read_items(path: Path, tasks: list[str]) -> Scores:
+    """Read these tasks from items.json: task -> subtask -> score per question. Raises StageError."""
     items = files.read_json(path)
     scores: Scores = {}
-    for task in TASKS:
+    for task in tasks:
         subtasks = items.get(task) if isinstance(items, dict) else None
         if not isinstance(subtasks, dict) or not subtasks:
             raise StageError(f"{path}: '{task}' is missing or not a mapping of subtasks to scores: {REMEDY}")

@@ -17,8 +17,13 @@ def table(header: list[str], rows: list[list[str]], *, text: bool = False) -> st
 
     The first column is left-aligned; the others are right-aligned, or left-aligned too if `text`.
     """
+    return lay_out(header, [[escape(cell) for cell in row] for row in rows], text=text)
+
+
+def lay_out(header: list[str], rows: list[list[str]], *, text: bool = False) -> str:
+    """Format a table whose cells are Markdown; see `table`."""
     rule = ["---", *["---" if text else "---:"] * (len(header) - 1)]
-    lines = [header, rule, *[[escape(cell) for cell in row] for row in rows]]
+    lines = [header, rule, *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 

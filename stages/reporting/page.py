@@ -25,20 +25,27 @@ def load_plots() -> dict[str, Plot]:
     return {name: plot for definition in definitions for name, plot in definition.items()}
 
 
-def draw_plots(reports: Path) -> dict[str, dict[str, str]]:
-    """Draw the plots of plots.yaml from the CSV files in `reports` with DVC's own renderer and templates.
+def draw_plots(reports: Path, sources: set[str]) -> dict[str, dict[str, str]]:
+    """Draw the plots of plots.yaml whose CSV files are among `sources`, in `reports`, with DVC's own renderer and templates.
 
     Returns name -> `light` and `dark`, data URLs of SVG images.
     """
-    return {name: draw_plot(name, plot, reports) for name, plot in load_plots().items()}
+    plots = load_plots()
+    return {name: draw_plot(name, plot, reports) for name, plot in plots.items() if name_source(plot) in sources}
+
+
+def name_source(plot: Plot) -> str:
+    """Return the name of the CSV file, in the folder of reports, that a plot is drawn from."""
+    (source,) = plot["y"]
+    return Path(source).name
 
 
 def draw_plot(name: str, plot: Plot, reports: Path) -> dict[str, str]:
     """Draw one plot; see `draw_plots`."""
     from dvc_render import VegaRenderer
 
-    ((source, y),) = plot["y"].items()
-    points = pd.read_csv(reports / Path(source).name).assign(rev="").to_dict("records")
+    (y,) = plot["y"].values()
+    points = pd.read_csv(reports / name_source(plot)).assign(rev="").to_dict("records")
     properties = {key: plot[key] for key in ("x", "title", "x_label", "y_label") if key in plot}
     renderer = VegaRenderer(points, name, template=plot["template"], template_dir=str(PLOT_TEMPLATES), y=y, **properties)
     chart = hide_revision(renderer.get_filled_template())

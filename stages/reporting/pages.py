@@ -1,12 +1,13 @@
 """The Markdown pages of the evaluations, next to the published results where there are any."""
 
 import random
+from collections.abc import Collection
 from typing import Any
 
 from stages.reporting import markdown, paired
 from stages.reporting.markdown import number
 from stages.reporting.paired import BEYOND_ERROR, PUBLISHED_AS, Estimate
-from stages.reporting.published import TASKS, Published, PublishedHarnessTable
+from stages.reporting.published import TASKS, Published, PublishedAlpacaEvalTable, PublishedHarnessTable, PublishedTable
 from stages.runtime.params import BASE
 
 SAMPLES = 8
@@ -18,8 +19,8 @@ LABELS = {"mmlu": "mmlu, plain mean", "mmlu_weighted": "mmlu, weighted", "averag
 """Column of a result whose name does not say enough; the others are labelled by their names."""
 MMLU = paired.WEIGHTED
 RUN_TO_RUN = (
-    "Run-to-run noise is not included: another seed, or another run on GPUs, trains another model. If it has been measured, "
-    "reports/seeds.md states it."
+    "Run-to-run noise is not included: another seed, or another run on GPUs, gives other answers and, where models are "
+    "trained, other models. If it has been measured, reports/seeds.md states it."
 )
 
 Comparisons = dict[tuple[str, str], Any]
@@ -28,9 +29,16 @@ Comparisons = dict[tuple[str, str], Any]
 
 def average_tasks(summary: dict[str, dict[str, Any]]) -> dict[str, Estimate]:
     """Map each task, and the averages of `paired.add_averages`, to its value and standard error in percent."""
-    tasks = {task: (summary[task]["value"], summary[task]["standard_error"]) for task in TASKS}
-    weighted = summary[MMLU]
-    return paired.add_averages(tasks, (weighted["weighted"], weighted["weighted_standard_error"]))
+    tasks = {task: (summary[task]["value"], summary[task]["standard_error"]) for task in TASKS if task in summary}
+    mmlu = summary.get(MMLU)
+    return paired.add_averages(tasks, (mmlu["weighted"], mmlu["weighted_standard_error"]) if mmlu else None)
+
+
+def label_column(column: str) -> str:
+    """Return the heading of a column of results: the name of one of `paired.add_averages`, in words."""
+    name, of, tasks = column.partition("_of_")
+    label = LABELS.get(name, name)
+    return f"{label}{', ' if ',' in label else ' '}of {tasks.replace('_', ' ')}" if of else label
 
 
 def format_estimate(value: float | None, error: float | None) -> str:
@@ -68,12 +76,15 @@ def format_alpaca_eval(alpaca: dict[str, dict[str, Any]], differences: Compariso
             "The reference outputs are a second sample from the base policy, so the base policy wins about half the time."
         )
     lines.append(format_differences(differences))
-    lines.append(NOT_PUBLISHED if published is None else compare_alpaca_eval(alpaca, published))
+    table = published.alpaca_eval if published else None
+    lines.append(compare_alpaca_eval(alpaca, table, published.models) if published and table else NOT_PUBLISHED)
     return "\n".join(lines) + "\n"
 
 
 def format_differences(differences: Comparisons) -> str:
-    """Format the section of alpaca_eval.md with the paired differences of win rates."""
+    """Format the section of alpaca_eval.md with the paired differences of win rates; an empty text if there are none."""
+    if not differences:
+        return ""
     rows = [
         [
             name,
@@ -99,10 +110,13 @@ def format_differences(differences: Comparisons) -> str:
     return text
 
 
-def compare_alpaca_eval(alpaca: dict[str, dict[str, Any]], published: Published) -> str:
-    """Format the section of alpaca_eval.md that compares our results with the published ones."""
+def compare_alpaca_eval(alpaca: dict[str, dict[str, Any]], published: PublishedAlpacaEvalTable, titles: dict[str, str]) -> str:
+    """Format the section of alpaca_eval.md that compares our results with the published ones.
+
+    titles: model -> name of the published model.
+    """
     rows = []
-    for name, theirs in published.alpaca_eval.models.items():
+    for name, theirs in published.models.items():
         if name not in alpaca:
             continue
         for label, key, error_key in (
@@ -115,19 +129,29 @@ def compare_alpaca_eval(alpaca: dict[str, dict[str, Any]], published: Published)
             difference = None if value is None or reported is None else value - reported
             beyond = None if difference is None else paired.exceeds_published(difference, error, published_error)
             cells = [format_estimate(value, error), format_estimate(reported, published_error), number(difference)]
-            rows.append([name, published.models[name], label, *cells, markdown.WORDS[beyond]])
+            rows.append([name, titles[name], label, *cells, markdown.WORDS[beyond]])
     header = ["model", "published as", "metric", "ours", "published", "difference", BEYOND_ERROR]
     judge = alpaca[BASE]["judge"]
     text = (
-        f"\n{COMPARISON}\n\n{markdown.table(header, rows)}\nSource of the published results: {published.alpaca_eval.source}. "
+        f"\n{COMPARISON}\n\n{markdown.table(header, rows)}\n{name_sources(published)} "
         f"{explain_error('Average lengths have no stated error.')}"
     )
-    if judge != published.alpaca_eval.judge:
+    if judge != published.judge:
         text += (
             f"\n\n**Different judge**: our results were judged by `{judge}`, the published ones by "
-            f"`{published.alpaca_eval.judge}`. The differences include those between the judges."
+            f"`{published.judge}`. The differences include those between the judges."
         )
-    return text + list_notes(published.alpaca_eval.notes)
+    return text + list_notes(published.notes)
+
+
+def name_sources(published: PublishedTable) -> str:
+    """Format the sentence that names the sources of a published table."""
+    others = [
+        f"; of {model}'s `{figure}`: {source}"
+        for model, sources in published.sources.items()
+        for figure, source in sources.items()
+    ]
+    return f"Source of the published results: {published.source}{''.join(others)}."
 
 
 def list_notes(notes: list[str]) -> str:
@@ -142,42 +166,63 @@ def explain_error(remark: str) -> str:
         "times its standard error, which combines ours and the published one; where none was published, ours is used in its "
         "place. The published results of single questions are not known, so the two evaluations are taken as independent, "
         "although both may ask the same questions: a difference that is not beyond this error may still be real. "
-        f"{remark} {RUN_TO_RUN}"
+        f"{remark}{' ' if remark else ''}{RUN_TO_RUN}"
     )
 
 
 def format_leaderboard(
-    harness: dict[str, dict[str, dict[str, Any]]], differences: Comparisons, published: Published | None
+    harness: dict[str, dict[str, dict[str, Any]]],
+    differences: Comparisons,
+    published: Published | None,
+    answered: Collection[str] = (),
 ) -> str:
     """Format open_llm_leaderboard.md.
 
     harness: model -> task -> value, standard_error, metric and shots. differences: (model, opponent) -> task or `average` ->
-    paired difference and standard error.
+    paired difference and standard error. answered: models that the harness cannot evaluate, because only their answers exist.
     """
     results = {name: average_tasks(summary) for name, summary in harness.items()}
     rows = [[name, *[format_estimate(*estimate) for estimate in result.values()]] for name, result in results.items()]
-    base = harness[BASE]
-    metrics = ", ".join(f"{task} {base[task]['metric']} ({base[task]['shots']}-shot)" for task in TASKS)
     text = (
         "# Open LLM Leaderboard v1, lm-evaluation-harness 0.4.1\n\n"
-        + markdown.table(["model", *[LABELS.get(column, column) for column in results[BASE]]], rows)
-        + f"\nPercent ± standard error. Metrics: {markdown.escape(metrics)}. MMLU, plain mean: over its 57 subjects, as on the "
-        "leaderboard; weighted: by the subjects' numbers of questions, as in lm-evaluation-harness's own `mmlu`. `average` "
-        "includes the plain mean.\n" + format_task_differences(differences)
+        + markdown.table(["model", *map(label_column, results[BASE])], rows)
+        + f"\n{explain_tasks(harness[BASE])}\n"
+        + (f"\nNot in the table, because only its answers exist: {', '.join(answered)}.\n" if answered else "")
+        + format_task_differences(differences)
     )
     if published is None or published.open_llm_leaderboard is None:
         return f"{text}\n{NOT_PUBLISHED}\n"
     return text + compare_leaderboard(results, published.open_llm_leaderboard)
 
 
+def explain_tasks(summary: dict[str, dict[str, Any]]) -> str:
+    """Say what the columns of the table are. summary: task -> metric and shots."""
+    tasks = [task for task in TASKS if task in summary]
+    metrics = ", ".join(f"{task} {summary[task]['metric']} ({summary[task]['shots']}-shot)" for task in tasks)
+    text = f"Percent ± standard error. Metrics: {markdown.escape(metrics)}."
+    if MMLU in tasks:
+        text += (
+            " MMLU, plain mean: over its 57 subjects, as on the leaderboard; weighted: by the subjects' numbers of questions, "
+            "as in lm-evaluation-harness's own `mmlu`. `average` includes the plain mean."
+        )
+    if len(tasks) < len(TASKS):
+        text += (
+            f"\n\n**Only {len(tasks)} of the {len(TASKS)} tasks** were run (`evaluate_lm.tasks`), so no average here is "
+            "comparable with a published one."
+        )
+    return text
+
+
 def format_task_differences(differences: Comparisons) -> str:
-    """Format the section of open_llm_leaderboard.md with the paired differences."""
-    columns = [*TASKS, "average"]
+    """Format the section of open_llm_leaderboard.md with the paired differences; an empty text if there are none."""
+    if not differences:
+        return ""
+    columns = paired.list_columns(next(iter(differences.values())))
     rows = [
         [name, opponent, *[f"{result[column][0]:+.2f} ± {result[column][1]:.2f}" for column in columns]]
         for (name, opponent), result in differences.items()
     ]
-    header = ["model", "against", *[LABELS.get(column, column) for column in columns]]
+    header = ["model", "against", *map(label_column, columns)]
     return (
         f"\n{PAIRED}\n\n{markdown.table(header, rows)}\n"
         "Difference in percentage points ± standard error. Both models answered the same questions, so the standard error is "
@@ -192,29 +237,37 @@ def compare_leaderboard(results: dict[str, dict[str, Estimate]], published: Publ
 
     results: model -> the results of `average_tasks`.
     """
-    columns = {PUBLISHED_AS.get(column, column): column for column in [*TASKS, "average"]}
+    compared = [column for column in [*TASKS, "average"] if column in results[BASE]]
+    columns = {PUBLISHED_AS.get(column, column): column for column in compared}
+    plain = [MMLU] if MMLU in compared else []
     rows = []
     for name, theirs in published.models.items():
         if name not in results:
             continue
-        ours, differences = results[name], []
-        for column, reported in columns.items():
-            difference = ours[column][0] - theirs[reported]
-            beyond = paired.exceeds_published(difference, ours[column][1], None)
-            differences.append(f"{difference:+.2f}{f' ({BEYOND_ERROR})' if beyond else ''}")
-        rows.append([name, "ours", *[format_estimate(*ours[column]) for column in columns], format_estimate(*ours[MMLU])])
-        rows.append([name, "published", *[number(theirs[reported]) for reported in columns.values()], "–"])
-        rows.append([name, "difference", *differences, "–"])
-    header = ["model", "", *[LABELS.get(column, column) for column in columns], LABELS[MMLU]]
+        ours = results[name]
+        differences = [format_difference(ours[column], theirs.get(reported)) for column, reported in columns.items()]
+        rows.append([name, "ours", *[format_estimate(*ours[column]) for column in [*columns, *plain]]])
+        rows.append([name, "published", *[number(theirs.get(reported)) for reported in columns.values()], *["–"] * len(plain)])
+        rows.append([name, "difference", *differences, *["–"] * len(plain)])
+    header = ["model", "", *map(label_column, [*columns, *plain])]
     remark = (
         "The published MMLU is compared with ours weighted by the subjects' numbers of questions, as lm-evaluation-harness "
         "0.4.1 itself does, and the average accordingly. The plain mean over the subjects, which the Open LLM Leaderboard v1 "
         "shows, is beside it."
     )
     return (
-        f"\n{COMPARISON}\n\n{markdown.table(header, rows)}\nSource of the published results: {published.source}. Difference: "
-        f"ours minus published. {explain_error(remark)}{list_notes(published.notes)}\n"
+        f"\n{COMPARISON}\n\n{markdown.table(header, rows)}\n{name_sources(published)} Difference: "
+        f"ours minus published. {explain_error(remark if plain else '')}{list_notes(published.notes)}\n"
     )
+
+
+def format_difference(ours: Estimate, published: float | None) -> str:
+    """Format the difference of our result from a published one, if there is one, and whether it exceeds the error."""
+    if published is None:
+        return "–"
+    difference = ours[0] - published
+    beyond = paired.exceeds_published(difference, ours[1], None)
+    return f"{difference:+.2f}{f' ({BEYOND_ERROR})' if beyond else ''}"
 
 
 def format_ranker(comparison: dict[str, Any]) -> str:

@@ -23,6 +23,8 @@ WEIGHTED = "mmlu"
 """The task with several subtasks. Its value is their plain mean; lm-evaluation-harness's own weights them by their sizes."""
 BEYOND_ERROR = "beyond evaluation error"
 """Heading of the column that says whether a difference exceeds the error of the evaluation."""
+LEADERBOARD = 6
+"""Number of tasks of the Open LLM Leaderboard v1. `evaluate_lm.tasks` may select fewer."""
 PUBLISHED_AS = {"mmlu": "mmlu_weighted", "average": "average_weighted"}
 """Published column -> our result to compare with it, where the names differ: lm-evaluation-harness's own MMLU is weighted."""
 
@@ -76,21 +78,40 @@ def estimate_preferences(preferences: Preferences) -> Estimate:
 def estimate_scores(scores: Scores) -> dict[str, Estimate]:
     """Map each task to the mean of its scores (or differences of scores) and the standard error, in percent.
 
-    A task's value is the plain mean of its subtasks' means; `average` is the plain mean of the tasks. `mmlu_weighted` weights
-    the subjects by their sizes, and `average_weighted` averages the tasks with it. Subtasks and tasks are independent.
+    A task's value is the plain mean of its subtasks' means. Adds averages as `add_averages` does, with MMLU's subjects weighted
+    by their sizes. Subtasks and tasks are independent.
     """
     subtasks = {task: [estimate_mean(values) for values in by_name.values()] for task, by_name in scores.items()}
-    sizes = [len(values) for values in scores[WEIGHTED].values()]
-    return add_averages({task: average(values) for task, values in subtasks.items()}, average(subtasks[WEIGHTED], sizes))
+    sizes = [len(values) for values in scores.get(WEIGHTED, {}).values()]
+    weighted = average(subtasks[WEIGHTED], sizes) if sizes else None
+    return add_averages({task: average(values) for task, values in subtasks.items()}, weighted)
 
 
-def add_averages(tasks: dict[str, Estimate], weighted: Estimate) -> dict[str, Estimate]:
-    """Add `average`, `mmlu_weighted` (given as `weighted`) and `average_weighted` to the estimates of the tasks."""
-    return tasks | {
-        "average": average(list(tasks.values())),
-        f"{WEIGHTED}_weighted": weighted,
-        "average_weighted": average(list((tasks | {WEIGHTED: weighted}).values())),
-    }
+def add_averages(tasks: dict[str, Estimate], weighted: Estimate | None) -> dict[str, Estimate]:
+    """Add to the estimates of the tasks: `average`, their plain mean; `mmlu_weighted`, given as `weighted` (None: MMLU is not
+    among the tasks); and `average_weighted`, the mean with it.
+
+    With fewer tasks than LEADERBOARD, the names of the averages say so, see `name_average`; a single task has no average.
+    """
+    estimates = dict(tasks)
+    if len(tasks) > 1:
+        estimates[name_average("average", len(tasks))] = average(list(tasks.values()))
+    if weighted is not None:
+        estimates[f"{WEIGHTED}_weighted"] = weighted
+        if len(tasks) > 1:
+            both = tasks | {WEIGHTED: weighted}
+            estimates[name_average("average_weighted", len(tasks))] = average(list(both.values()))
+    return estimates
+
+
+def name_average(name: str, tasks: int) -> str:
+    """Return the name of an average over this many tasks: `average` or, of fewer than LEADERBOARD, `average_of_4_tasks`."""
+    return name if tasks == LEADERBOARD else f"{name}_of_{tasks}_tasks"
+
+
+def list_columns(estimates: dict[str, Estimate]) -> list[str]:
+    """Return the names of the tasks and of their plain average among the results of `add_averages`."""
+    return [name for name in estimates if "weighted" not in name]
 
 
 def compare_preferences(a: Preferences, b: Preferences) -> dict[str, Any]:

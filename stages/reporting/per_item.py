@@ -6,7 +6,7 @@ Pure Python: `stages.tools diff` runs where only DVC is installed.
 import csv
 from io import StringIO
 
-from stages.reporting.paired import WEIGHTED, Preferences, Scores
+from stages.reporting.paired import Preferences, Scores
 from stages.runtime.errors import StageError, quote
 
 PREFERENCES, HARNESS = "preferences.csv", "harness.csv"
@@ -78,8 +78,8 @@ def parse_scores(text: str, where: str) -> dict[str, Scores]:
             values.append(parse_number(row[model], 0, 1, f"{where}: row {index}: {model!r}"))
     counts = {f"{task}.{name}": len(values) for task, by_name in scores[models[0]].items() for name, values in by_name.items()}
     few = [name for name, count in counts.items() if count < 2]
-    if few or WEIGHTED not in scores[models[0]]:
-        raise StageError(f"{where}: expected at least two questions of {few[0] if few else WEIGHTED}: {REMEDY}")
+    if few or not counts:
+        raise StageError(f"{where}: expected at least two questions{f' of {few[0]}' if few else ''}: {REMEDY}")
     return scores
 
 

@@ -1,5 +1,6 @@
 """Where the results come from: the method's parameters, the assets and their hashes, each stage's devices and tools."""
 
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +45,54 @@ def format_provenance(settings: Any, data: Path) -> str:
     )
 
 
+def format_models_provenance(settings: Any, data: Path) -> str:
+    """Format provenance.md of a pipeline that evaluates existing models.
+
+    settings: the sections of EvaluationParams, as returned by `params.load`; data: the folder with the models, answers, assets
+    and records. Raises StageError if one of them is missing or a record is invalid.
+    """
+    harness = [getattr(settings.assets.harness, task) for task in TASKS]
+    models = {name: (name_source(asset), data / "models" / name) for name, asset in settings.models.items()}
+    answers = {name: (path, data / "answers" / f"{name}.json") for name, path in settings.answers.items()}
+    assets = {
+        "alpaca-eval": (name_source(settings.assets.alpaca_eval), data / ASSETS["alpaca-eval"]),
+        "harness": (name_sources(harness), data / ASSETS["harness"]),
+    }
+    return (
+        f"# Provenance\n\n## Settings\n\n{format_settings(settings)}\n## Models\n\n{format_sources('model', models | answers)}"
+        "\nMD5: the hash that DVC records for the checkpoint, for the pointer to one on the Hub, or for the answers. "
+        "`dvc.lock` of the same commit has the hashes of all other artifacts and the parameters of every stage.\n"
+        f"\n## Assets\n\n{format_sources('asset', assets)}"
+        f"\n## Stages\n\n{format_stages(data / 'records', [*settings.models, *settings.answers])}"
+    )
+
+
+def format_settings(settings: Any) -> str:
+    """Format the table of the parameters of an evaluation. settings: the sections of EvaluationParams that are not assets."""
+    sections = {name: getattr(settings, name) for name in ("engine", "answer", "evaluate_alpaca", "evaluate_lm")}
+    values = {"seed": settings.seed, "numerics": settings.numerics}
+    for name, section in sections.items():
+        values |= {f"{name}.{key}": value for key, value in section.model_dump(exclude_unset=True).items()}
+    rows = [[key, "null" if value is None else str(value)] for key, value in values.items()]
+    return markdown.table(["parameter", "value"], rows, text=True)
+
+
 def format_method(settings: Any) -> str:
-    """Format the table of the parameters in which the released code deviates from the paper.
+    """Format the table of `list_method`."""
+    return markdown.table(["setting", "parameter", "this run", "paper", "released code"], list_method(settings), text=True)
+
+
+def list_method(settings: Any) -> list[list[str]]:
+    """List the parameters in which the released code deviates from the paper, or which the paper leaves open.
 
     settings: the sections numerics, eta, generate, rank, lengths and train, as returned by `params.load`.
+    A row: setting, parameter, and its value in this run, in the paper and in the released code; a dash: not stated.
     """
     train, generate, rank, lengths = settings.train, settings.generate, settings.rank, settings.lengths
     clipping, adapters = train.max_grad_norm, train.lora.rank
-    rows = [
+    return [
         ["loss", "train.loss", train.loss, "sppo", "sppo"],
-        ["step size η", "eta", f"{settings.eta:g}", "1000", "1 / 0.001"],
+        ["step size η", "eta", f"{settings.eta:g}", "1000", "1000 (1 / 0.001)"],
         ["P^ from logits", "rank.probability", rank.probability, "pairwise", "aggregate"],
         ["scale of the logits", "rank.scale", f"{rank.scale:g}", "–", "– (llm-blender: 1)"],
         ["ranker input", "rank.input", rank.input, "–", "templated"],
@@ -83,7 +122,6 @@ def format_method(settings: Any) -> str:
         ["precision between iterations", "train.checkpoint_dtype", train.checkpoint_dtype, "–", "bfloat16"],
         ["numerics on CPUs", "numerics", settings.numerics, "–", "–"],
     ]
-    return markdown.table(["setting", "parameter", "this run", "paper", "released code"], rows, text=True)
 
 
 def format_assets(assets: Assets, data: Path) -> str:
@@ -95,26 +133,40 @@ def format_assets(assets: Assets, data: Path) -> str:
         "alpaca-eval": [assets.alpaca_eval],
         "harness": [getattr(assets.harness, task) for task in TASKS],
     }
-    rows = []
-    for name, parts in sources.items():
-        origins = dict.fromkeys(
-            "generated from the seed" if part.made_here else f"{part.repo}@{part.revision}" for part in parts
-        )
-        rows.append([name, ", ".join(origins), files.dvc_md5(files.require(data / ASSETS[name]))])
-    return markdown.table(["asset", "source", "MD5"], rows, text=True)
+    return format_sources("asset", {name: (name_sources(parts), data / ASSETS[name]) for name, parts in sources.items()})
 
 
-def format_stages(records: Path, iterations: dict[str, str]) -> str:
+def name_sources(assets: Iterable[Asset]) -> str:
+    """Return where assets come from, each source once: the seed, a directory, or a revision on the Hub."""
+    return ", ".join(dict.fromkeys(map(name_source, assets)))
+
+
+def name_source(asset: Asset) -> str:
+    if asset.made_here:
+        return "generated from the seed"
+    return f"{asset.repo}@{asset.revision}" if asset.on_hub else asset.repo
+
+
+def format_sources(kind: str, sources: dict[str, tuple[str, Path]]) -> str:
+    """Format a table of sources and hashes. kind: what the rows are. sources: name -> source, and the file or folder to hash.
+
+    Raises StageError if a file or folder is missing.
+    """
+    rows = [[name, source, files.dvc_md5(files.require(path))] for name, (source, path) in sources.items()]
+    return markdown.table([kind, "source", "MD5"], rows, text=True)
+
+
+def format_stages(records: Path, names: Collection[str]) -> str:
     """Format the table of the devices, numerics and tools of each stage; stages that ran with the same ones share a row.
 
-    records: the folder of the stages' records. Those of iterations that are not in `iterations` are left out.
+    records: the folder of the stages' records. Those of iterations or models that are not in `names` are left out.
     Raises StageError for an invalid record.
     """
     groups: dict[tuple[str, ...], list[str]] = {}
     for path in sorted(records.glob("*.json")):
-        _, at, iteration = path.stem.partition("@")
-        if at and iteration not in iterations:
-            continue  # left by an earlier run that had this iteration
+        _, at, name = path.stem.partition("@")
+        if at and name not in names:
+            continue  # left by an earlier run that had this iteration or model
         record = files.read_json(path)
         try:
             tools = ", ".join(f"{name} {version}" for name, version in sorted(record["tools"].items()))

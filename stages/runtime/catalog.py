@@ -1,4 +1,4 @@
-"""The stages of dvc.yaml: every module directly in stages/ or stages/assets/ is one."""
+"""The stages of the pipelines: every module directly in stages/ or stages/assets/ is one."""
 
 import ast
 from pathlib import Path
@@ -8,7 +8,15 @@ from stages.runtime.paths import ROOT
 ENVIRONMENTS = {"assets-ranker": "rank", "rank": "rank", "compare": "rank", "evaluate-lm": "harness"}
 """The environment, a folder of .venv, of each stage that does not run in `main`."""
 
-WITHOUT_ARITHMETIC = ("code", "split", "assets-prompts", "assets-alpaca-eval", "assets-harness")
+WITHOUT_ARITHMETIC = (
+    "code",
+    "split",
+    "assets-prompts",
+    "assets-alpaca-eval",
+    "assets-harness",
+    "assets-model",
+    "assets-answers",
+)
 """The stages whose results do not depend on `numerics`: they compute no floating-point numbers."""
 
 

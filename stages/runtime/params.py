@@ -22,10 +22,13 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1)]
 Precision = Literal["float32", "bfloat16"]
+Numerics = Literal["portable", "fast"]
 
 BASE = "base"
 """The model that the first iteration starts from."""
 MINIATURE = "miniature"
+MODEL_NAME = "[a-z][a-z0-9-]*"
+"""Pattern of the names of iterations and models."""
 NOT_PINNED = "is not a full 40-digit commit"
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -79,12 +82,28 @@ class MiniaturePolicy(Section):
     learning_rate: PositiveFloat
 
 
+class GoldenChat(Section):
+    """A prompt and the token IDs of its chat, with which assets-policy checks the tokenizer and its chat template."""
+
+    text: Text
+    ids: Annotated[list[NotNegative], Field(min_length=1)]
+
+
 class PolicyAsset(Asset):
     miniature: MiniaturePolicy | None = None
+    license: Text | None = None
+    """The licence of the base model's card, as the Hub names it (`llama3`, `apache-2.0`, `gemma`): that of the trained models,
+    which their cards state. report needs it. Absent if repo is miniature, whose licence is this repository's."""
+    golden: Annotated[list[GoldenChat], Field(min_length=1)] | None = None
+    """The token IDs of a few chats; `hub --pin` writes those of the pinned tokenizer. null: no check."""
 
     @model_validator(mode="after")
     def _check_size(self) -> Self:
         _check_miniature(self, "miniature", self.miniature)
+        if self.made_here and self.license:
+            raise ValueError("license does not apply to repo: miniature, whose licence is this repository's")
+        if self.made_here and self.golden:
+            raise ValueError("golden does not apply to repo: miniature, whose tokenizer is trained from the seed: remove it")
         return self
 
 
@@ -147,6 +166,9 @@ class EvaluationAsset(Asset):
         return self
 
 
+HarnessTask = Literal["arc_challenge", "truthfulqa_mc2", "winogrande", "gsm8k", "hellaswag", "mmlu"]
+
+
 class HarnessAsset(Section):
     """The six data sets of the Open LLM Leaderboard, each an asset, in the order of the published tables."""
 
@@ -158,12 +180,15 @@ class HarnessAsset(Section):
     mmlu: EvaluationAsset
 
 
-class Assets(Section):
+class EvaluationAssets(Section):
+    alpaca_eval: EvaluationAsset
+    harness: HarnessAsset
+
+
+class Assets(EvaluationAssets):
     policy: PolicyAsset
     ranker: RankerAsset
     prompts: PromptsAsset
-    alpaca_eval: EvaluationAsset
-    harness: HarnessAsset
 
 
 class Split(Section):
@@ -272,6 +297,9 @@ class Train(Section):
     checkpoint_dtype: Precision
     """Precision of the checkpoint that is passed on to the next iteration."""
     gradient_checkpointing: bool
+    offload: Literal["none", "optimizer"]
+    """optimizer: keep the float32 master weights and the optimizer's state in the host's memory, and compute the optimizer's
+    steps on the CPU: slower, but the GPUs hold little more than the weights and activations. none: keep them on the GPUs."""
     checkpoint_steps: NotNegative
     """Steps between checkpoints in scratch/, from which a killed training resumes; 0: none."""
     report_to: Literal["none", "tensorboard", "wandb"]
@@ -312,15 +340,30 @@ class EvaluateAlpaca(Section):
         return self
 
 
+def _check_tasks(tasks: list[str]) -> list[str]:
+    known = list(HarnessAsset.model_fields)
+    if not tasks or tasks != [task for task in known if task in tasks]:
+        raise ValueError(f"{quote(tasks)}: expected at least one of {', '.join(known)}, in this order, or null for all of them")
+    return tasks
+
+
 class EvaluateLm(Section):
+    tasks: Annotated[list[HarnessTask], AfterValidator(_check_tasks)] | None
+    """The tasks to run, in the order of the published tables; null: all six. Only the average of all six is comparable with
+    published ones."""
     dtype: Precision
     batch_size: Positive
+
+
+def select_tasks(tasks: list[HarnessTask] | None) -> list[str]:
+    """Return the tasks that `evaluate_lm.tasks` selects, in the order of the published tables."""
+    return list(HarnessAsset.model_fields) if tasks is None else list(tasks)
 
 
 def _check_iterations(iterations: dict[str, str]) -> dict[str, str]:
     known = {BASE}
     for name, start in iterations.items():
-        if not re.fullmatch("[a-z][a-z0-9-]*", name) or name in (BASE, "hold-out"):
+        if not re.fullmatch(MODEL_NAME, name) or name in (BASE, "hold-out"):
             raise ValueError(f"{name!r} is not a valid name for an iteration: use a-z, 0-9 and '-', not 'base' or 'hold-out'")
         if start not in known:
             raise ValueError(f"{name} starts from {start!r}, which is not one of {', '.join(sorted(known))}")
@@ -332,7 +375,7 @@ class Params(Section):
     """The whole of params.yaml."""
 
     seed: NotNegative
-    numerics: Literal["portable", "fast"]
+    numerics: Numerics
     """portable: on CPUs, the same bytes on every x86-64 processor with AVX2 and for any number of cores. fast: whatever is
     fastest on this processor. GPUs are not affected. See stages/engines/numerics.py."""
     eta: PositiveFloat
@@ -351,8 +394,65 @@ class Params(Section):
     evaluate_lm: EvaluateLm
 
 
+class ModelAsset(Asset):
+    """A model that exists already: a local directory, or a pinned revision on the Hub."""
+
+    @model_validator(mode="after")
+    def _check_source(self) -> Self:
+        if self.made_here:
+            raise ValueError(
+                f"repo is {MINIATURE}, which only a pipeline with training makes: set it to a directory or to a Hub ID"
+            )
+        return self
+
+
+def _check_models(models: dict[str, ModelAsset]) -> dict[str, ModelAsset]:
+    for name in models:
+        _check_name(name)
+    if next(iter(models), None) != BASE:
+        raise ValueError(
+            f"the first model is {quote(next(iter(models), None))}, expected {BASE}, which the others are compared with"
+        )
+    return models
+
+
+def _check_answers(answers: dict[str, str]) -> dict[str, str]:
+    for name in answers:
+        _check_name(name)
+    return answers
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(MODEL_NAME, name):
+        raise ValueError(f"{name!r} is not a valid name for a model: use a-z, 0-9 and '-'")
+
+
+class EvaluationParams(Section):
+    """The whole of params.yaml in a recipe that evaluates existing models, without training any."""
+
+    seed: NotNegative
+    numerics: Numerics
+    models: Annotated[dict[str, ModelAsset], AfterValidator(_check_models)]
+    """Model -> where it comes from; the first is `base`, and each is compared with it and with the one before."""
+    answers: Annotated[dict[str, Text], AfterValidator(_check_answers)]
+    """Model -> a file with its answers to AlpacaEval's instructions, as in alpaca-eval's model_outputs.json; {}: none. They are
+    judged like the answers of `models`, whose rows they follow in the tables of AlpacaEval."""
+    assets: EvaluationAssets
+    engine: Engine
+    answer: Answer
+    evaluate_alpaca: EvaluateAlpaca
+    evaluate_lm: EvaluateLm
+
+    @model_validator(mode="after")
+    def _check_distinct(self) -> Self:
+        if both := sorted(self.models.keys() & self.answers.keys()):
+            raise ValueError(f"answers: {both[0]} is also one of models: choose another name")
+        return self
+
+
 def load(*keys: str, path: Path = Path("params.yaml")) -> Any:
-    """Read and validate the named keys of params.yaml; dots separate the levels (`assets.policy`).
+    """Read and validate the named keys of params.yaml; dots separate the levels (`assets.policy`). The keys are those of
+    EvaluationParams if they include `models` or `answers`, otherwise those of Params.
 
     Returns an object with exactly one attribute per key, named after the last part of the key.
     Raises StageError with one line that names the file, the key and the problem.
@@ -360,8 +460,10 @@ def load(*keys: str, path: Path = Path("params.yaml")) -> Any:
     document = read(path)
     values: dict[str, Any] = {}
     fields: dict[str, Any] = {}
+    # What both schemas have under the same key is the same, except for `assets` as a whole, which is loaded beside `models`.
+    schema = EvaluationParams if {"models", "answers"} & set(keys) else Params
     for key in keys:
-        section: type[BaseModel] = Params
+        section: type[BaseModel] = schema
         value: Any = document
         *parents, last = key.split(".")
         for parent in parents:
@@ -377,14 +479,39 @@ def load(*keys: str, path: Path = Path("params.yaml")) -> Any:
     return loaded
 
 
+def is_evaluation(document: dict[str, Any]) -> bool:
+    """Return whether the contents of params.yaml are those of a recipe that evaluates existing models: EvaluationParams."""
+    return "models" in document
+
+
 def validate(path: Path) -> Params:
-    """Validate the whole file. Raises StageError."""
-    return validate_model(Params, read(path), path)
+    """Validate the whole file. Raises StageError, also for a recipe that evaluates existing models."""
+    document = read(path)
+    _require_training(document, path)
+    return validate_model(Params, document, path)
+
+
+def validate_evaluation(document: dict[str, Any], path: Path) -> EvaluationParams:
+    """Validate the contents of `path`, those of a recipe that evaluates existing models, except for revisions that
+    `hub --pin` has yet to look up. Raises StageError."""
+    return validate_model(EvaluationParams, _pretend_pinned(document), path)
 
 
 def validate_unpinned(document: dict[str, Any], path: Path) -> Params:
-    """Validate the contents of `path` except for revisions that `hub --pin` has yet to look up. Raises StageError."""
+    """Validate the contents of `path` except for revisions that `hub --pin` has yet to look up.
+
+    Raises StageError, also for a recipe that evaluates existing models.
+    """
+    _require_training(document, path)
     return validate_model(Params, _pretend_pinned(document), path)
+
+
+def _require_training(document: dict[str, Any], path: Path) -> None:
+    if is_evaluation(document):
+        raise StageError(
+            f"{path}: this recipe evaluates existing models, and this tool applies to recipes that train only: see "
+            "docs/reproducing.md, 'Evaluate the published checkpoints first'"
+        )
 
 
 def _pretend_pinned(node: Any) -> Any:

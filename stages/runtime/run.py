@@ -85,8 +85,8 @@ def run_stage(name: str, main: Main, args: argparse.Namespace, write_record: Cal
 
 
 def output_paths(args: argparse.Namespace) -> list[Path]:
-    """Return the outputs of a stage: the values of its options named --out or --out-*."""
-    return [value for option, value in vars(args).items() if option == "out" or option.startswith("out_")]
+    """Return the outputs of a stage: the values of its options named --out or --out-*, without those that are not given."""
+    return [value for option, value in vars(args).items() if value and (option == "out" or option.startswith("out_"))]
 
 
 def log_timing(name: str, seconds: float) -> None:

@@ -9,7 +9,7 @@ from stages.runtime import catalog, errors, processes, run
 
 DVC_ONLY = {"diff", "means", "timings"}
 """Tools that run in any interpreter with DVC; the others switch to the main environment."""
-ONLINE = {"hub"}
+ONLINE = {"hub", "publish"}
 """Tools that may use the network."""
 INTERFACE = {"add_arguments", "main"}
 """The functions that every tool defines; modules without them are shared by tools."""

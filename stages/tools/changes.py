@@ -165,11 +165,14 @@ def add_differences(
 
 
 def read_starts(params: dict[str, Any], where: str) -> dict[str, str]:
-    """Return the iterations of params.yaml: iteration -> the model that it starts from; none if the key is missing.
+    """Return what params.yaml says about the order of models: iteration -> the model that it starts from or, in a recipe that
+    evaluates existing models, model -> the one before; an empty mapping if it says nothing.
 
-    params: the file's content; where: its source in messages. Raises StageError if they are not texts.
+    params: the file's content; where: its source in messages. Raises StageError if the names are not texts.
     """
-    starts = params.get("iterations", {})
+    sections = [params.get(key) for key in ("models", "answers")]
+    names = [str(name) for section in sections if isinstance(section, dict) for name in section]
+    starts = params.get("iterations", dict(zip(names[1:], names, strict=False)))
     if not isinstance(starts, dict) or not all(isinstance(name, str) for pair in starts.items() for name in pair):
         raise StageError(
             f"{where}: 'iterations' is {quote(starts)}, expected the name of the model that each starts from: correct it"

@@ -71,6 +71,42 @@ def set_value(document: CommentedMap, key: str, value: Any, comment: str) -> Non
     _replace_comment(owner, name, above, comment)
 
 
+def remove_value(document: CommentedMap, key: str) -> CommentedMap:
+    """Return the document without a dotted key of params.yaml, its value, and the comments on their lines.
+
+    Raises StageError if there is no such key.
+    """
+    section, last = _find_parent(document, key)
+    if section.fa.flow_style():
+        del section[last]
+        return document
+    lines = dump(document).splitlines(keepends=True)
+    section, last = _find_parent(load("".join(lines)), key)  # where it is in this text
+    start, column = section.lc.key(last)
+    end = start + 1
+    for number, line in enumerate(lines[end:], end):
+        content = line.lstrip()
+        indent = len(line) - len(content)
+        if not content or content.startswith("#"):
+            continue  # belongs to the value only if more of it follows
+        if indent < column or (indent == column and not content.startswith("- ")):
+            break
+        end = number + 1
+    remaining: CommentedMap = load("".join(lines[:start] + lines[end:]))
+    return remaining
+
+
+def _find_parent(document: CommentedMap, key: str) -> tuple[CommentedMap, str]:
+    """Return the mapping that holds a dotted key, and the key's last part. Raises StageError if there is none."""
+    *parents, last = key.split(".")
+    section: Any = document
+    for parent in parents:
+        section = section.get(parent) if isinstance(section, CommentedMap) else None
+    if not isinstance(section, CommentedMap) or last not in section:
+        raise StageError(f"{key}: params.yaml has no such key: correct it, or do not unset it")
+    return section, last
+
+
 def _replace_comment(owner: CommentedMap, name: str, above: str, comment: str) -> None:
     """Set the comment at the end of a key's line, in the old one's column.
 

@@ -1,10 +1,10 @@
-"""Estimate what `dvc repro` would run: stages, tokens, FLOPs, disk, dollars, and hours on named GPUs.
+"""Estimate what `dvc repro` would run: stages, tokens, FLOPs, disk, memory, dollars, and hours on named GPUs.
 
 The plan includes the stages that have changed, according to DVC, and all stages that depend on them; `dvc repro` skips those
 whose inputs turn out unchanged.
 
 Sizes (prompts, lengths of texts, the policy's parameters) are taken from an earlier run if there is one, otherwise from the
-assumptions in this module, which are printed with the table.
+assumptions in this module, which are printed with the table. stages/tools/memory.py estimates the memory.
 """
 
 import argparse
@@ -17,19 +17,13 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages.artifacts import pointers
+from stages.artifacts import files, pointers
 from stages.reporting import markdown
 from stages.runtime import params
 from stages.runtime.errors import StageError
-from stages.runtime.params import Params
+from stages.runtime.params import Asset, EvaluationParams, Params
 from stages.tools import options, repository
-
-PARAMETERS = {
-    "meta-llama/Meta-Llama-3-8B-Instruct": 8.03e9,
-    "mistralai/Mistral-7B-Instruct-v0.2": 7.24e9,
-    "google/gemma-2-9b-it": 9.24e9,
-}
-"""Number of parameters of policies by their ID on the Hub (from their model cards), used until their files are fetched."""
+from stages.tools.memory import SHAPES, Memory, Shape, estimate_memory
 
 PROMPTS = 20_000
 PROMPT_TOKENS, RESPONSE_TOKENS = 190, 380
@@ -39,8 +33,15 @@ RANKER_FLOPS_PER_TOKEN, RANKER_FLOPS_PER_PASS = 0.75e9, 51.5e9
 """PairRM, a DeBERTa-v3-large of 0.4 billion parameters: its layers per token, and its relative positions per pass."""
 
 INSTRUCTIONS = 805
-HARNESS_TOKENS = 82_500_000
-"""Estimate: prefill of the six tasks with their few-shot examples."""
+HARNESS_TOKENS = {
+    "arc_challenge": 9_000_000,
+    "truthfulqa_mc2": 500_000,
+    "winogrande": 400_000,
+    "gsm8k": 1_200_000,
+    "hellaswag": 34_400_000,
+    "mmlu": 37_000_000,
+}
+"""Estimate: prefill of each task with its few-shot examples. One GPU computes a task as a whole."""
 JUDGE_TOKENS = 1_250
 """Per request to AlpacaEval's judge: instruction and two answers. Its README: 805 requests cost "less than 10 dollars"."""
 
@@ -50,9 +51,10 @@ BYTES_PER_TOKEN = 6
 
 @dataclass(frozen=True)
 class Gpu:
-    """Speed of one GPU: dense bf16 peak in FLOP/s, tokens per second sampled from a model of 8 billion parameters, and the
-    fractions of the peak reached by forward passes of the policy, by the ranker and in training."""
+    """Memory in bytes and speed of one GPU: dense bf16 peak in FLOP/s, tokens per second sampled from a model of 8 billion
+    parameters, and the fractions of the peak reached by forward passes of the policy, by the ranker and in training."""
 
+    memory: float
     peak: float
     sample: float
     forward: float
@@ -61,19 +63,27 @@ class Gpu:
 
 
 GPUS = {
-    "H100": Gpu(peak=989e12, sample=12_500, forward=0.4, rank=0.35, train=0.3),
-    "A100": Gpu(peak=312e12, sample=7_500, forward=0.4, rank=0.35, train=0.33),
+    "H100": Gpu(memory=80e9, peak=989e12, sample=12_500, forward=0.4, rank=0.09, train=0.3),
+    "A100": Gpu(memory=80e9, peak=312e12, sample=7_500, forward=0.4, rank=0.16, train=0.33),
+    "RTX 4090": Gpu(memory=24e9, peak=165e12, sample=1_700, forward=0.35, rank=0.16, train=0.3),
 }
-"""peak: NVIDIA's data sheets (SXM). sample: third-party benchmarks of vLLM (H100); vLLM's pull request 5046, which
-reports 7,516 (A100, 7B). train (H100): from 18.4 pairs per second on 8 GPUs, padded to 1024 tokens, in the baseline of a
-prefix-sharing DPO repository, which reports 53.2 when packed as here; padding counts as work, since pairs are packed here.
-train (A100): from 11.5 pairs per second on 8 GPUs (zephyr-7b-dpo-full); padding does not count. forward, rank: estimates."""
+"""peak: NVIDIA's data sheets (H100 and A100: SXM). sample: third-party benchmarks of vLLM (H100); vLLM's pull request 5046,
+which reports 7,516 (A100, 7B); a guess for a KV cache of 8 GiB (RTX 4090). train (H100): from 18.4 pairs per second on 8 GPUs,
+padded to 1024 tokens, in the baseline of a prefix-sharing DPO repository, which reports 53.2 when packed as here; padding
+counts as work, since pairs are packed here. train (A100): from 11.5 pairs per second on 8 GPUs (zephyr-7b-dpo-full); padding
+does not count. rank: limited by the memory's bandwidth; PairRM moves 22 MB per token at 1,000 tokens per pass, as counted on
+torch's meta device, and is assumed to reach 70% of the bandwidth. Everything else: estimates."""
+
+HOST_BANDWIDTH, OFFLOADED_BYTES = 100e9, 80
+"""Bytes per second of the host's memory, and what an optimizer step there moves per parameter: gradients, clipping, RMSprop's
+operations one by one, and the new weights. Estimates."""
 
 
 @dataclass(frozen=True)
 class Work:
     """Work of a stage: passes of texts through a model, their tokens, sampled tokens, FLOPs (forward, rank, train), bytes
-    kept on disk, dollars."""
+    kept on disk, dollars. alone: the part of `forward` that one GPU does by itself; offloaded: bytes that optimizer steps move
+    in the host's memory."""
 
     passes: float = 0
     tokens: float = 0
@@ -81,6 +91,8 @@ class Work:
     forward: float = 0
     rank: float = 0
     train: float = 0
+    alone: float = 0
+    offloaded: float = 0
     disk: float = 0
     dollars: float = 0
 
@@ -90,7 +102,10 @@ class Work:
 
 @dataclass(frozen=True)
 class Size:
-    """Sizes that work depends on: prompts per iteration, mean tokens of a prompt and of a response, the policy's parameters."""
+    """Sizes that work depends on: prompts per iteration, mean tokens of a prompt and of a response, the policy's parameters.
+
+    prompts: 0 if there are no iterations.
+    """
 
     prompts: float
     prompt_tokens: float
@@ -107,10 +122,13 @@ def main(args: argparse.Namespace) -> None:
     print(format_plan(args.recipe, args.gpus), end="")
 
 
-def estimate_work(stage: str, settings: Params, size: Size) -> Work:
+def estimate_work(stage: str, settings: Params | EvaluationParams, size: Size) -> Work:
     """Estimate the work of one stage, by its name in `python -m stages NAME`; none for a stage that takes seconds."""
-    estimate = ESTIMATES.get(stage)
-    return estimate(settings, size) if estimate else Work()
+    if stage in EVALUATION_ESTIMATES:
+        return EVALUATION_ESTIMATES[stage](settings, size)
+    if isinstance(settings, Params) and stage in TRAINING_ESTIMATES:
+        return TRAINING_ESTIMATES[stage](settings, size)
+    return Work()
 
 
 def estimate_generate(settings: Params, size: Size) -> Work:
@@ -132,22 +150,26 @@ def estimate_train(settings: Params, size: Size) -> Work:
     pairs = size.prompts * settings.train.stop_epoch
     tokens = pairs * _pair_tokens(settings, size)
     per_token = (8 if settings.train.gradient_checkpointing else 6) * size.parameters
-    weights = 2 * size.parameters if settings.train.dtype == "bfloat16" else 4 * size.parameters
-    return Work(2 * pairs, tokens, train=per_token * tokens, disk=weights)
+    weights = 2 * size.parameters if settings.train.checkpoint_dtype == "bfloat16" else 4 * size.parameters
+    steps = (
+        pairs // settings.train.global_batch if settings.train.offload == "optimizer" and not settings.train.lora.rank else 0
+    )
+    moved = steps * size.parameters * OFFLOADED_BYTES
+    return Work(2 * pairs, tokens, train=per_token * tokens, offloaded=moved, disk=weights)
 
 
-def estimate_answer_reference(settings: Params, size: Size) -> Work:
+def estimate_answer_reference(settings: Params | EvaluationParams, size: Size) -> Work:
     """The miniature samples its own reference outputs; every other set comes with them."""
     count = settings.assets.alpaca_eval.count
     return _sample(count, count * size.response_tokens) if count else Work()
 
 
-def estimate_answer(settings: Params, size: Size) -> Work:
-    texts = _instructions(settings) + settings.split.hold_out
+def estimate_answer(settings: Params | EvaluationParams, size: Size) -> Work:
+    texts = _instructions(settings) + (settings.split.hold_out if isinstance(settings, Params) else 0)
     return _sample(texts, texts * size.response_tokens)
 
 
-def estimate_evaluate_alpaca(settings: Params, size: Size) -> Work:
+def estimate_evaluate_alpaca(settings: Params | EvaluationParams, size: Size) -> Work:
     if settings.evaluate_alpaca.judge == "gold":
         return Work()
     price = settings.evaluate_alpaca.price_per_million_tokens or math.nan
@@ -155,11 +177,13 @@ def estimate_evaluate_alpaca(settings: Params, size: Size) -> Work:
     return Work(_instructions(settings), tokens, dollars=tokens * price / 1e6)
 
 
-def estimate_evaluate_lm(settings: Params, size: Size) -> Work:
-    tasks = [getattr(settings.assets.harness, name) for name in params.HarnessAsset.model_fields]
-    if any(task.made_here for task in tasks):
+def estimate_evaluate_lm(settings: Params | EvaluationParams, size: Size) -> Work:
+    names = params.select_tasks(settings.evaluate_lm.tasks)
+    if any(getattr(settings.assets.harness, name).made_here for name in names):
         return Work()
-    return Work(tokens=HARNESS_TOKENS, forward=2 * size.parameters * HARNESS_TOKENS)
+    tokens = [HARNESS_TOKENS[name] for name in names]
+    each = 2 * size.parameters
+    return Work(tokens=sum(tokens), forward=each * sum(tokens), alone=each * max(tokens))
 
 
 def estimate_compare(settings: Params, size: Size) -> Work:
@@ -167,18 +191,21 @@ def estimate_compare(settings: Params, size: Size) -> Work:
     return _compare_responses(settings.split.hold_out * models * (models - 1), settings, size)
 
 
-ESTIMATES: dict[str, Callable[[Params, Size], Work]] = {
+EVALUATION_ESTIMATES: dict[str, Callable[[Params | EvaluationParams, Size], Work]] = {
+    "answer-reference": estimate_answer_reference,
+    "answer": estimate_answer,
+    "evaluate-alpaca": estimate_evaluate_alpaca,
+    "evaluate-alpaca-answers": estimate_evaluate_alpaca,
+    "evaluate-lm": estimate_evaluate_lm,
+}
+TRAINING_ESTIMATES: dict[str, Callable[[Params, Size], Work]] = {
     "generate": estimate_generate,
     "rank": estimate_rank,
     "reference": estimate_reference,
     "train": estimate_train,
-    "answer-reference": estimate_answer_reference,
-    "answer": estimate_answer,
-    "evaluate-alpaca": estimate_evaluate_alpaca,
-    "evaluate-lm": estimate_evaluate_lm,
     "compare": estimate_compare,
 }
-"""The work of each stage that takes longer than seconds."""
+"""The work of each stage that takes longer than seconds: of any pipeline, and of one with training."""
 
 
 def _sample(texts: float, tokens: float) -> Work:
@@ -198,25 +225,26 @@ def _pair_tokens(settings: Params, size: Size) -> float:
     return prompt + 2 * min(size.response_tokens, settings.lengths.total - prompt)
 
 
-def _instructions(settings: Params) -> int:
+def _instructions(settings: Params | EvaluationParams) -> int:
     return settings.assets.alpaca_eval.count or INSTRUCTIONS
 
 
 def estimate_hours(work: Work, gpu: Gpu, parameters: float, gpus: int) -> float:
     """Estimate the hours on this many GPUs, not counting start-up."""
-    seconds = work.sampled / (gpu.sample * 8e9 / parameters)
-    seconds += work.forward / (gpu.peak * gpu.forward) + work.rank / (gpu.peak * gpu.rank) + work.train / (gpu.peak * gpu.train)
-    return seconds / gpus / 3600
+    shared = work.sampled / (gpu.sample * 8e9 / parameters)
+    shared += work.rank / (gpu.peak * gpu.rank) + work.train / (gpu.peak * gpu.train)
+    forward = max(work.forward / gpus, work.alone) / (gpu.peak * gpu.forward)
+    return (shared / gpus + forward + work.offloaded / HOST_BANDWIDTH) / 3600
 
 
-def measure_size(folder: Path, settings: Params) -> tuple[Size, list[str]]:
+def measure_size(folder: Path, settings: Params | EvaluationParams) -> tuple[Size, list[str]]:
     """Return the sizes of the experiment in `folder`, and the assumptions made for lack of an earlier run.
 
     Raises StageError if the policy's number of parameters is unknown.
     """
     assumed = []
     sampled = sorted((folder / "data/responses").glob("*.parquet"))
-    prompts = float(settings.split.prompts_per_iteration or 0)
+    prompts = float(settings.split.prompts_per_iteration or 0) if isinstance(settings, Params) else 0
     if sampled:
         table = pq.read_table(sampled[0], columns=["prompt_token_ids", "token_counts"])
         lengths = pc.mean(pc.list_value_length(table["prompt_token_ids"])), pc.mean(pc.list_flatten(table["token_counts"]))
@@ -225,28 +253,60 @@ def measure_size(folder: Path, settings: Params) -> tuple[Size, list[str]]:
     else:
         prompt_tokens, response_tokens = PROMPT_TOKENS, RESPONSE_TOKENS
         assumed.append(f"{PROMPT_TOKENS} tokens per prompt and {RESPONSE_TOKENS} per response")
-    if not prompts:
+    if not prompts and isinstance(settings, Params):
         prompts = PROMPTS
         assumed.append(f"{PROMPTS:,} prompts per iteration")
     return Size(prompts, prompt_tokens, response_tokens, count_parameters(folder, settings)), assumed
 
 
-def count_parameters(folder: Path, settings: Params) -> float:
-    """Count the policy's parameters from its files, if they exist, or look them up. Raises StageError if unknown."""
-    base = folder / "data/models/base"
+def count_parameters(folder: Path, settings: Params | EvaluationParams) -> float:
+    """Count the base policy's parameters from its files, if they exist, or look them up. Raises StageError if unknown."""
+    base = find_base(folder, settings)
     bytes_each = 2 if settings.engine.dtype == "bfloat16" else 4
-    if (base / pointers.NAME).exists():
-        files = pointers.read(base)["files"]
-        return float(sum(file["size"] for name, file in files.items() if name.endswith(".safetensors")) / bytes_each)
-    if base.exists():
+    if base and (base / pointers.NAME).exists():
+        listed = pointers.read(base)["files"]
+        return float(sum(file["size"] for name, file in listed.items() if name.endswith(".safetensors")) / bytes_each)
+    if base:
         return sum(file.stat().st_size for file in base.glob("*.safetensors")) / bytes_each
-    asset = settings.assets.policy
-    if asset.repo in PARAMETERS:
-        return PARAMETERS[asset.repo]
-    if asset.miniature:
-        width, vocabulary = asset.miniature.hidden_size, asset.miniature.vocabulary
-        return float(12 * asset.miniature.layers * width**2 + 2 * vocabulary * width)
-    raise StageError(f"{folder}: the number of parameters of {asset.repo} is unknown: fetch it with `dvc repro assets-policy`")
+    return find_shape(folder, settings).parameters
+
+
+def find_shape(folder: Path, settings: Params | EvaluationParams) -> Shape:
+    """Return the shape of the base policy from its files, if they exist, or look it up. Raises StageError if unknown."""
+    asset, base = get_base_asset(settings), find_base(folder, settings)
+    if asset.repo in SHAPES:
+        return SHAPES[asset.repo]
+    if base:
+        return read_shape(pointers.resolve(base) / "config.json", count_parameters(folder, settings))
+    if isinstance(asset, params.PolicyAsset) and asset.miniature:
+        width, vocabulary, layers = asset.miniature.hidden_size, asset.miniature.vocabulary, asset.miniature.layers
+        return Shape(float(12 * layers * width**2 + 2 * vocabulary * width), layers, width, 2 * width, width, vocabulary)
+    stage = "assets-policy" if isinstance(settings, Params) else "assets-model@base"
+    raise StageError(f"{folder}: the number of parameters of {asset.repo} is unknown: fetch it with `dvc repro {stage}`")
+
+
+def get_base_asset(settings: Params | EvaluationParams) -> Asset:
+    return settings.assets.policy if isinstance(settings, Params) else settings.models[params.BASE]
+
+
+def find_base(folder: Path, settings: Params | EvaluationParams) -> Path | None:
+    """Return the folder of the base policy, or of its pointer: the pipeline's or, before it has run, the local original."""
+    asset = get_base_asset(settings)
+    places = [folder / "data/models/base", *([] if asset.on_hub or asset.made_here else [folder / asset.repo])]
+    return next((place for place in places if place.is_dir()), None)
+
+
+def read_shape(path: Path, parameters: float) -> Shape:
+    """Read a model's shape from its config.json. Raises StageError if a size is missing."""
+    config = files.read_json(path)
+    try:
+        hidden, heads = config["hidden_size"], config["num_attention_heads"]
+        key_width = config.get("num_key_value_heads", heads) * (config.get("head_dim") or hidden // heads)
+        return Shape(
+            parameters, config["num_hidden_layers"], hidden, config["intermediate_size"], key_width, config["vocab_size"]
+        )
+    except KeyError as error:
+        raise StageError(f"{path}: {error} is missing, so the memory cannot be estimated: use a model like Llama") from error
 
 
 def find_stale_stages(folder: Path) -> dict[str, str]:
@@ -280,39 +340,57 @@ def has_changed_code(stage: Any, folder: Path) -> bool:
 
 def format_plan(folder: Path, gpus: int) -> str:
     """Format the plan of the experiment in `folder` as Markdown. Raises StageError."""
-    document = params.read(folder / "params.yaml")
-    settings = params.validate_unpinned(document, folder / "params.yaml")
+    document, path = params.read(folder / "params.yaml"), folder / "params.yaml"
+    validate = params.validate_evaluation if params.is_evaluation(document) else params.validate_unpinned
+    settings: Params | EvaluationParams = validate(document, path)
     reasons = find_stale_stages(folder)
     if not reasons:
         return "Nothing would run: data and pipelines are up to date.\n"
     size, assumed = measure_size(folder, settings)
+    shape = find_shape(folder, settings)
     rows: dict[str, tuple[list[str], Work]] = {}
     for name, reason in reasons.items():
         stage = name.partition("@")[0].removesuffix("-base")
         others, work = rows.get(stage, ([], Work()))
         rows[stage] = [*others, reason], work + estimate_work(stage, settings, size)
-    header = ["stage", "runs", "texts", "tokens", "FLOP", "GB kept", "dollars", *(f"hours, {gpus} × {name}" for name in GPUS)]
+    costs = {
+        stage: (work, estimate_memory(stage, settings, shape, gpus) if work != Work() else Memory())
+        for stage, (_, work) in rows.items()
+    }
+    header = ["stage", "runs", "texts", "tokens", "FLOP", "GB kept", "dollars", "GB per GPU", "GB host"]
     table = [
-        [stage, f"{len(why)}, {why.count('changed')} changed", *format_work(work, size, gpus)]
-        for stage, (why, work) in rows.items()
+        [stage, f"{len(why)}, {why.count('changed')} changed", *format_cells([costs[stage]], size, gpus)]
+        for stage, (why, _) in rows.items()
     ]
-    total = sum((work for _, work in rows.values()), Work())
-    table.append(["all", str(len(reasons)), *format_work(total, size, gpus)])
-    return markdown.table(header, table) + explain_plan(size, assumed)
+    table.append(["all", str(len(reasons)), *format_cells(list(costs.values()), size, gpus)])
+    return markdown.table(header + [f"hours, {gpus} × {name}" for name in GPUS], table) + explain_plan(size, assumed, settings)
 
 
-def format_work(work: Work, size: Size, gpus: int) -> list[str]:
-    """Format the cells of a row: passes, tokens, FLOPs, GB, dollars, and hours on each of GPUS."""
+def format_cells(costs: list[tuple[Work, Memory]], size: Size, gpus: int) -> list[str]:
+    """Format the cells of a row: passes, tokens, FLOPs, GB on disk, dollars, GB of memory, and hours on each of GPUS.
+
+    costs: the work and memory of the row's stages, which run one after the other.
+    """
+    work = sum((work for work, _ in costs), Work())
+    memory = Memory(max(memory.gpu for _, memory in costs), max(memory.host for _, memory in costs))
     flops = work.forward + work.rank + work.train + 2 * size.parameters * work.sampled
-    hours = [estimate_hours(work, gpu, size.parameters, gpus) for gpu in GPUS.values()]
     return [
         f"{work.passes:,.0f}" if work.passes else "–",
         format_count(work.tokens),
         format_count(flops),
         f"{work.disk / 1e9:.1f}" if work.disk else "–",
         "–" if not work.dollars else "unknown" if math.isnan(work.dollars) else f"{work.dollars:,.0f}",
-        *(f"{value:.2f}" if value else "–" for value in hours),
+        *(f"{value / 1e9:.1f}" if value else "–" for value in (memory.gpu, memory.host)),
+        *(format_hours([work for work, _ in costs], memory, gpu, size.parameters, gpus) for gpu in GPUS.values()),
     ]
+
+
+def format_hours(works: list[Work], memory: Memory, gpu: Gpu, parameters: float, gpus: int) -> str:
+    """Format the hours of stages that run one after the other, or say that they need more memory than the GPU has."""
+    hours = sum(estimate_hours(work, gpu, parameters, gpus) for work in works)
+    if not hours:
+        return "–"
+    return "too little memory" if memory.gpu > gpu.memory else f"{hours:.2f}"
 
 
 def format_count(value: float) -> str:
@@ -320,12 +398,21 @@ def format_count(value: float) -> str:
     return f"{value:.1e}".replace("e+", "e") if value else "–"
 
 
-def explain_plan(size: Size, assumed: list[str]) -> str:
+def explain_plan(size: Size, assumed: list[str], settings: Params | EvaluationParams) -> str:
     """Describe the sizes and assumptions behind the table."""
     source = f"assumed: {'; '.join(assumed)}" if assumed else "measured on the data of an earlier run"
+    prompts = f"{size.prompts:,.0f} prompts per iteration, " if size.prompts else ""
+    devices = f" reference and train use {settings.train.devices} (`train.devices`)." if isinstance(settings, Params) else ""
+    cache = (
+        " vLLM takes 90% of a GPU, because `engine.kv_cache_gib` is null; its rows have the least that it needs, a KV cache "
+        "for one request of `engine.max_model_length` tokens."
+        if settings.engine.kv_cache_gib is None
+        else ""
+    )
     return (
-        f"\n{size.prompts:,.0f} prompts per iteration, {size.prompt_tokens:.0f} tokens per prompt, {size.response_tokens:.0f} "
-        f"per response, a policy of {size.parameters / 1e9:.3g} billion parameters ({source}). A stage that only follows a "
-        "changed one is skipped if its inputs turn out unchanged. Hours are estimates from published speeds, without start-up "
-        "and compilation; stages/tools/plan.py names the sources.\n"
+        f"\n{prompts}{size.prompt_tokens:.0f} tokens per prompt, {size.response_tokens:.0f} per response, a policy of "
+        f"{size.parameters / 1e9:.3g} billion parameters ({source}). A stage that only follows a changed one is skipped if its "
+        f"inputs turn out unchanged. Memory: the peak of one stage, on each GPU and on the host.{devices}{cache} Hours are "
+        "estimates from published speeds, without start-up and compilation; stages/tools/plan.py and stages/tools/memory.py "
+        "name the sources.\n"
     )

@@ -1,14 +1,15 @@
 """Create a new recipe from an existing one, with some parameters changed.
 
-python -m stages.tools recipe NEW --recipe DIR [--with VARIANT.yaml] [--set KEY=VALUE ...]
+python -m stages.tools recipe NEW --recipe DIR [--with VARIANT.yaml] [--unset KEY ...] [--set KEY=VALUE ...]
 
 creates recipes/NEW: params.yaml with the comments of the original, dvc.yaml and published.yaml. Without --recipe, the original
-is the miniature.
+is the miniature. A recipe for another policy than the miniature's has to set everything that was chosen for its size.
 """
 
 import argparse
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,20 @@ PIPELINE_HEADER = """\
 # Generated from ../../dvc.yaml, which explains it, by `python -m stages.tools sync`: edit that file, not this one.
 # Only `root` differs, the path from here to the root of the repository.
 """
+
+MINIATURE_SETTINGS = (
+    "eta",
+    "engine.max_model_length",
+    "engine.kv_cache_gib",
+    "generate.max_new_tokens",
+    "lengths.prompt",
+    "lengths.total",
+    "train.learning_rate",
+    "train.max_grad_norm",
+    "answer.max_new_tokens",
+    "evaluate_alpaca.judge",
+)
+"""Parameters whose values in the miniature only suit models of its size, and answers of its toy domain."""
 
 
 class Variant(Section):
@@ -51,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NEW", help="the new recipe is recipes/NEW")
     options.add_recipe_option(parser, "folder of the recipe to copy")
     parser.add_argument("--with", dest="variant", type=Path, metavar="FILE", help="changes to make: recipes/variants/*.yaml")
+    parser.add_argument("--unset", dest="removals", action="append", default=[], metavar="KEY", help="a parameter to remove")
     parser.add_argument(
         "--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="a parameter to change"
     )
@@ -58,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Create the recipe, and print the commands that come next."""
-    target = create_recipe(args.name, args.recipe, args.variant, args.settings, ROOT)
+    target = create_recipe(args.name, args.recipe, args.variant, args.settings, ROOT, args.removals)
     folder = target.relative_to(ROOT)
     print(f"{folder} created. Next, in the root of the repository:")
     try:
@@ -68,11 +84,14 @@ def main(args: argparse.Namespace) -> None:
     print(f"dvc repro {folder}/dvc.yaml")
 
 
-def create_recipe(name: str, source: Path, variant: Path | None, settings: list[str], root: Path) -> Path:
+def create_recipe(
+    name: str, source: Path, variant: Path | None, settings: list[str], root: Path, removals: Sequence[str] = ()
+) -> Path:
     """Create root/recipes/<name> from the recipe in `source`, and return its folder.
 
-    variant: a file with the keys of Variant. settings: `key=value`, applied after the variant, with values as in params.yaml.
-    Raises StageError, and writes nothing, if the folder exists or the parameters would not be valid.
+    removals: keys to remove first. variant: a file with the keys of Variant. settings: `key=value`, applied after the variant,
+    with values as in params.yaml. Raises StageError, and writes nothing, if the folder exists, if the parameters would not be
+    valid, or if another policy would be used with the miniature's settings.
     """
     target = root / "recipes" / name
     folder = target.relative_to(root)
@@ -83,10 +102,11 @@ def create_recipe(name: str, source: Path, variant: Path | None, settings: list[
     original = params.validate_unpinned(params.read(source / "params.yaml"), source / "params.yaml")
     read_published(source / "published.yaml")  # raises StageError if it is not valid
     changes = [*(read_variant(variant) if variant else []), *map(parse_setting, settings)]
-    text = edit_params(source, target, changes)
-    text = f"# {folder}, created from {describe_source(source, root)}: {describe_changes(variant, settings)}.\n{text}"
+    text = edit_params(source, target, changes, removals)
+    text = f"# {folder}, created from {describe_source(source, root)}: {describe_changes(variant, removals, settings)}.\n{text}"
     text = re.sub(r"(hub --pin --recipe) [^\s`]+", rf"\1 {folder}", text)
     changed = params.validate_unpinned(YAML(typ="safe").load(text), folder / "params.yaml")
+    check_policy(original, changed, {change.key for change in changes}, folder / "params.yaml")
     published = choose_published(source, variant, original, changed)
     pipeline = generate_pipeline(files.require(root / "dvc.yaml").read_text(encoding="utf-8"))
     with files.replacing(target) as partial:
@@ -112,12 +132,30 @@ def parse_setting(setting: str) -> Change:
     return Change(key, editing.parse_value(value, f"--set {setting}"), "# changed by --set")
 
 
-def edit_params(source: Path, target: Path, changes: list[Change]) -> str:
-    """Return the text of source/params.yaml for the folder `target`, with the changes made. Raises StageError."""
+def check_policy(original: Params, changed: Params, keys: set[str], path: Path) -> None:
+    """Raise StageError if the policy is no longer the miniature's, and a value that only suits the miniature was not set.
+
+    keys: the dotted keys that were set, perhaps with whole sections. path: the new params.yaml, for the message.
+    """
+    if not original.assets.policy.made_here or changed.assets.policy.made_here:
+        return
+    missing = [key for key in MINIATURE_SETTINGS if key not in keys and key.partition(".")[0] not in keys]
+    if missing:
+        raise StageError(
+            f"{path}: the policy is {changed.assets.policy.repo}, but {', '.join(missing)} still have the miniature's values, "
+            "chosen for models of its size: set them too (--set KEY=VALUE), or start from another recipe, such as --recipe "
+            "recipes/small"
+        )
+
+
+def edit_params(source: Path, target: Path, changes: list[Change], removals: Sequence[str]) -> str:
+    """Return the text of source/params.yaml for the folder `target`, with keys removed and changes made. Raises StageError."""
     document = editing.load(source / "params.yaml")
     for _, asset in editing.find_assets(document["assets"], "assets"):
         if asset["repo"].startswith("."):  # a directory, relative to the recipe
             asset["repo"] = os.path.relpath(source / asset["repo"], target)
+    for key in removals:
+        document = editing.remove_value(document, key)
     for change in changes:
         editing.set_value(document, change.key, change.value, change.comment)
     return editing.dump(document)
@@ -130,9 +168,9 @@ def describe_source(source: Path, root: Path) -> str:
     return str(path.relative_to(root)) if path.is_relative_to(root) else path.name
 
 
-def describe_changes(variant: Path | None, settings: list[str]) -> str:
-    changes = ", ".join([*([variant.name] if variant else []), *settings]) or "nothing changed"
-    return " ".join(changes.split())
+def describe_changes(variant: Path | None, removals: Sequence[str], settings: list[str]) -> str:
+    changes = [*([variant.name] if variant else []), *(f"{key} removed" for key in removals), *settings]
+    return " ".join((", ".join(changes) or "nothing changed").split())
 
 
 def choose_published(source: Path, variant: Path | None, original: Params, changed: Params) -> str:

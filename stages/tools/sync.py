@@ -1,4 +1,8 @@
-"""Update generated text: tables in README.md and docs/, the plots in dvc.yaml, and each recipe's dvc.yaml."""
+"""Update generated text: tables in README.md and docs/, the plots in dvc.yaml, and each recipe's dvc.yaml.
+
+The pipeline of a recipe is a copy of one of two: of dvc.yaml in the root or, if the recipe evaluates existing models (`models`
+in its params.yaml), of recipes/miniature-published/dvc.yaml.
+"""
 
 import argparse
 import re
@@ -7,6 +11,7 @@ from pathlib import Path
 from stages.artifacts import schemas
 from stages.reporting import markdown
 from stages.reporting.reproductions import format_reproductions
+from stages.runtime import params
 from stages.runtime.errors import StageError
 from stages.runtime.paths import ROOT
 from stages.tools import recipe
@@ -15,6 +20,12 @@ TABLES = ["alpaca_eval", "open_llm_leaderboard"]
 """The reports whose tables are in README.md, each between comments with its name."""
 PLOTS = "plots:  # written by make sync from stages/reporting/plots.yaml\n"
 """The line of dvc.yaml below which everything is generated."""
+EVALUATION = "recipes/miniature-published"
+"""The recipe with the pipeline that evaluates existing models."""
+EVALUATION_HEADER = """\
+# Generated from ../miniature-published/dvc.yaml, which explains it, by `python -m stages.tools sync`: edit that file, not this
+# one.
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,8 +61,22 @@ def documents(root: Path) -> dict[Path, str]:
             pipeline.read_text(encoding="utf-8"), (root / "stages/reporting/plots.yaml").read_text(encoding="utf-8"), pipeline
         ),
     }
-    recipes = sorted((root / "recipes").glob("*/params.yaml"))
-    return generated | {path.with_name("dvc.yaml"): recipe.generate_pipeline(generated[pipeline]) for path in recipes}
+    return generated | generate_pipelines(root, generated[pipeline])
+
+
+def generate_pipelines(root: Path, training: str) -> dict[Path, str]:
+    """Return the text of the dvc.yaml of every recipe but EVALUATION. training: that of the one in the root."""
+    source = root / EVALUATION / "dvc.yaml"
+    recipes = [path for path in sorted((root / "recipes").glob("*/params.yaml")) if path.parent != source.parent]
+    pipelines = {}
+    for path in recipes:
+        pipeline = path.with_name("dvc.yaml")
+        if params.is_evaluation(params.read(path)):
+            body = recipe.generate_pipeline(source.read_text(encoding="utf-8")).removeprefix(recipe.PIPELINE_HEADER)
+            pipelines[pipeline] = EVALUATION_HEADER + body
+        else:
+            pipelines[pipeline] = recipe.generate_pipeline(training)
+    return pipelines
 
 
 def replace_block(text: str, name: str, content: str, path: Path) -> str:

@@ -29,7 +29,8 @@ from stages.runtime.paths import ROOT
 from stages.tools import options, repository
 
 INTACT, MISSING, CORRUPTED = "intact", "missing", "corrupted"
-REPORT = "report"
+REPORTS = ("report", "report-models")
+"""The stages that write reports; a pipeline has one of them."""
 
 Copies = dict[Path, Path | None]
 """Path in the workspace of a file that dvc.lock covers -> an intact copy, or None if there is none."""
@@ -308,21 +309,22 @@ def check_pointer(path: Path, folder: Path) -> list[str]:
 
 def check_reports(folder: Path, stages: dict[str, Any], copies: Copies) -> tuple[list[str], str]:
     """Regenerate the reports if all of their inputs are intact. Returns the faults, and a phrase for the summary."""
-    if REPORT not in stages:
+    report = next((name for name in REPORTS if name in stages), None)
+    if report is None:
         return [], "no reports among them"
-    deps = [folder / dep["path"] for dep in stages[REPORT]["deps"]]
+    deps = [folder / dep["path"] for dep in stages[report]["deps"]]
     inputs = {path: copy for path, copy in copies.items() if any(path.is_relative_to(dep) for dep in deps)}
     intact = {path: copy for path, copy in inputs.items() if copy}
     if len(intact) < len(inputs):
         return [], "the reports not regenerated because their inputs have faults"
-    faults = regenerate_reports(folder, stages[REPORT], intact)
-    return [f"{REPORT}: {line}" for line in faults], "the reports regenerated"
+    faults = regenerate_reports(folder, report, stages[report], intact)
+    return [f"{report}: {line}" for line in faults], "the reports regenerated"
 
 
-def regenerate_reports(folder: Path, entry: dict[str, Any], copies: dict[Path, Path]) -> list[str]:
-    """Run the report stage on the copies, and return a fault for each report that differs from its entry in dvc.lock."""
+def regenerate_reports(folder: Path, report: str, entry: dict[str, Any], copies: dict[Path, Path]) -> list[str]:
+    """Run the stage `report` on the copies, and return a fault for each report that differs from its entry in dvc.lock."""
     changes = list(find_changes(folder, entry, copies))
-    remedy = f"changed since: {', '.join(changes)}: `dvc repro`" if changes else recreate_command(folder, REPORT)
+    remedy = f"changed since: {', '.join(changes)}: `dvc repro`" if changes else recreate_command(folder, report)
     with tempfile.TemporaryDirectory() as name:
         temporary = Path(name)
         for path, copy in copies.items():
@@ -330,7 +332,7 @@ def regenerate_reports(folder: Path, entry: dict[str, Any], copies: dict[Path, P
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(copy.resolve())
         arguments = ["--data", temporary / "data", "--published", "published.yaml", "--out", temporary / "reports"]
-        command = [sys.executable, "-m", "stages", REPORT, *map(str, arguments)]
+        command = [sys.executable, "-m", "stages", report, *map(str, arguments)]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "SPPO_SCRATCH": str(temporary / "scratch")}
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:

@@ -231,6 +231,26 @@ def test_a_local_model_with_only_pickled_weights_is_rejected(tmp_path: Path) -> 
     assert [path.name for path in (tmp_path / "base").iterdir()] == ["config.json"]
 
 
+def test_the_texts_of_a_model_are_fetched_at_its_revision_or_found_in_a_directory(
+    fake_hub: FakeHub, run: Run, tmp_path: Path
+) -> None:
+    repo = "models/some/model"
+    fake_hub.repos[repo] = MODEL | {"LICENSE.txt": b"terms", "original/LICENSE": b"other terms"}
+    program = f"""
+from stages.artifacts import hub
+from stages.runtime.params import Asset
+paths = hub.fetch_texts(Asset(repo="some/model", revision="{fake_hub.commit(repo)}"), ["LICENSE*", "NOTICE*"])
+print(*[path.read_text() for path in paths])
+"""
+    done = run("-c", program, endpoint=fake_hub.endpoint)
+    assert done.stdout == "terms\n", done.stderr
+    for name in ("LICENSE", "NOTICE.md", "README.md"):
+        (tmp_path / name).write_text(name)
+    asset = Asset(repo=str(tmp_path))
+    assert hub.fetch_texts(asset, ["LICENSE*", "NOTICE*"]) == [tmp_path / "LICENSE", tmp_path / "NOTICE.md"]
+    assert hub.fetch_texts(asset, ["USE_POLICY*"]) == []
+
+
 def test_a_local_file_is_used_where_it_lies(tmp_path: Path) -> None:
     asset = Asset(repo=str(write(tmp_path / "rows", {"eval.json": b"[]"})))
     assert hub.fetch_file(asset, "eval.json") == tmp_path / "rows" / "eval.json"

@@ -9,6 +9,7 @@ from stages.artifacts import pointers
 from stages.runtime.paths import ROOT
 from support.hub import FakeHub, Run
 from support.messages import assert_message
+from support.models import make_model
 from support.running import run_stage
 
 SIZE = {
@@ -76,3 +77,52 @@ def test_a_missing_model_is_one_line_and_writes_nothing(run: Run, tmp_path: Path
     assert_message(done.stderr, "assets-policy: error: ", "./nowhere", "params.yaml")
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model and its tokenizer, which tests must not change."""
+    return make_model(tmp_path_factory.mktemp("model"))
+
+
+def make_golden(model: Path, text: str) -> dict[str, Any]:
+    """Encode a chat in Llama 3's template, written out by hand, with the model's tokenizer."""
+    from transformers import AutoTokenizer
+
+    parts = [f"<|start_header_id|>{role}<|end_header_id|>\n\n" for role in ("user", "assistant")]
+    rendered = f"<|begin_of_text|>{parts[0]}{text}<|eot_id|>{parts[1]}"
+    return {"text": text, "ids": AutoTokenizer.from_pretrained(model)(rendered, add_special_tokens=False)["input_ids"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("on_hub", [True, False], ids=["Hub", "directory"])
+def test_a_model_that_disagrees_is_refused_before_its_weights_are_fetched(
+    run: Run, fake_hub: FakeHub, tmp_path: Path, model: Path, on_hub: bool
+) -> None:
+    fake_hub.repos["models/some/model"] = read_bytes(model)
+    source = {"repo": "some/model", "revision": fake_hub.commit("models/some/model")} if on_hub else {"repo": str(model)}
+    right = make_golden(model, "What is 2 plus 2?")
+    wrong = right | {"ids": [*right["ids"][:-1], 9]}
+
+    done = fetch(run, tmp_path, source | {"golden": [right, wrong]}, endpoint=fake_hub.endpoint)
+    assert done.returncode == 1
+    assert_message(done.stderr, "assets-policy: error: ", "params.yaml", "assets.policy.golden.1", source["repo"], "expected 9")
+    assert not (tmp_path / "out").exists()
+    assert not [path for path in fake_hub.requested if path.endswith(".safetensors")]
+
+    done = fetch(run, tmp_path, source | {"golden": [right]}, endpoint=fake_hub.endpoint)
+    assert done.returncode == 0, done.stderr
+    assert (pointers.NAME if on_hub else "model.safetensors") in read_bytes(tmp_path / "out")
+
+
+def test_golden_ids_that_are_not_checked_are_refused(run: Run, tmp_path: Path) -> None:
+    """The miniature's tokenizer is not pinned, and an empty list checks nothing."""
+    golden = [{"text": "Hi", "ids": [1]}]
+    for asset, key in (
+        ({"repo": "miniature", "miniature": SIZE, "golden": golden}, "golden"),
+        ({"repo": "./mine", "golden": []}, "assets.policy.golden"),
+        ({"repo": "./mine", "golden": [{"text": "Hi", "ids": [-1]}]}, "assets.policy.golden.0.ids.0"),
+    ):
+        done = fetch(run, tmp_path, asset)
+        assert done.returncode == 1
+        assert_message(done.stderr, "params.yaml", key)

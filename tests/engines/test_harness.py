@@ -21,6 +21,7 @@ def test_tasks_that_finished_earlier_are_not_evaluated_again(tmp_path: Path, mon
     for task in harness.TASKS:
         files.write_json({"task": task}, tmp_path / "work" / f"{task}.json")
     keys: list[dict[str, Any]] = []
+    tasks = list(harness.TASKS)
 
     def find_folder(stage: str, key: dict[str, Any]) -> Path:
         assert stage == "evaluate-lm"
@@ -30,12 +31,16 @@ def test_tasks_that_finished_earlier_are_not_evaluated_again(tmp_path: Path, mon
     monkeypatch.setattr(scratch, "folder", find_folder)
     monkeypatch.setattr(harness, "start_pool", None)  # a call would fail
     for batch_size in (4, 8):
-        results = harness.evaluate_tasks(tmp_path / "model", tmp_path / "sets", "float32", batch_size)
+        results = harness.evaluate_tasks(tmp_path / "model", tmp_path / "sets", tasks, "float32", batch_size)
         assert results == {task: {"task": task} for task in harness.TASKS}
     (tmp_path / "model" / "config.json").write_text("{}")
-    harness.evaluate_tasks(tmp_path / "model", tmp_path / "sets", "float32", 4)
+    harness.evaluate_tasks(tmp_path / "model", tmp_path / "sets", tasks, "float32", 4)
     assert keys[0] != keys[1]
     assert keys[0] != keys[2]
+    (tmp_path / "work" / "mmlu.json").unlink()
+    some = harness.evaluate_tasks(tmp_path / "model", tmp_path / "sets", ["arc_challenge", "gsm8k"], "float32", 4)
+    assert some == {task: {"task": task} for task in ("arc_challenge", "gsm8k")}, "a task that was not chosen is not needed"
+    assert keys[3] == keys[2], "the work on a task is kept whatever other tasks are chosen"
 
 
 @pytest.mark.parametrize(

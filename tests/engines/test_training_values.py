@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -14,6 +16,15 @@ def test_deepspeed_gets_batches_clipping_and_precision(dtype: params.Precision) 
     assert config["gradient_accumulation_steps"] == 8
     assert config["bf16"] == {"enabled": dtype == "bfloat16"}
     assert config["zero_optimization"]["stage"] == 3
+    assert "offload_optimizer" not in config["zero_optimization"]
+
+
+def test_offloading_moves_the_optimizer_to_the_host_and_keeps_its_kind(tmp_path: Path) -> None:
+    """DeepSpeed replaces or refuses any other optimizer than its own unless zero_force_ds_cpu_optimizer is false."""
+    config = training.training_arguments(tmp_path, 4, "bfloat16", 1, offload="optimizer").deepspeed
+    assert config["zero_optimization"]["offload_optimizer"] == {"device": "cpu"}
+    assert config["zero_force_ds_cpu_optimizer"] is False
+    assert "offload_param" not in config["zero_optimization"], "the weights in use stay on the GPU"
 
 
 def test_adapters_add_alpha_over_rank_times_their_product() -> None:

@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 
 from stages.artifacts import files, schemas, tables
 from stages.reporting import inputs, published
+from stages.reporting.published import TASKS
 from stages.runtime import params
 from stages.runtime.errors import StageError
 from stages.runtime.paths import ROOT
@@ -73,6 +74,7 @@ READERS: list[Callable[[Path], Any]] = [
     published.read_published,
     recipe.read_variant,
     lambda path: params.validate_unpinned(params.read(path), path),
+    lambda path: params.validate_evaluation(params.read(path), path),
     lambda path: params.load("seed", "iterations", "assets.prompts", "train", path=path),
 ]
 
@@ -171,7 +173,7 @@ JSON_READERS: list[Callable[[Path], Any]] = [
     files.read_json,
     lambda path: files.read_records(path, ["instruction", "output"]),
     lambda path: inputs.read_alpaca(path.parent),
-    lambda path: inputs.read_harness(path.parent),
+    lambda path: inputs.read_harness(path.parent, TASKS),
     lambda path: inputs.read_comparison(path, ["base", "iter1"]),
     lambda path: inputs.read_contamination("iter1", path),
 ]

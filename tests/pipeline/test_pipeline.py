@@ -1,6 +1,7 @@
 """dvc.yaml declares everything that its stages read: DVC follows neither imports nor reads of params.yaml."""
 
 import ast
+import json
 import re
 import shutil
 import subprocess
@@ -13,18 +14,26 @@ from dvc.repo import Repo
 from ruamel.yaml import YAML
 
 from stages.artifacts.schemas import model_names
+from stages.reporting.page import load_plots, name_source
 from stages.reporting.published import read_published
 from stages.runtime import catalog, params
 from stages.runtime.paths import ROOT
+from stages.tools import sync
 from support.messages import assert_message
 from support.running import run_stage
 
-RECIPES = sorted(path.parent for path in ROOT.glob("recipes/*/dvc.yaml"))
+ALL_RECIPES = sorted(path.parent for path in ROOT.glob("recipes/*/dvc.yaml"))
+RECIPES = [path for path in ALL_RECIPES if not params.is_evaluation(params.read(path / "params.yaml"))]
+EVALUATIONS = [path for path in ALL_RECIPES if path not in RECIPES]
+"""The recipes that evaluate existing models, without training any."""
+EVALUATION = ROOT / sync.EVALUATION
 REPOSITORY = Repo(str(ROOT))
 STAGES = {stage.addressing: stage for stage in REPOSITORY.index.stages if getattr(stage, "cmd", None)}
 PER_ITERATION = ["generate", "rank", "reference", "train", "answer", "evaluate-alpaca", "evaluate-lm"]
-UNNAMED = {"report": "--data data", "code": "--out data/code"}
+UNNAMED = {"report": "--data data", "report-models": "--data data", "code": "--out data/code"}
 """Stages whose options name a folder instead of each file in it."""
+ANSWERS_ONLY = {"assets-answers"}
+"""Stages that run only for `answers` in params.yaml, which no recipe has: tests/pipeline/test_evaluation.py runs them."""
 
 
 def command_of(stage: Any) -> str:
@@ -49,8 +58,13 @@ def loaded_keys(name: str) -> set[str]:
 
 def test_every_module_in_stages_and_assets_is_a_stage_of_dvc_yaml() -> None:
     """The rule of the layout: place says role."""
-    own = [stage for address, stage in STAGES.items() if not address.startswith("recipes/")]
-    assert {command_of(stage) for stage in own} == set(catalog.stage_modules())
+    prefix = f"{sync.EVALUATION}/dvc.yaml:"
+    training = {command_of(stage) for address, stage in STAGES.items() if not address.startswith("recipes/")}
+    evaluation = {command_of(stage) for address, stage in STAGES.items() if address.startswith(prefix)}
+    assert training | evaluation | ANSWERS_ONLY == set(catalog.stage_modules())
+    trains = {"assets-policy", "assets-prompts", "assets-ranker", "split", "generate", "rank", "reference", "train"}
+    assert training - evaluation == trains | {"compare", "report"}
+    assert evaluation - training == {"assets-model", "report-models"}
 
 
 @pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
@@ -69,6 +83,8 @@ def test_the_stage_code_sees_all_code_and_writes_a_fingerprint_for_every_other_s
 @pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
 def test_a_stage_declares_exactly_the_parameters_it_reads(stage: Any) -> None:
     declared = {key for dep in stage.deps if hasattr(dep, "params") for key in dep.params}
+    if command_of(stage) == "assets-model":  # reads `models`, and uses one of them
+        declared = {key.partition(".")[0] for key in declared if key == f"models.{stage.addressing.partition('@')[2]}"}
     assert declared == loaded_keys(command_of(stage))
 
 
@@ -102,7 +118,9 @@ def test_a_command_names_every_dependency_and_output(stage: Any) -> None:
 @pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
 def test_a_stage_has_a_record_where_the_report_looks_for_it(stage: Any) -> None:
     name = stage.addressing.rpartition(":")[2]
-    assert (f"data/records/{name}.json" in {out.def_path for out in stage.outs}) == (name not in ("report", "code"))
+    assert (f"data/records/{name}.json" in {out.def_path for out in stage.outs}) == (
+        name not in ("report", "report-models", "code")
+    )
 
 
 @pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
@@ -158,10 +176,71 @@ def test_a_recipe_has_the_same_pipeline_except_for_the_root(recipe: Path) -> Non
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
 def test_a_recipes_published_metrics_are_those_of_its_models(recipe: Path) -> None:
     published = read_published(recipe / "published.yaml")
-    assert published is not None
+    assert (published is None) == (recipe.name in ("small", "smollm2-135m"))
+    if published is None:
+        return
     names = model_names(params.read(recipe / "params.yaml")["iterations"])
     tables = [published.alpaca_eval, *filter(None, [published.open_llm_leaderboard])]
     assert [list(published.models), *[list(table.models) for table in tables]] == [names] * (1 + len(tables))
+
+
+@pytest.mark.parametrize("recipe", EVALUATIONS, ids=lambda path: path.name)
+def test_an_evaluation_has_the_pipeline_of_the_miniatures(recipe: Path) -> None:
+    load = YAML(typ="safe").load
+    assert load(recipe / "dvc.yaml") == load(EVALUATION / "dvc.yaml")
+    prefix = f"{recipe.relative_to(ROOT).as_posix()}/dvc.yaml:"
+    for name in params.read(recipe / "params.yaml")["models"]:
+        for stage in ("assets-model", "answer", "evaluate-alpaca", "evaluate-lm"):
+            assert f"{prefix}{stage}@{name}" in STAGES
+
+
+def test_stages_of_both_pipelines_differ_in_names_of_models_only() -> None:
+    """An evaluation gives the figures of the training pipeline because it runs the same commands."""
+    load = YAML(typ="safe").load
+    ours, theirs = (load(folder / "dvc.yaml")["stages"] for folder in (EVALUATION, ROOT))
+    same = ["code", "assets-alpaca-eval", "assets-harness", "answer-reference"]
+    assert {name: ours[name] for name in same} == {name: theirs[name] for name in same}
+    for name in ("evaluate-alpaca", "evaluate-lm"):
+        first, second = ours[name]["do"], theirs[name]["do"]
+        assert {key: first[key] for key in first if key != "desc"} == {key: second[key] for key in second if key != "desc"}
+    judged = json.loads(json.dumps(ours["evaluate-alpaca-answers"]).replace("evaluate-alpaca-answers@", "evaluate-alpaca@"))
+    assert judged["do"] == ours["evaluate-alpaca"]["do"]
+    options = "--hold-out data/split/hold-out.parquet ", " --out-hold-out data/hold_out/${key}.parquet"
+    command = theirs["answer"]["do"]["cmd"]
+    assert all(option in command for option in options)
+    for option in options:
+        command = command.replace(option, "")
+    assert ours["answer"]["do"]["cmd"] == command
+    assert ours["answer"]["do"]["params"] == theirs["answer"]["do"]["params"]
+
+
+def test_existing_answers_are_checked_and_judged(tmp_path: Path) -> None:
+    """No recipe has `answers`, so their stages are not among STAGES."""
+    (tmp_path / "dvc.yaml").write_bytes((EVALUATION / "dvc.yaml").read_bytes())
+    document = params.read(EVALUATION / "params.yaml") | {"answers": {"gpt": "files/outputs.json"}}
+    YAML().dump(document, tmp_path / "params.yaml")
+    repository = Repo.init(str(tmp_path), no_scm=True)
+    stages = {stage.addressing: stage for stage in repository.index.stages if getattr(stage, "cmd", None)}
+    got, judged = stages["assets-answers@gpt"], stages["evaluate-alpaca-answers@gpt"]
+    assert "assets-answers" in got.cmd
+    assert " --answers files/outputs.json --out data/answers/gpt.json" in got.cmd
+    expected = {"data/code/assets-answers.json", "data/alpaca_eval_set/instructions.json", "files/outputs.json"}
+    assert data_deps(got) == expected
+    assert {out.def_path for out in got.outs} == {"data/answers/gpt.json", "data/records/assets-answers@gpt.json"}
+    assert command_of(judged) == "evaluate-alpaca"
+    assert "data/answers/gpt.json" in data_deps(judged)
+    outs = {out.def_path for out in judged.outs}
+    assert outs == {"data/alpaca_eval/gpt", "data/records/evaluate-alpaca-answers@gpt.json"}
+    assert "answer@gpt" not in stages
+    assert "evaluate-lm@gpt" not in stages
+
+
+def test_the_plots_of_an_evaluation_are_those_of_its_tables() -> None:
+    plots = YAML(typ="safe").load(EVALUATION / "dvc.yaml")["plots"]
+    outs = {Path(out.def_path).name for name, stage in STAGES.items() if name.endswith(":report-models") for out in stage.outs}
+    expected = {name: plot for name, plot in load_plots().items() if name_source(plot) in outs}
+    assert {name: plot for entry in plots for name, plot in entry.items()} == expected
+    assert expected
 
 
 def test_analytics_are_off() -> None:

@@ -58,6 +58,7 @@ def test_training_depends_on_its_inputs_eta_seed_and_settings() -> None:
         *(train_key(**{name: 0.123}) for name in ("learning_rate", "epochs", "stop_epoch", "warmup_ratio", "max_grad_norm")),
         *(train_key(**change) for change in ({"loss": "dpo"}, {"beta": 0.1}, {"lora": lora}, {"dtype": "bfloat16"})),
         train_key(global_batch=4),
+        train_key(offload="optimizer"),
     ]
     assert len({train_key(), *others}) == 1 + len(others)
     assert train_key(checkpoint_steps=3) == train_key(report_to="wandb") == train_key(), "these do not change the result"
@@ -147,7 +148,7 @@ def test_the_harness_depends_on_model_data_and_settings(tmp_path: Path) -> None:
     def key(model: str = "1", data: str = "1", dtype: str = "float32", batch_size: int = 8) -> tuple[str, str]:
         files.write_json(model, tmp_path / "model/config.json")
         files.write_json(data, tmp_path / "sets/rows.json")
-        return find_key(harness.evaluate_tasks, tmp_path / "model", tmp_path / "sets", dtype, batch_size)
+        return find_key(harness.evaluate_tasks, tmp_path / "model", tmp_path / "sets", ["gsm8k"], dtype, batch_size)
 
     keys = [key(), key(model="2"), key(data="2"), key(dtype="bfloat16"), key(batch_size=9)]
     assert len(set(keys)) == len(keys)

@@ -11,7 +11,7 @@ import pytest
 from stages.runtime.paths import ROOT
 
 REQUIREMENTS = ROOT / "requirements"
-COMPILED = sorted(path for path in REQUIREMENTS.glob("*.txt") if path.name != "cpu-overrides.txt")
+COMPILED = sorted(path for path in REQUIREMENTS.glob("*.txt") if not path.name.endswith("-overrides.txt"))
 SOURCES = sorted(REQUIREMENTS.glob("*.in"))
 
 

@@ -59,7 +59,7 @@ def test_impossible_results_are_rejected(name: str, value: Any, parts: list[str]
     path = tmp_path / name
     readers: dict[str, Callable[[], Any]] = {
         "metrics.json": lambda: inputs.read_alpaca(tmp_path),
-        "summary.json": lambda: inputs.read_harness(tmp_path),
+        "summary.json": lambda: inputs.read_harness(tmp_path, TASKS),
         "comparison.json": lambda: inputs.read_comparison(path, ["base", "iter1"]),
         "contamination.json": lambda: inputs.read_contamination("iter1", path),
     }
@@ -118,11 +118,10 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_evaluations_are_those_of_the_models_in_order(data: Path) -> None:
-    evaluations = inputs.read_evaluations(data, ["base", "iter1"])
+    evaluations = inputs.read_evaluations(data, ["base", "iter1"], TASKS)
     assert evaluations.alpaca == {"base": ALPACA, "iter1": ALPACA}
     assert evaluations.harness == {"base": HARNESS, "iter1": HARNESS}
     assert [rows[0]["output"] for rows in evaluations.answers.values()] == ["base says so.", "iter1 says so."]
-    assert evaluations.comparison == COMPARISON
     assert evaluations.preferences == {"base": [1.1, 1.35309], "iter1": [1.3, 1.15309]}  # to six digits
     assert evaluations.scores == ITEMS
     assert list(evaluations.scores["iter1"]) == TASKS
@@ -151,7 +150,7 @@ def test_odd_preferences_are_rejected(data: Path, value: Any, parts: list[str]) 
     path = data / "alpaca_eval" / "iter1" / "annotations.json"
     path.write_text(json.dumps(value))
     with pytest.raises(StageError) as error:
-        inputs.read_evaluations(data, ["base", "iter1"])
+        inputs.read_evaluations(data, ["base", "iter1"], TASKS)
     assert_message(str(error.value), str(path), *parts)
 
 
@@ -163,7 +162,7 @@ def test_too_few_preferences_for_every_model_are_rejected(data: Path) -> None:
     path = data / "alpaca_eval" / "iter1" / "annotations.json"
     path.write_text(json.dumps([ANNOTATIONS[0], ANNOTATIONS[1] | {"preference": None}]))
     with pytest.raises(StageError) as error:
-        inputs.read_evaluations(data, ["base", "iter1"])
+        inputs.read_evaluations(data, ["base", "iter1"], TASKS)
     assert_message(str(error.value), str(data / "alpaca_eval"), "1 instructions", "at least 2", "`dvc repro`")
 
 
@@ -181,9 +180,9 @@ def test_tasks_and_subjects_have_one_order(data: Path) -> None:
     """That of the published tables, and the alphabet's, so that harness.csv does not depend on the order in items.json."""
     path = data / "harness" / "base" / "items.json"
     path.write_text(json.dumps({task: dict(reversed(ITEMS["base"][task].items())) for task in reversed(TASKS)}))
-    shuffled = inputs.read_items(path)
+    shuffled = inputs.read_items(path, TASKS)
     path.write_text(json.dumps(ITEMS["base"]))
-    for scores in (shuffled, inputs.read_items(path)):
+    for scores in (shuffled, inputs.read_items(path, TASKS)):
         assert list(scores) == TASKS
         assert list(scores["mmlu"]) == ["mmlu_art", "mmlu_law"]
 
@@ -215,18 +214,18 @@ def test_odd_scores_are_rejected(data: Path, value: Any, parts: list[str]) -> No
     path = data / "harness" / "iter1" / "items.json"
     path.write_text(json.dumps(value))
     with pytest.raises(StageError) as error:
-        inputs.read_evaluations(data, ["base", "iter1"])
+        inputs.read_evaluations(data, ["base", "iter1"], TASKS)
     assert_message(str(error.value), str(path), *parts, "`dvc repro`")
 
 
 def test_results_of_an_unknown_model_are_named_and_ignored(data: Path, caplog: pytest.LogCaptureFixture) -> None:
     (data / "harness" / "iter9").mkdir()
     with caplog.at_level(logging.WARNING):
-        assert set(inputs.read_evaluations(data, ["base", "iter1"]).harness) == {"base", "iter1"}
+        assert set(inputs.read_evaluations(data, ["base", "iter1"], TASKS).harness) == {"base", "iter1"}
     assert_message(caplog.text, str(data / "harness" / "iter9"), "params.yaml", "remove it")
 
 
 def test_missing_results_are_named(data: Path) -> None:
     with pytest.raises(StageError) as error:
-        inputs.read_evaluations(data / "nowhere", ["base", "iter1"])
+        inputs.read_evaluations(data / "nowhere", ["base", "iter1"], TASKS)
     assert_message(str(error.value), str(data / "nowhere" / "alpaca_eval"), "missing")

@@ -37,7 +37,7 @@ class Elements(HTMLParser):
 
 @pytest.fixture(scope="module")
 def plots() -> dict[str, dict[str, str]]:
-    return page.draw_plots(ROOT / "reports")
+    return page.draw_plots(ROOT / "reports", {path.name for path in (ROOT / "reports").glob("*.csv")})
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,10 @@ def test_every_plot_is_drawn_light_and_dark(plots: dict[str, dict[str, str]]) ->
         drawn = base64.b64decode(shades["light"].partition(",")[2]).decode()
         assert definitions[name]["title"] in drawn
         assert ">rev<" not in drawn
+
+
+def test_only_the_plots_of_the_given_files_are_drawn() -> None:
+    assert list(page.draw_plots(ROOT / "reports", {"length.csv", "other.csv"})) == ["response length"]
 
 
 def test_dvc_draws_the_same_plots() -> None:

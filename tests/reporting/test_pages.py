@@ -27,12 +27,14 @@ def gemma() -> Published:
 
 def alpaca(judge: str, published: Published) -> dict[str, dict[str, Any]]:
     """Return results of base, 0.1 above the published ones, and of iter1, 10 below."""
+    assert published.alpaca_eval
     shifts = {"base": 0.1, "iter1": -10.0}
+    models = published.alpaca_eval.models
     return {
         name: {
-            "length_controlled_winrate": published.alpaca_eval.models[name].length_controlled_winrate + shift,
+            "length_controlled_winrate": (models[name].length_controlled_winrate or 0) + shift,
             "lc_standard_error": 0.9,
-            "win_rate": published.alpaca_eval.models[name].win_rate + shift,
+            "win_rate": (models[name].win_rate or 0) + shift,
             "standard_error": 1.4,
             "avg_length": 1900,
             "n_total": 805,
@@ -87,14 +89,16 @@ def test_instructions_without_a_preference_are_counted() -> None:
 
 def test_the_run_to_run_noise_is_said_to_be_missing(published: Published) -> None:
     alpaca_text = pages.format_alpaca_eval(alpaca("gpt-4-1106-preview", published), DIFFERENCES, published)
-    leaderboard = pages.format_leaderboard({"base": summarize()}, {}, published)
+    estimates = dict.fromkeys([*TASKS, "average"], (1.0, 0.5))
+    leaderboard = pages.format_leaderboard({"base": summarize()}, {("iter1", "base"): estimates}, published)
     for text in (alpaca_text, leaderboard):
         assert text.count("Run-to-run noise is not included") == 2  # paired differences, published results
         assert "reports/seeds.md" in text
 
 
 def test_differences_of_tasks_have_a_row_per_comparison() -> None:
-    estimates = {column: (float(index), 0.5) for index, column in enumerate([*TASKS, "average", "mmlu_weighted"])}
+    columns = [*TASKS, "average", "mmlu_weighted", "average_weighted"]
+    estimates = {column: (float(index), 0.5) for index, column in enumerate(columns)}
     rows = read_rows(pages.format_task_differences({("iter1", "base"): estimates}))
     assert rows[0] == ["model", "against", *TASKS[:-1], "mmlu, plain mean", "average"]
     assert rows[2] == ["iter1", "base", *[f"+{index}.00 ± 0.50" for index in range(7)]]
@@ -111,6 +115,7 @@ def test_our_results_stand_next_to_the_published_ones(published: Published) -> N
 
 
 def test_what_else_differs_is_listed(published: Published) -> None:
+    assert published.alpaca_eval
     assert published.open_llm_leaderboard
     alpaca_text = pages.format_alpaca_eval(alpaca("my-judge", published), DIFFERENCES, published)
     leaderboard = pages.format_leaderboard({"base": summarize()}, {}, published)
@@ -187,6 +192,68 @@ def test_published_scores_are_compared_with_the_weighted_mmlu(published: Publish
     # 1.96 √2 times our standard errors: 3.33 for a task, 1.11 for the weighted MMLU, 1.25 for the average
     beyond = [column for column, cell in zip(columns, difference[2:], strict=False) if paired.BEYOND_ERROR in cell]
     assert beyond == ["gsm8k", "mmlu, weighted", "average, mmlu weighted"]
+
+
+def select(summary: dict[str, dict[str, Any]], *tasks: str) -> dict[str, dict[str, Any]]:
+    return {task: summary[task] for task in tasks}
+
+
+def test_a_table_of_fewer_tasks_says_so_and_compares_no_average(published: Published) -> None:
+    summary = select(summarize(gsm8k=80.0, mmlu=62.0, mmlu_weighted=56.0), "gsm8k", "mmlu")
+    text = pages.format_leaderboard({"base": summary}, {}, published)
+    rows = read_rows(text)
+    weighted = ["mmlu, weighted", "average, mmlu weighted, of 2 tasks"]
+    assert rows[0] == ["model", "gsm8k", "mmlu, plain mean", "average of 2 tasks", *weighted]
+    assert rows[2] == ["base", "80.00 ± 1.20", "62.00 ± 1.20", "71.00 ± 0.85", "56.00 ± 0.40", "68.00 ± 0.63"]
+    assert "**Only 2 of the 6 tasks** were run (`evaluate_lm.tasks`)" in text
+    assert [row for row in rows if row[1] == "published"] == [["base", "published", "75.89", "65.59", "–"]]
+    assert [row for row in rows if row[1] == ""] == [["model", "", "gsm8k", "mmlu, weighted", "mmlu, plain mean"]]
+    one = pages.format_leaderboard({"base": select(summarize(), "gsm8k")}, {}, published)
+    assert read_rows(one)[0] == ["model", "gsm8k"]
+    assert "average" not in one.partition("were run")[0]
+    assert "MMLU" not in one.partition("\n- ")[0], "the notes on the published table remain"
+    assert "were run" not in pages.format_leaderboard({"base": summarize()}, {}, published)
+
+
+def test_differences_of_fewer_tasks_have_the_columns_of_these_tasks() -> None:
+    scores = {"gsm8k": {"gsm8k": [0.0, 1.0, 1.0]}, "mmlu": {"mmlu_art": [0.0, 1.0]}}
+    rows = read_rows(pages.format_task_differences({("iter1", "base"): paired.estimate_scores(scores)}))
+    assert rows[0] == ["model", "against", "gsm8k", "mmlu, plain mean", "average of 2 tasks"]
+    assert [cell.partition(" ")[0] for cell in rows[2][2:]] == ["+66.67", "+50.00", "+58.33"]
+
+
+def test_without_another_model_there_are_no_differences() -> None:
+    assert pages.format_differences({}) == pages.format_task_differences({}) == ""
+
+
+def test_models_of_which_only_answers_exist_are_named() -> None:
+    text = pages.format_leaderboard({"base": summarize()}, {}, None, ["theirs", "others"])
+    (line,) = [line for line in text.splitlines() if "theirs" in line]
+    assert_message(line, "only its answers exist", "theirs, others")
+
+
+def make_published(values: dict[str, Any]) -> Published:
+    return Published.model_validate({"models": {"base": "Theirs"}} | values)
+
+
+def test_a_published_figure_may_be_missing_and_may_have_its_own_source(published: Published) -> None:
+    table = {"source": "a paper", "judge": "j", "models": {"base": {"win_rate": 20.0}}}
+    text = pages.format_alpaca_eval(
+        alpaca("j", published), {}, make_published({"alpaca_eval": table | {"sources": {"base": {"win_rate": "a blog"}}}})
+    )
+    rows = [row[2:] for row in read_rows(text) if row[1] == "Theirs"]
+    assert rows[0] == ["LC win rate", "23.02 ± 0.90", "–", "–", "–"]
+    assert rows[1] == ["win rate", "22.67 ± 1.40", "20.00", "2.67", "no"]
+    assert "published results: a paper; of base's `win_rate`: a blog. " in text
+    board = {"source": "a paper", "models": {"base": {"gsm8k": 49.0, "average": 10.0}}}
+    summary = {"base": summarize(), "iter1": summarize()}
+    text = pages.format_leaderboard(summary, {}, make_published({"open_llm_leaderboard": board}))
+    ours, theirs, difference = read_rows(text)[-3:]
+    assert theirs[2:] == ["–", "–", "–", "49.00", "–", "–", "10.00", "–"]
+    assert difference[2:] == ["–", "–", "–", "+1.00", "–", "–", "+40.00 (beyond evaluation error)", "–"]
+    assert ours[1] == "ours"
+    text = pages.format_alpaca_eval(alpaca("j", published), {}, make_published({"open_llm_leaderboard": board}))
+    assert pages.NOT_PUBLISHED in text
 
 
 def test_the_matrix_has_a_row_and_a_column_for_every_model() -> None:

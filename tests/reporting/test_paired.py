@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from stages.reporting import paired
+from stages.runtime.params import HarnessAsset
 
 SAMPLES = st.lists(st.tuples(st.floats(1, 2), st.floats(1, 2)), min_size=2, max_size=60)
 NULLABLE = st.lists(st.tuples(*[st.none() | st.sampled_from([1.0, 1.25, 1.5, 1.9, 2.0])] * 2), min_size=2, max_size=60)
@@ -100,13 +101,36 @@ def test_scores_are_averaged_over_subjects_and_tasks(subjects: list[list[tuple[f
         "arc": first,
         "gsm8k": first,
         "mmlu": plain,
-        "average": ((2 * first[0] + plain[0]) / 3, np.sqrt(2 * first[1] ** 2 + plain[1] ** 2) / 3),
+        "average_of_3_tasks": ((2 * first[0] + plain[0]) / 3, np.sqrt(2 * first[1] ** 2 + plain[1] ** 2) / 3),
         "mmlu_weighted": pooled,
-        "average_weighted": ((2 * first[0] + pooled[0]) / 3, np.sqrt(2 * first[1] ** 2 + pooled[1] ** 2) / 3),
+        "average_weighted_of_3_tasks": ((2 * first[0] + pooled[0]) / 3, np.sqrt(2 * first[1] ** 2 + pooled[1] ** 2) / 3),
     }
     assert list(estimates) == list(expected)
     for name, estimate in expected.items():
         assert estimates[name] == pytest.approx(estimate, abs=1e-9), name
+
+
+@pytest.mark.parametrize("count", range(1, 7))
+@pytest.mark.parametrize("weighted", [None, (4.0, 0.5)])
+def test_only_the_average_of_all_tasks_is_called_average(count: int, weighted: tuple[float, float] | None) -> None:
+    """A published average is of six tasks, so another one must not be compared with it."""
+    names = [*["arc", "truthfulqa", "winogrande", "gsm8k", "hellaswag"][: count - 1], "mmlu"]
+    tasks = {name: (float(index), 1.0) for index, name in enumerate(names)}
+    estimates = paired.add_averages(tasks, weighted)
+    suffix = "" if count == len(HarnessAsset.model_fields) else f"_of_{count}_tasks"
+    averages = {f"average{suffix}": ((count - 1) / 2, count**-0.5)} if count > 1 else {}
+    if weighted:
+        averages["mmlu_weighted"] = weighted
+        if count > 1:
+            mean = (sum(range(count - 1)) + 4) / count
+            averages[f"average_weighted{suffix}"] = (mean, math.sqrt(count - 1 + 0.25) / count)
+    assert list(estimates) == [*names, *averages]
+    for name, expected in averages.items():
+        assert estimates[name] == pytest.approx(expected)
+    assert paired.list_columns(estimates) == [
+        *names,
+        *[name for name in averages if not name.startswith(("mmlu", "average_w"))],
+    ]
 
 
 def test_different_items_are_not_compared() -> None:

@@ -113,3 +113,39 @@ def test_stages_with_different_numerics_have_rows_of_their_own(tmp_path: Path) -
         files.write_json(RECORD | {"numerics": numerics}, tmp_path / f"{name}.json")
     rows = read_rows(provenance.format_stages(tmp_path, {"iter1": "base"}))[2:]
     assert [(row[0], row[2]) for row in rows] == [("rank@iter1", "portable"), ("split", "–"), ("train@iter1", "fast")]
+
+
+def evaluation(**changes: Any) -> params.EvaluationParams:
+    """Return the parameters of recipes/miniature-published with changes, all by their keys."""
+    document = params.read(ROOT / "recipes/miniature-published/params.yaml")
+    return params.validate_evaluation(document | changes, Path("params.yaml"))
+
+
+def test_an_evaluation_names_models_answers_settings_and_hashes(data: Path) -> None:
+    (data / "models" / "theirs").mkdir()
+    (data / "models" / "theirs" / "pointer.json").write_text("{}")
+    files.write_json([], data / "answers" / "gpt.json")
+    for name in ("answer@theirs", "answer@dropped", "evaluate-alpaca-answers@gpt"):
+        files.write_json(RECORD, data / "records" / f"{name}.json")
+    models = {"base": {"repo": "./mine"}, "theirs": {"repo": "a/b", "revision": "0" * 40}}
+    settings = evaluation(models=models, answers={"gpt": "outputs.json"})
+    rows = [[cell.replace("\\", "") for cell in row] for row in read_rows(provenance.format_models_provenance(settings, data))]
+    assert ["base", "./mine", files.dvc_md5(data / "models/base")] in rows, "a directory has no revision"
+    assert ["theirs", f"a/b@{'0' * 40}", files.dvc_md5(data / "models/theirs")] in rows
+    assert ["gpt", "outputs.json", files.dvc_md5(data / "answers/gpt.json")] in rows
+    assert ["harness", "generated from the seed", files.dvc_md5(data / "harness_sets")] in rows
+    assert ["alpaca-eval", "generated from the seed", files.dvc_md5(data / "alpaca_eval_set")] in rows
+    values = dict(row for row in rows if len(row) == 2)
+    assert (values["answer.temperature"], values["evaluate_alpaca.judge"], values["evaluate_lm.tasks"]) == (
+        "0.9",
+        "gold",
+        "null",
+    )
+    (stages,) = [row[0] for row in rows if row[1] == "8 x a_gpu"]
+    assert stages == "answer@theirs, evaluate-alpaca-answers@gpt, split"
+
+
+def test_a_missing_model_is_named(data: Path) -> None:
+    with pytest.raises(StageError) as error:
+        provenance.format_models_provenance(evaluation(), data)
+    assert_message(str(error.value), str(data / "models/iter1"), "missing")

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from ruamel.yaml import YAML
@@ -13,7 +13,9 @@ from stages.runtime.errors import StageError
 from stages.runtime.paths import ROOT
 from support.messages import assert_message
 
-RECIPES = sorted(ROOT.glob("recipes/*/params.yaml"))
+PATHS = sorted(ROOT.glob("recipes/*/params.yaml"))
+RECIPES = [path for path in PATHS if not params.is_evaluation(params.read(path))]
+EVALUATIONS = [path for path in PATHS if path not in RECIPES]
 
 
 def change_params(path: Path, change: Callable[[dict[str, Any]], object], source: Path = ROOT / "params.yaml") -> Path:
@@ -47,6 +49,7 @@ def test_the_miniature_is_valid() -> None:
             "engine.dtype: Input should be 'float32' or 'bfloat16' (got 'float16')",
         ),
         (lambda d: d["lengths"].update(prompt=256), "lengths: prompt (256) must be below total (256)"),
+        (lambda d: d["assets"]["policy"].update(license="mit"), "assets.policy: license does not apply to repo: miniature"),
         (lambda d: d["train"].update(devices=3), "train: global_batch 16 is not a multiple of device_batch 16 x devices 3"),
         (lambda d: d["train"].update(loss="dpo"), "train: beta is missing: loss is dpo"),
         (lambda d: d["train"].update(beta=0.1), "train: beta applies to dpo and ipo, not sppo"),
@@ -144,9 +147,102 @@ def test_a_recipe_is_valid_except_for_revisions_to_look_up(path: Path, tmp_path:
     pinned = tmp_path / "params.yaml"
     pinned.write_text(text.replace("revision: null", f"revision: {'a' * 40}"))
     recipe = params.validate(pinned)
-    assert (recipe.eta, recipe.generate.samples, recipe.train.learning_rate, recipe.train.global_batch) == (1000, 5, 5e-7, 64)
+    guessed = {"small": 1e-5, "smollm2-135m": 2e-6}
+    rate = guessed.get(path.parent.name, 5e-7)
+    assert (recipe.eta, recipe.generate.samples, recipe.train.learning_rate, recipe.train.global_batch) == (1000, 5, rate, 64)
+    if path.parent.name in guessed:
+        return  # their prompts are split at random
     assert recipe.assets.prompts.assignment is not None
     assert list(recipe.assets.prompts.assignment.splits) == list(recipe.iterations)
+
+
+@pytest.mark.parametrize("path", EVALUATIONS, ids=lambda path: path.parent.name)
+def test_an_evaluation_has_the_settings_of_the_training_whose_models_it_evaluates(path: Path) -> None:
+    """Only then are the figures of both comparable. `NAME-published` evaluates what NAME trains."""
+    ours = params.validate_evaluation(params.read(path), path)
+    name = path.parent.name.removesuffix("-published")
+    training = ROOT / ("." if name == "miniature" else f"recipes/{name}") / "params.yaml"
+    theirs = params.validate_unpinned(params.read(training), training)
+    for key in ("seed", "numerics", "engine", "answer", "evaluate_alpaca", "evaluate_lm"):
+        assert getattr(ours, key) == getattr(theirs, key), key
+    assert ours.assets.model_dump() == theirs.assets.model_dump(include=set(params.EvaluationAssets.model_fields))
+    assert list(ours.models) == ["base", *theirs.iterations]
+    base = ours.models["base"]
+    if base.on_hub:
+        assert (base.repo, base.revision) == (theirs.assets.policy.repo, theirs.assets.policy.revision)
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (lambda d: d["models"].pop("base"), ("models", "'iter1'", "base")),
+        (lambda d: d.update(models={}), ("models", "None", "base")),
+        (lambda d: d["models"].update(Iter={"repo": "./x"}), ("models", "'Iter'", "a-z")),
+        (lambda d: d["models"].update(iter4={"repo": "miniature"}), ("models.iter4", "miniature", "directory")),
+        (lambda d: d["models"].update(iter4={"repo": "./x", "revision": "1" * 40}), ("models.iter4", "remove its revision")),
+        (lambda d: d["models"].update(iter4={"revision": "1" * 40}), ("models.iter4.repo", "missing")),
+        (lambda d: d.update(answers={"iter1": "x.json"}), ("answers", "iter1", "another name")),
+        (lambda d: d.update(answers={"../x": "x.json"}), ("answers", "'../x'", "a-z")),
+        (lambda d: d.update(answers={"gpt": ""}), ("answers.gpt",)),
+        (lambda d: d.pop("answers"), ("answers", "missing")),
+        (lambda d: d.update(eta=1), ("eta", "is not a parameter")),
+    ],
+)
+def test_a_wrong_evaluation_is_named_in_one_line(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], parts: tuple[str, ...]
+) -> None:
+    path = change_params(tmp_path / "params.yaml", change, ROOT / "recipes/miniature-published/params.yaml")
+    with pytest.raises(StageError) as error:
+        params.validate_evaluation(params.read(path), path)
+    assert_message(str(error.value), str(path), *parts)
+
+
+def test_a_stage_of_an_evaluation_gets_models_answers_and_shared_sections() -> None:
+    path = ROOT / "recipes/miniature-published/params.yaml"
+    loaded = params.load("seed", "models", "answers", "assets", "evaluate_lm.tasks", path=path)
+    assert list(loaded.models) == ["base", "iter1", "iter2", "iter3"]
+    assert (loaded.answers, loaded.assets.harness.gsm8k.count, loaded.tasks) == ({}, 16, None)
+    assert params.load("assets.alpaca_eval", path=path).alpaca_eval.count == 805
+    with pytest.raises(StageError, match="models: is missing"):
+        params.load("models", path=ROOT / "params.yaml")
+
+
+@pytest.mark.parametrize("validate", [params.validate, lambda path: params.validate_unpinned(params.read(path), path)])
+def test_a_tool_for_training_refuses_an_evaluation(validate: Callable[[Path], object]) -> None:
+    path = ROOT / "recipes/miniature-published/params.yaml"
+    with pytest.raises(StageError) as error:
+        validate(path)
+    assert_message(str(error.value), str(path), "evaluates existing models", "docs/reproducing.md")
+
+
+@pytest.mark.parametrize(
+    ("tasks", "valid"),
+    [
+        (None, True),
+        (["gsm8k"], True),
+        (["arc_challenge", "mmlu"], True),
+        ([], False),
+        (["mmlu", "arc_challenge"], False),
+        (["gsm8k", "gsm8k"], False),
+        (["gsm9k"], False),
+        ("gsm8k", False),
+    ],
+)
+def test_tasks_are_chosen_in_the_order_of_the_tables(tasks: Any, valid: bool, tmp_path: Path) -> None:
+    path = change_params(tmp_path / "params.yaml", lambda d: d["evaluate_lm"].update(tasks=tasks))
+    for key in ("evaluate_lm", "evaluate_lm.tasks"):
+        if valid:
+            loaded = params.load(key, path=path)
+            chosen = params.select_tasks(loaded.tasks if "." in key else loaded.evaluate_lm.tasks)
+            assert chosen == (tasks or list(params.HarnessAsset.model_fields))
+        else:
+            with pytest.raises(StageError) as error:
+                params.load(key, path=path)
+            assert_message(str(error.value), str(path), "evaluate_lm.tasks")
+
+
+def test_the_tasks_have_data_sets() -> None:
+    assert list(get_args(params.HarnessTask)) == list(params.HarnessAsset.model_fields)
 
 
 def test_unpinned_validation_overlooks_revisions_only() -> None:

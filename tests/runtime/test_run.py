@@ -1,5 +1,6 @@
 """What the launcher does around every stage: environment, errors, exit codes, timings, records and signals."""
 
+import argparse
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from stages.artifacts import files
+from stages.runtime import run
 from stages.runtime.paths import ROOT
 from support.messages import assert_message
 from support.running import list_processes, run_module, run_stage, run_tool, set_params, wait_for
@@ -59,6 +61,11 @@ def test_a_stage_writes_a_record_under_dvc_only(prompts: Path) -> None:
     assert record["device"]["count"] == 1
     assert split(prompts, DVC_STAGE="recipes/x/dvc.yaml:split").returncode == 0
     assert (prompts / "data/records/split.json").read_text() == text, "nothing in it varies from run to run"
+
+
+def test_outputs_are_the_options_named_out_that_are_given() -> None:
+    args = argparse.Namespace(out=Path("a"), out_log=Path("b"), out_hold_out=None, output=Path("c"), model=Path("d"))
+    assert run.output_paths(args) == [Path("a"), Path("b")]
 
 
 def test_a_torchrun_worker_writes_neither_record_nor_timings(prompts: Path) -> None:

@@ -1,5 +1,6 @@
 """A small stand-in for the Hugging Face Hub: the routes that huggingface_hub requests, over HTTP on this machine."""
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -11,7 +12,10 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
+
+from ruamel.yaml import YAML
 
 from stages.runtime.paths import ROOT
 
@@ -20,13 +24,19 @@ Response = tuple[int, dict[str, str], bytes]
 
 NOBODY = "http://127.0.0.1:9"
 """An endpoint at which no Hub answers."""
+TOKEN = "hf_secret"
+"""The access token that may write."""
+LICENSES = {"apache-2.0", "mit", "llama3", "gemma"}
+"""Some of the licences that the Hub accepts in a card."""
 
 
 class FakeHub:
     """The contents of a Hub and what it was asked for.
 
     repos: "models/ID" or "datasets/ID" -> {file name: bytes}. requested: the paths of all requests. keys: the Authorization
-    headers that came with them. respond: path -> response; a test may replace it.
+    headers that came with them. respond: path -> response to a GET; a test may replace it. objects: SHA-256 -> content of the
+    large files that were uploaded. refuse: SHA-256 of a large file -> whether to refuse its upload; a test may replace it.
+    commits: the operations of each commit.
     """
 
     def __init__(self) -> None:
@@ -35,6 +45,9 @@ class FakeHub:
         self.keys: set[str] = set()
         self.endpoint = ""
         self.respond: Callable[[str], Response] = self.serve_path
+        self.objects: dict[str, bytes] = {}
+        self.refuse: Callable[[str], bool] = lambda oid: False
+        self.commits: list[list[dict[str, Any]]] = []
 
     def commit(self, repo: str) -> str:
         """Return the only commit of a repository."""
@@ -52,7 +65,7 @@ class FakeHub:
         if key not in self.repos:
             return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
         revision = re.match("/(?:revision|tree)/([^/]+)", route)
-        if revision and revision[1] != self.commit(key):
+        if revision and revision[1] not in (self.commit(key), "main"):
             return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
         files = self.repos[key]
         if route.startswith("/tree/"):
@@ -68,6 +81,74 @@ class FakeHub:
             return 404, {"X-Error-Code": "EntryNotFound"}, b""
         etag = hashlib.sha256(data).hexdigest() if is_large(name) else hash_blob(data)
         return 200, {"X-Repo-Commit": revision, "ETag": f'"{etag}"'}, data
+
+    def receive(self, path: str, body: bytes, key: str) -> Response:
+        """Return the response to a POST or PUT, and do what it asks for. key: its Authorization header."""
+        if match := re.fullmatch("/lfs/([0-9a-f]{64})", path):  # as at the Hub, the address itself is the permission
+            return self._store_object(match[1], body)
+        if path == "/api/validate-yaml":
+            return validate_card(json.loads(body)["content"])
+        if key != f"Bearer {TOKEN}":
+            return 401, {}, b"{}"
+        if path == "/api/repos/create":
+            return self._create_repo(json.loads(body))
+        if match := re.fullmatch("/api/models/([^/]+/[^/]+)/preupload/main", path):
+            return reply({"files": [self._choose_mode(match[1], entry["path"]) for entry in json.loads(body)["files"]]})
+        if re.fullmatch(r"/[^/]+/[^/]+\.git/info/lfs/objects/batch", path):
+            return reply({"transfer": "basic", "objects": [self._offer(entry) for entry in json.loads(body)["objects"]]})
+        if match := re.fullmatch("/api/models/([^/]+/[^/]+)/commit/main", path):
+            return self._commit(match[1], [json.loads(line) for line in body.splitlines()])
+        return 404, {}, b""
+
+    def _create_repo(self, asked: dict[str, Any]) -> Response:
+        repo = f"{asked['organization']}/{asked['name']}"
+        exists = f"models/{repo}" in self.repos
+        self.repos.setdefault(f"models/{repo}", {})
+        return reply({"url": f"{self.endpoint}/{repo}"}, 409 if exists else 200)
+
+    def _choose_mode(self, repo: str, name: str) -> dict[str, Any]:
+        data = self.repos[f"models/{repo}"].get(name)
+        oid = None if data is None or is_large(name) else hash_blob(data)
+        return {"path": name, "uploadMode": "lfs" if is_large(name) else "regular", "shouldIgnore": False, "oid": oid}
+
+    def _offer(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """Say where to upload a large file, or nothing if it is here."""
+        actions = {"upload": {"href": f"{self.endpoint}/lfs/{entry['oid']}"}}
+        return {key: entry[key] for key in ("oid", "size")} | ({} if entry["oid"] in self.objects else {"actions": actions})
+
+    def _store_object(self, oid: str, body: bytes) -> Response:
+        if self.refuse(oid) or hashlib.sha256(body).hexdigest() != oid:
+            return 403, {}, b"refused"
+        self.objects[oid] = body
+        return 200, {}, b""
+
+    def _commit(self, repo: str, operations: list[dict[str, Any]]) -> Response:
+        files = dict(self.repos[f"models/{repo}"])
+        for operation in operations:
+            value = operation["value"]
+            if operation["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif operation["key"] == "lfsFile":
+                files[value["path"]] = self.objects[value["oid"]]
+            elif operation["key"] == "deletedFile":
+                del files[value["path"]]
+        self.repos[f"models/{repo}"] = files
+        self.commits.append(operations)
+        oid = self.commit(f"models/{repo}")
+        return reply({"commitUrl": f"{self.endpoint}/{repo}/commit/{oid}", "commitOid": oid})
+
+
+def reply(body: object, status: int = 200) -> Response:
+    """Return a response of JSON."""
+    return status, {"Content-Type": "application/json"}, json.dumps(body).encode()
+
+
+def validate_card(text: str) -> Response:
+    """Return the response to a card whose metadata is to be checked: 400 unless its licence is one of LICENSES."""
+    metadata = YAML(typ="safe").load(text.split("---\n")[1])
+    known = metadata.get("license") in LICENSES
+    errors = [] if known else [{"message": '"license" must be one of ' + ", ".join(sorted(LICENSES))}]
+    return reply({"errors": errors, "warnings": []}, 200 if known else 400)
 
 
 def describe_file(name: str, data: bytes) -> dict[str, object]:
@@ -111,6 +192,19 @@ class Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET  # noqa: N815
 
+    def do_POST(self) -> None:
+        hub, path = self.server.hub, urlsplit(self.path).path
+        hub.requested.append(path)
+        body = self.rfile.read(int(self.headers["content-length"]))
+        status, headers, content = hub.receive(path, body, self.headers["authorization"] or "")
+        self.send_response(status)
+        for name, value in ({"Content-Length": str(len(content))} | headers).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_PUT = do_POST  # noqa: N815
+
     def log_message(self, *_: object) -> None:
         pass
 
@@ -135,9 +229,13 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def run_python(
-    folder: Path, *arguments: str, endpoint: str = NOBODY, python: str = sys.executable
+    folder: Path, *arguments: str, endpoint: str = NOBODY, python: str = sys.executable, token: str = ""
 ) -> "subprocess.CompletedProcess[str]":
-    """Run Python with `arguments` in a folder that holds the Hub cache, empty at first. endpoint: the Hub's address."""
-    settings = {"PYTHONPATH": str(ROOT), "HF_HOME": str(folder / "hf"), "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1"}
+    """Run Python with `arguments` in a folder that holds the Hub cache, empty at first.
+
+    endpoint: the Hub's address. token: the access token to use there; none by default.
+    """
+    settings = {"HF_TOKEN": token} if token else {}
+    settings |= {"PYTHONPATH": str(ROOT), "HF_HOME": str(folder / "hf"), "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1"}
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | settings
-    return subprocess.run([python, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run([python, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)

@@ -83,9 +83,9 @@ def test_the_change_of_a_score_is_paired_within_each_subject() -> None:
         expected = {
             "gsm8k": gsm8k,
             "mmlu": plain,
-            "average": math.sqrt(gsm8k**2 + plain**2) / 2,
+            "average_of_2_tasks": math.sqrt(gsm8k**2 + plain**2) / 2,
             "mmlu_weighted": weighted,
-            "average_weighted": math.sqrt(gsm8k**2 + weighted**2) / 2,
+            "average_weighted_of_2_tasks": math.sqrt(gsm8k**2 + weighted**2) / 2,
         }
         for column, error in expected.items():
             assert errors["open_llm_leaderboard", "iter2", *place, column, *tail] == pytest.approx(error)
@@ -242,6 +242,14 @@ def test_odd_iterations_are_named(iterations: Any) -> None:
 def test_iterations_are_read() -> None:
     assert changes.read_starts({"iterations": STARTS}, "x") == STARTS
     assert changes.read_starts({}, "x") == {}
+
+
+def test_an_existing_model_follows_the_one_before() -> None:
+    models = {name: {"repo": "./x"} for name in ("base", "iter1", "iter2")}
+    starts = {"iter1": "base", "iter2": "iter1", "gpt": "iter2"}
+    assert changes.read_starts({"models": models, "answers": {"gpt": "x.json"}}, "x") == starts
+    assert changes.read_starts({"models": models, "answers": None}, "x") == {"iter1": "base", "iter2": "iter1"}
+    assert changes.read_starts({"models": 3, "answers": [1]}, "x") == {}
 
 
 def test_the_base_policy_is_named_as_in_the_parameters() -> None:

@@ -1,4 +1,4 @@
-"""Pinning revisions and fetching models, against a small Hub on this machine."""
+"""Pinning revisions and golden token IDs, and fetching models, against a small Hub on this machine."""
 
 import hashlib
 import json
@@ -10,8 +10,10 @@ import pytest
 from stages.artifacts import pointers
 from stages.runtime import params
 from stages.runtime.paths import ROOT
+from stages.tools.hub import GOLDEN_PROMPTS
 from support.hub import FakeHub, run_python
 from support.messages import assert_message
+from support.models import make_model
 
 REPOS = {
     "ranker": "models/llm-blender/PairRM",
@@ -27,6 +29,23 @@ REPOS = {
 """The assets of recipes/llama-3-8b without a revision."""
 
 
+POLICY = "models/meta-llama/Meta-Llama-3-8B-Instruct"
+GOLDEN = "    golden: [{text: Hi, ids: [1, 2]}]\n"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of a small model: name -> contents."""
+    folder = make_model(tmp_path_factory.mktemp("model"))
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def read_recipe(hub: FakeHub) -> str:
+    """Return params.yaml of recipes/llama-3-8b, its policy at the revision that the fake Hub has."""
+    text = (ROOT / "recipes/llama-3-8b/params.yaml").read_text(encoding="utf-8")
+    return text.replace("e1945c40cd546c78e41f1151f4db032b271faeaa", hub.commit(POLICY))
+
+
 def run_hub(folder: Path, hub: FakeHub, action: str) -> "subprocess.CompletedProcess[str]":
     return run_python(folder, "-m", "stages.tools", "hub", action, "--recipe", "recipe", endpoint=hub.endpoint)
 
@@ -38,7 +57,9 @@ def pin(folder: Path, hub: FakeHub, text: str) -> "subprocess.CompletedProcess[s
 
 
 def test_pinning_writes_the_missing_revisions_and_nothing_else(fake_hub: FakeHub, tmp_path: Path) -> None:
-    text = (ROOT / "recipes/llama-3-8b/params.yaml").read_text()
+    revision = f"    revision: {fake_hub.commit(POLICY)}    # from mid-2024, closest to the published runs\n"
+    text = read_recipe(fake_hub).replace(revision, revision + GOLDEN)
+    assert GOLDEN in text
     fake_hub.repos.update({repo: {} for repo in REPOS.values()})
     done = pin(tmp_path, fake_hub, text)
     assert done.returncode == 0, done.stderr
@@ -58,6 +79,70 @@ def test_pinning_writes_the_missing_revisions_and_nothing_else(fake_hub: FakeHub
     assert (tmp_path / "recipe/params.yaml").read_text() == pinned
 
 
+@pytest.mark.slow
+def test_pinning_writes_the_golden_token_ids_of_the_policys_tokenizer(
+    fake_hub: FakeHub, tmp_path: Path, model: dict[str, bytes]
+) -> None:
+    """Its own tokenizer encodes the chats as written out by hand; the weights are not fetched."""
+    from transformers import AutoTokenizer
+
+    fake_hub.repos.update({repo: {} for repo in REPOS.values()} | {POLICY: model})
+    text = read_recipe(fake_hub)
+    done = pin(tmp_path, fake_hub, text)
+    assert done.returncode == 0, done.stderr
+    *_, golden, last = done.stdout.splitlines()
+    assert_message(golden, "assets.policy", "5 chats")
+    assert_message(last, "recipe/params.yaml", "9", "golden")
+    assert not [path for path in fake_hub.requested if path.endswith(".safetensors")]
+
+    for name in model:
+        (tmp_path / "local").mkdir(exist_ok=True)
+        (tmp_path / "local" / name).write_bytes(model[name])
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "local")
+    head, tail = "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>"
+    chats = [f"{head}{prompt.strip()}{tail}<|start_header_id|>assistant<|end_header_id|>\n\n" for prompt in GOLDEN_PROMPTS]
+    expected = [
+        {"text": prompt, "ids": tokenizer(chat, add_special_tokens=False)["input_ids"]}
+        for prompt, chat in zip(GOLDEN_PROMPTS, chats, strict=True)
+    ]
+    pinned = params.validate(tmp_path / "recipe/params.yaml").assets.policy
+    assert pinned.golden
+    assert [row.model_dump() for row in pinned.golden] == expected
+
+    lines = (tmp_path / "recipe/params.yaml").read_text(encoding="utf-8").splitlines()
+    start = lines.index("    golden:")
+    assert lines[start - 1].split()[:2] == ["revision:", fake_hub.commit(POLICY)]
+    assert all(line.startswith("    - {text: ") for line in lines[start + 1 : start + 6])
+    del lines[start : start + 6]
+    assert len(lines) == len(text.splitlines()), "nothing else is added"
+
+    fake_hub.requested.clear()
+    assert_message(run_hub(tmp_path, fake_hub, "--pin").stdout, "recipe/params.yaml", "already pinned")
+    assert fake_hub.requested == []
+
+
+@pytest.mark.slow
+def test_a_policy_whose_tokenizer_cannot_be_read_pins_nothing(
+    fake_hub: FakeHub, tmp_path: Path, model: dict[str, bytes]
+) -> None:
+    fake_hub.repos["models/some/model"] = {name: data for name, data in model.items() if not name.startswith("tokenizer")}
+    text = "assets:\n  policy: {repo: some/model, revision: null}\n"
+    done = pin(tmp_path, fake_hub, text)
+    assert done.returncode == 1
+    assert_message(done.stderr, "hub: error: ", "tokenizer")
+    assert (tmp_path / "recipe/params.yaml").read_text() == text
+
+
+def test_the_models_of_an_evaluation_are_pinned(fake_hub: FakeHub, tmp_path: Path) -> None:
+    """They have no golden token IDs."""
+    fake_hub.repos["models/some/model"] = {}
+    text = "models:\n  base: {repo: ./here}\n  iter1:\n    repo: some/model\n    revision: null\n"
+    done = pin(tmp_path, fake_hub, text)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "recipe/params.yaml").read_text() == text.replace("null", fake_hub.commit("models/some/model"))
+    assert done.stdout.splitlines()[0] == f"models.iter1: some/model {fake_hub.commit('models/some/model')}"
+
+
 def test_pinning_adds_an_absent_revision_and_leaves_local_assets(fake_hub: FakeHub, tmp_path: Path) -> None:
     fake_hub.repos["datasets/some/rows"] = {}
     text = "# head\nassets:\n  policy: {repo: ./here}\n  prompts:  # tail\n    repo: some/rows\n    split: train\neta: null\n"
@@ -68,7 +153,7 @@ def test_pinning_adds_an_absent_revision_and_leaves_local_assets(fake_hub: FakeH
 
 def test_pinning_an_unknown_asset_writes_nothing(fake_hub: FakeHub, tmp_path: Path) -> None:
     fake_hub.repos["models/some/model"] = {}
-    text = "assets:\n  policy: {repo: some/model, revision: null}\n  prompts: {repo: no/where}\n"
+    text = "assets:\n  ranker: {repo: some/model, revision: null}\n  prompts: {repo: no/where}\n"
     done = pin(tmp_path, fake_hub, text)
     assert done.returncode == 1
     assert_message(done.stderr, "hub: error: ", "no/where", "params.yaml")

@@ -12,7 +12,7 @@ from stages.tools import __main__ as launcher
 from support.messages import assert_message
 from support.running import run_module, run_tool
 
-TOOLS = {"attest", "diff", "drift", "hub", "means", "plan", "recipe", "score", "seeds", "sync", "timings", "verify"}
+TOOLS = {"attest", "diff", "drift", "hub", "means", "plan", "publish", "recipe", "score", "seeds", "sync", "timings", "verify"}
 RECIPE = TOOLS - {"score", "seeds", "sync", "timings"}
 
 
@@ -55,8 +55,8 @@ def test_what_is_not_a_tool_is_refused(name: str) -> None:
     assert_message(done.stderr, "tools: error: ", f"'{name}'", "--help")
 
 
-def test_only_hub_may_use_the_network_and_the_light_tools_any_interpreter() -> None:
-    assert {"hub"} == launcher.ONLINE
+def test_only_two_tools_may_use_the_network_and_the_light_tools_any_interpreter() -> None:
+    assert {"hub", "publish"} == launcher.ONLINE
     assert {"diff", "means", "timings"} == launcher.DVC_ONLY
 
 

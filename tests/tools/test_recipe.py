@@ -1,3 +1,4 @@
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,7 +15,11 @@ from stages.tools import recipe
 from support.messages import assert_message
 from support.running import run_tool
 
-SOURCES = [ROOT, *sorted(path.parent for path in ROOT.glob("recipes/*/params.yaml"))]
+SOURCES = [
+    ROOT,
+    *sorted(path.parent for path in ROOT.glob("recipes/*/params.yaml") if not params.is_evaluation(params.read(path))),
+]
+"""The experiments that train."""
 VARIANTS = sorted(ROOT.glob("recipes/variants/*.yaml"))
 MISTRAL = ROOT / "recipes" / "mistral-7b"
 DPO = ROOT / "recipes" / "variants" / "dpo.yaml"
@@ -96,6 +101,80 @@ def test_another_base_policy_has_no_published_results(root: Path) -> None:
     assert read_published(target / "published.yaml") is None
 
 
+OTHER_POLICY = ["assets.policy.repo=../../mine", "assets.policy.license=mit"]
+SUITABLE = [
+    "eta=1000",
+    "engine.max_model_length=2048",
+    "engine.kv_cache_gib=8",
+    "generate.max_new_tokens=1024",
+    "lengths={prompt: 512, total: 1024, too_long: released}",
+    "train.learning_rate=1e-6",
+    "train.max_grad_norm=0",
+    "answer.max_new_tokens=1024",
+    "evaluate_alpaca={judge: gpt-4o, workers: 8}",
+]
+"""Values for everything that was chosen for the miniature's size; a whole section counts for its keys."""
+
+
+def test_the_miniatures_policy_is_replaced_by_removing_what_describes_it(root: Path) -> None:
+    removals = ["assets.policy.miniature"]
+    target = recipe.create_recipe("new", ROOT, None, OTHER_POLICY + SUITABLE, root, removals)
+    text = (target / "params.yaml").read_text()
+    head = "assets.policy.miniature removed, assets.policy.repo=../../mine"
+    assert text.startswith(f"# recipes/new, created from {ROOT.name}: {head}, ")
+    assert (
+        "    repo: ../../mine  # changed by --set\n    license: mit  # changed by --set\n  ranker:\n    repo: miniature\n"
+        in text
+    )
+    loaded = params.validate(target / "params.yaml")
+    assert (loaded.assets.policy.repo, loaded.assets.policy.miniature) == ("../../mine", None)
+    assert (loaded.lengths.prompt, loaded.evaluate_alpaca.judge) == (512, "gpt-4o")
+
+
+@pytest.mark.parametrize("left_out", range(len(SUITABLE)))
+def test_another_policy_with_a_setting_of_the_miniature_is_refused(root: Path, left_out: int) -> None:
+    settings = [*OTHER_POLICY, *(setting for index, setting in enumerate(SUITABLE) if index != left_out)]
+    with pytest.raises(StageError) as error:
+        recipe.create_recipe("new", ROOT, None, settings, root, ["assets.policy.miniature"])
+    key = SUITABLE[left_out].partition("=")[0]
+    named = [name for name in recipe.MINIATURE_SETTINGS if name == key or name.startswith(f"{key}.")]
+    others = set(recipe.MINIATURE_SETTINGS) - set(named)
+    assert named
+    assert_message(str(error.value), "recipes/new/params.yaml", "../../mine", *named, "--set", "--recipe recipes/small")
+    assert not any(other in str(error.value) for other in others), "only what is left to set"
+    assert not (root / "recipes").exists()
+
+
+def test_what_was_chosen_for_the_miniature_exists_and_differs_in_the_other_recipes() -> None:
+    """Else it would not be worth refusing; the judge differs, too."""
+
+    def values(source: Path) -> dict[str, object]:
+        document = params.read(source / "params.yaml")
+        found = {}
+        for key in recipe.MINIATURE_SETTINGS:
+            section, _, last = key.rpartition(".")
+            found[key] = (document[section] if section else document)[last]
+        return found
+
+    ours = values(ROOT)
+    for source in SOURCES[1:]:
+        assert all(value != ours[key] for key, value in values(source).items()), source.name
+
+
+def test_the_documentation_says_what_to_set_for_another_policy() -> None:
+    text = (ROOT / "docs/experiments.md").read_text(encoding="utf-8")
+    table = text.partition("`recipe` refuses until you have set all of these:")[2].partition("Also check")[0]
+    assert set(re.findall(r"`([\w.]+)`", table)) >= set(recipe.MINIATURE_SETTINGS)
+
+
+def test_the_miniatures_settings_suit_every_variant_of_it_and_other_recipes_any_policy(root: Path) -> None:
+    recipe.create_recipe("small", ROOT, None, ["eta=5", "assets.policy.miniature.layers=2"], root)
+    recipe.create_recipe("other", MISTRAL, None, OTHER_POLICY, root, ["assets.policy.revision"])
+    policy = params.read(root / "recipes/other/params.yaml")["assets"]["policy"]
+    assert policy["repo"] == "../../mine"
+    assert "revision" not in policy
+
+
 def test_a_local_directory_is_the_same_from_the_new_recipe(root: Path) -> None:
     (root / "old").mkdir()
     shutil.copyfile(ROOT / "published.yaml", root / "old" / "published.yaml")
@@ -121,6 +200,7 @@ def test_a_local_directory_is_the_same_from_the_new_recipe(root: Path) -> None:
         ("new", ".", ["seed.a=1"], ["seed.a", "no section seed"]),
         ("new", ".", ["eta"], ["--set eta", "KEY=VALUE"]),
         ("new", ".", ["eta=[1"], ["--set eta=[1", "YAML"]),
+        ("new", "recipes/llama-3-8b-published", [], ["params.yaml", "evaluates existing models"]),
     ],
 )
 def test_an_error_is_one_line_and_nothing_is_written(
@@ -132,6 +212,23 @@ def test_an_error_is_one_line_and_nothing_is_written(
     assert_message(str(error.value), *parts)
     assert "\n" not in str(error.value)
     assert [path.name for path in (root / "recipes").iterdir()] == ["there"]
+
+
+@pytest.mark.parametrize(
+    ("removals", "parts"),
+    [
+        (["train.beta"], ["recipes/new/params.yaml", "train.beta", "is missing"]),
+        (["train.bta"], ["train.bta", "no such key", "correct it"]),
+        (["assets.policy.miniature"], ["assets.policy", "miniature is missing"]),
+    ],
+)
+def test_a_key_that_cannot_be_removed_is_one_line_and_nothing_is_written(
+    root: Path, removals: list[str], parts: list[str]
+) -> None:
+    with pytest.raises(StageError) as error:
+        recipe.create_recipe("new", ROOT, None, [], root, removals)
+    assert_message(str(error.value), *parts)
+    assert not (root / "recipes").exists()
 
 
 def test_a_file_that_is_not_a_variant_is_refused(root: Path) -> None:
@@ -166,6 +263,10 @@ def test_the_command_creates_recipes_that_dvc_reads(tmp_path: Path, monkeypatch:
         "dvc repro recipes/large/dvc.yaml",
     ]
     assert read_lines(tmp_path / "recipes/small/params.yaml")[0].startswith("# recipes/small, created from the miniature: dpo.")
+    own = ["--unset", "assets.policy.revision", "--set", "assets.policy.repo=../../mine"]
+    local = run_tool(tmp_path, "recipe", "local", "--recipe", "recipes/mistral-7b", *own, **path)
+    assert local.returncode == 0, local.stderr
+    assert params.read(tmp_path / "recipes/local/params.yaml")["assets"]["policy"]["repo"] == "../../mine"
     again = run_tool(tmp_path, "recipe", "small", **path)
     assert again.returncode == 1
     assert_message(again.stderr, "recipe: error: ", "recipes/small exists")

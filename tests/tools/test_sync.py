@@ -19,7 +19,26 @@ def test_readme_docs_and_every_pipeline_are_generated() -> None:
     names = {path.relative_to(ROOT).as_posix() for path in sync.documents(ROOT)}
     recipes = {f"recipes/{path.parent.name}/dvc.yaml" for path in ROOT.glob("recipes/*/params.yaml")}
     assert recipes
-    assert names == {"README.md", "docs/artifacts.md", "docs/reproductions.md", "dvc.yaml"} | recipes
+    source = f"{sync.EVALUATION}/dvc.yaml"
+    assert names == {"README.md", "docs/artifacts.md", "docs/reproductions.md", "dvc.yaml"} | recipes - {source}
+
+
+def test_a_recipe_gets_the_pipeline_of_its_kind(tmp_path: Path) -> None:
+    """A recipe with `models` evaluates, any other trains, whatever its name is."""
+    for name, text in (
+        (sync.EVALUATION, "models: {}\n"),
+        ("recipes/mine", "models: {}\n"),
+        ("recipes/x-published", "iterations: {}\n"),
+    ):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "params.yaml").write_text(text)
+    (tmp_path / sync.EVALUATION / "dvc.yaml").write_text("# About it.\n\nvars:\n- root: ../../\nstages: {evaluate: x}\n")
+    pipelines = sync.generate_pipelines(tmp_path, "# About.\nvars:\n- root: ''\nstages: {train: x}\n")
+    texts = {path.parent.name: text for path, text in pipelines.items()}
+    evaluation = f"{sync.EVALUATION_HEADER}\nvars:\n- root: ../../\nstages: {{evaluate: x}}\n"
+    assert texts["mine"] == evaluation
+    assert texts["x-published"].endswith("vars:\n- root: ../../\nstages: {train: x}\n")
+    assert set(texts) == {"mine", "x-published"}
 
 
 def test_a_block_is_replaced_between_its_comments() -> None:

@@ -1,0 +1,24 @@
+"""Provide a model that exists already, so that it can be evaluated: from a directory, or from the Hub at a pinned revision."""
+
+import argparse
+from pathlib import Path
+
+from stages.artifacts import hub
+from stages.runtime import params
+from stages.runtime.errors import StageError, quote
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--name", required=True, help="name of the model in `models` of params.yaml")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder to write: a checkpoint, or a pointer to one in the Hub cache"
+    )
+
+
+def main(args: argparse.Namespace) -> None:
+    models: dict[str, params.ModelAsset] = params.load("models").models
+    if args.name not in models:
+        raise StageError(
+            f"params.yaml: models: {quote(args.name)} is not one of {', '.join(models)}: add it, or correct --name"
+        )
+    hub.fetch_model(models[args.name], args.out)

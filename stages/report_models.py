@@ -1,0 +1,37 @@
+"""Write the versioned reports of existing models: Markdown tables, metrics.json, the data of DVC's plots, and an HTML page."""
+
+import argparse
+from pathlib import Path
+
+from stages.reporting import inputs, pages, provenance, results
+from stages.reporting.published import read_published
+from stages.runtime import params
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this stage."""
+    parser.add_argument("--data", type=Path, required=True, help="the folder of all other stages' outputs")
+    parser.add_argument("--published", type=Path, required=True, help="published.yaml: the published results to compare with")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the reports")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Read the outputs of all other stages and write the reports."""
+    settings = params.load(
+        "numerics", "seed", "models", "answers", "assets", "engine", "answer", "evaluate_alpaca", "evaluate_lm"
+    )
+    published = read_published(args.published)
+    chosen = params.select_tasks(settings.evaluate_lm.tasks)
+    evaluations = inputs.read_evaluations(args.data, list(settings.models), chosen, settings.answers)
+    names = [*settings.models, *settings.answers]
+    starts = dict(zip(names[1:], names, strict=False))  # model: the one before
+    wins, tasks = results.compare_models(evaluations, starts)
+    sections = {
+        "alpaca_eval": pages.format_alpaca_eval(evaluations.alpaca, wins, published),
+        "open_llm_leaderboard": pages.format_leaderboard(evaluations.harness, tasks, published, list(settings.answers)),
+        "samples": pages.format_samples(evaluations.answers, settings.seed),
+        "provenance": provenance.format_models_provenance(settings, args.data),
+    }
+    metrics = results.collect_metrics(evaluations, starts, wins, tasks)
+    title = f"Evaluation of {', '.join(names)}"
+    results.write_reports(args.out, title, sections, evaluations, metrics, results.make_tables(evaluations))
