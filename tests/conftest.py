@@ -11,8 +11,9 @@ from support.hub import FakeHub, Run, run_python, serve
 from support.ranker import make_ranker
 from support.running import TINY, run_stage, set_params
 
-settings.register_profile("no deadline", deadline=None)  # a busy machine takes any time for the first example
-settings.load_profile("no deadline")
+# No deadline: a busy machine takes any time for the first example.
+settings.register_profile("quick", deadline=None, max_examples=25)  # pyproject.toml: for plain `pytest`
+settings.register_profile("full", deadline=None)
 
 
 @pytest.fixture(scope="session")
