@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from stages.runtime.paths import ROOT
 
@@ -61,17 +61,19 @@ def serve(requests: IO[str], replies: IO[str]) -> None:
         replies.flush()
 
 
-def run_stage(request: dict[str, object]) -> None:
+def run_stage(request: dict[str, Any]) -> None:
     """Become `python -m stages`."""
-    for descriptor, path in zip((1, 2), request["outputs"], strict=True):  # type: ignore[call-overload]
+    for descriptor, path in zip((1, 2), request["outputs"], strict=True):
         os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY, 0o644), descriptor)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.chdir(str(request["folder"]))
+    os.chdir(request["folder"])
     os.environ.clear()
-    os.environ.update(request["environment"])  # type: ignore[call-overload]
+    os.environ.update(request["environment"])
+    sys.argv[1:] = request["arguments"]
+    sys.orig_argv[1:] = ["-m", "stages", *sys.argv[1:]]  # which training on several devices runs again
     from stages.__main__ import main
 
-    main(list(request["arguments"]))  # type: ignore[call-overload]
+    main(sys.argv[1:])
     sys.exit(0)
 
 
