@@ -52,7 +52,7 @@ class FakeHub:
         if key not in self.repos:
             return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
         revision = re.match("/(?:revision|tree)/([^/]+)", route)
-        if revision and revision[1] != self.commit(key):
+        if revision and revision[1] not in (self.commit(key), "main"):
             return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
         files = self.repos[key]
         if route.startswith("/tree/"):
