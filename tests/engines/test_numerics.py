@@ -1,5 +1,6 @@
 """Portable numerics are in effect, and neither threads, cores nor the user's environment change a byte."""
 
+import ast
 import json
 import os
 import subprocess
@@ -108,6 +109,13 @@ def test_a_users_variables_do_not_reach_the_libraries() -> None:
     names = run_python(program, **mine, OMPI_COMM_WORLD_SIZE="1").stdout
     assert not [name for name in mine if repr(name) in names]
     assert "'OMPI_COMM_WORLD_SIZE'" in names
+
+
+def test_every_library_gets_the_same_number_of_threads_on_any_number_of_cores() -> None:
+    program = "import os; from stages.engines import numerics; numerics.apply('portable'); print(dict(os.environ))"
+    found = ast.literal_eval(run_python(program, OMP_NUM_THREADS="7").stdout)
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    assert [found.get(name) for name in names] == ["2", "2", "1"]
 
 
 @pytest.mark.parametrize(
