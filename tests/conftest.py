@@ -16,6 +16,24 @@ settings.register_profile("quick", deadline=None, max_examples=25)  # pyproject.
 settings.register_profile("full", deadline=None)
 
 
+SLOW_FILES = [
+    "test_figures.py",  # runs the fixture `smallest`, for which test_miniature.py would wait
+    "test_train.py",
+    "test_evaluate_alpaca.py",
+    "test_miniature.py",
+    "test_resume.py",
+    "test_rank.py",
+    "test_run.py",
+    "test_evaluate_lm.py",
+]
+"""Files that take minutes: they start first, so that all of pytest-xdist's workers end at about the same time."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: number for number, name in enumerate(SLOW_FILES)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with params.yaml, a tiny base policy, 20 prompts and responses to them."""

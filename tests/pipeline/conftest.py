@@ -8,22 +8,6 @@ import pytest
 
 from support.checkout import run_and_commit
 
-SLOW_FILES = (
-    "test_figures.py",  # runs `smallest`, for which test_miniature.py would wait
-    "test_train.py",
-    "test_evaluate_alpaca.py",
-    "test_miniature.py",
-    "test_resume.py",
-    "test_rank.py",
-    "test_run.py",
-    "test_evaluate_lm.py",
-)
-"""Files that take minutes: they start first, so that all of pytest-xdist's workers end at about the same time."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: SLOW_FILES.index(item.path.name) if item.path.name in SLOW_FILES else len(SLOW_FILES))
-
 
 @pytest.fixture(scope="session")
 def smallest(tmp_path_factory: pytest.TempPathFactory) -> Path:
