@@ -6,14 +6,13 @@ Each benchmark runs in a process of its own, in its stage's environment.
 import argparse
 import ast
 import json
-import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import PREFIX, ROUNDS
+from stages.artifacts import machine
 from stages.runtime.paths import ROOT
 
 ENVIRONMENTS = {"rank": "rank", "generate": "main", "train": "bench", "data": "main", "miniature": "main", "gpu": "main"}
@@ -39,14 +38,9 @@ def describe_machine() -> str:
     """Describe this machine's CPU, cores, memory and GPU."""
     import torch
 
-    models = [
-        line.split(":")[1].strip()
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        if "model name" in line
-    ]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    found = machine.describe_machine()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"{models[0] if models else platform.machine()}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GB, {gpu}"
+    return f"{found['processor']}, {found['cores']} cores, {found['memory_gib']:.0f} GB, {gpu}"
 
 
 def format_results(results: dict[str, list[Row]], machine: str) -> str:

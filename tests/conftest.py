@@ -11,8 +11,27 @@ from support.hub import FakeHub, Run, run_python, serve
 from support.ranker import make_ranker
 from support.running import TINY, run_stage, set_params
 
-settings.register_profile("no deadline", deadline=None)  # a busy machine takes any time for the first example
-settings.load_profile("no deadline")
+# No deadline: a busy machine takes any time for the first example.
+settings.register_profile("quick", deadline=None, max_examples=25)  # pyproject.toml: for plain `pytest`
+settings.register_profile("full", deadline=None)
+
+
+SLOW_FILES = [
+    "test_figures.py",  # runs the fixture `smallest`, for which test_miniature.py would wait
+    "test_train.py",
+    "test_evaluate_alpaca.py",
+    "test_miniature.py",
+    "test_resume.py",
+    "test_rank.py",
+    "test_run.py",
+    "test_evaluate_lm.py",
+]
+"""Files that take minutes: they start first, so that all of pytest-xdist's workers end at about the same time."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: number for number, name in enumerate(SLOW_FILES)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.fixture(scope="session")

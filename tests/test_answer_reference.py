@@ -55,5 +55,6 @@ def test_without_outputs_in_the_set_the_model_answers(tiny: Path) -> None:
 
 
 def test_the_second_draw_has_other_seeds_than_the_answers_of_any_model() -> None:
-    prompt = schemas.prompt_id("What is 1 plus 1?")
-    assert sampling.sample_seed(42, "answer/reference", prompt) != sampling.sample_seed(42, "answer/base", prompt)
+    prompt, name = schemas.prompt_id("What is 1 plus 1?"), answer_reference.NAME
+    assert name not in ("base", "iter1", "iter2", "iter3")
+    assert sampling.sample_seed(42, f"answer/{name}", prompt) != sampling.sample_seed(42, "answer/base", prompt)

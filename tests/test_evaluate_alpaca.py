@@ -338,7 +338,7 @@ def serve_by_vllm(folder: Path, key: str) -> Iterator[int]:
         server.wait(60)
 
 
-@pytest.mark.slow
+@pytest.mark.slowest
 def test_an_open_model_that_vllm_serves_judges(tiny: Path, folder: Path) -> None:
     make_judge(tiny / "base", folder / "judge")
     key = secrets.token_hex(16)

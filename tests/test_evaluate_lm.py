@@ -110,6 +110,17 @@ def test_a_folder_without_the_metric_is_rejected_before_anything_else(tmp_path: 
     assert_message(done.stderr, "evaluate-lm: error: ", "sets/exact_match/exact_match.py is missing")
 
 
+@pytest.mark.slow
+def test_scores_of_questions_are_in_the_order_of_the_data_set(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(json.dumps(PARAMS))
+    assert run_stage(tmp_path, "assets-harness", "--out", "sets").returncode == 0
+    samples = [{"doc_id": 2, "acc": 0.25}, {"doc_id": 0, "acc": 1}, {"doc_id": 1, "acc": 0}]
+    program = f"from stages.engines.harness_worker import read_items; print(read_items({samples}, 'acc'))"
+    environment = make_environment(1) | {"HF_HOME": str(tmp_path / "hf")}
+    output = subprocess.check_output([HARNESS, "-c", program], cwd=tmp_path / "sets", env=environment, text=True)
+    assert output.splitlines()[-1] == "[1.0, 0.0, 0.25]"
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with params.yaml, the data sets, a model, and the stage's output with one worker: `one`."""

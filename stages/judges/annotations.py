@@ -17,6 +17,7 @@ Counted, and compared like any other: empty reference outputs, without length co
 
 from pathlib import Path
 
+from stages.artifacts.preferences import is_preference
 from stages.judges.scoring import Records
 from stages.runtime.errors import StageError, quote
 
@@ -69,7 +70,7 @@ def check_annotations(path: Path | str, annotations: Records, outputs_path: Path
     _check_equal(path, annotations, "annotator", "one judge at a time")
     _check_same_outputs(path, annotations, outputs_path, outputs)
     for index, row in enumerate(annotations):
-        if not _is_preference(row.get("preference", "missing")):
+        if not is_preference(row.get("preference", "missing")):
             value = quote(row["preference"]) if "preference" in row else "missing"
             raise StageError(
                 f"{path}: record {index}: 'preference' is {value}, but must be a number from 1 to 2, 0 (a tie) or null (none): "
@@ -87,12 +88,6 @@ def count_failed(annotations: Records) -> int:
 def count_empty(rows: Records, key: str) -> int:
     """Return the number of records whose text under `key` is empty."""
     return sum(not row[key] for row in rows)
-
-
-def _is_preference(value: object) -> bool:
-    if value is None:
-        return True
-    return isinstance(value, int | float) and not isinstance(value, bool) and (value == 0 or 1 <= value <= 2)
 
 
 def _check_distinct(path: Path | str, rows: Records) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from stages.artifacts import files, schemas
+from stages.artifacts.preferences import is_preference
 from stages.reporting import paired, per_item
 from stages.reporting.paired import WEIGHTED, Preferences, Scores
 from stages.reporting.per_item import REMEDY as REMEDY  # shared with the other readers of this package
@@ -121,18 +122,11 @@ def read_preferences(
 
 
 def read_preference(row: dict[str, Any], where: str) -> float | None:
-    """Return an annotation's preference, to six digits, or None. Raises StageError. where: file and record.
-
-    0 is a draw, which alpaca-eval counts as 1.5 (metrics/winrate.py).
-    """
+    """Return an annotation's preference, to six digits, 1.5 for a tie, or None. Raises StageError. where: file and record."""
     value = row.get("preference", "missing")
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (value == 0 or 1 <= value <= 2):
+    if not is_preference(value):
         raise StageError(f"{where}: 'preference' is {quote(value)}, expected null, 0 or a number from 1 to 2: {REMEDY}")
-    if value == 0:
-        return 1.5
-    return per_item.shorten(value)
+    return None if value is None else per_item.shorten(value or 1.5)
 
 
 def require_same(value: float, expected: float, where: str, key: str) -> None:

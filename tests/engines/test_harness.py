@@ -2,6 +2,7 @@ import concurrent.futures
 import contextlib
 import math
 import os
+import signal
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def test_a_score_that_is_not_the_mean_over_its_questions_is_an_error(value: floa
 
 def test_a_dead_worker_is_an_error_that_names_its_log(tmp_path: Path) -> None:
     with ProcessPoolExecutor(1) as pool:
-        futures: dict[Future[dict[str, Any]], str] = {pool.submit(os._exit, 9): "gsm8k"}  # type: ignore[dict-item]
+        futures: dict[Future[dict[str, Any]], str] = {pool.submit(signal.raise_signal, signal.SIGKILL): "gsm8k"}  # type: ignore[dict-item]
         with pytest.raises(StageError) as error:
             harness.collect_results(futures, tmp_path)
     assert_message(str(error.value), str(tmp_path), "out of memory", "log", "Re-run")

@@ -68,6 +68,7 @@ def test_eta_reruns_training_and_what_follows_it(checkout: Path) -> None:
     assert list_run(dvc(checkout, "repro")) == set()
 
 
+@pytest.mark.slowest
 def test_a_further_iteration_runs_only_itself(checkout: Path) -> None:
     output = dvc(checkout, "exp", "run", "-S", "+iterations.iter2=iter1")
     new = {f"{stage}@iter2" for stage in ("generate", "rank", "reference", "train", "answer", "evaluate-alpaca", "evaluate-lm")}

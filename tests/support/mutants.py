@@ -97,7 +97,7 @@ def run_tests(folder: Path, tests: list[str], slow: bool) -> str | None:
     Raises RuntimeError if pytest ran no test.
     """
     marks = "not slowest" if slow else "not slow and not slowest"
-    options = ["-n", "0", "-q", "-x", "-p", "no:cacheprovider", "--tb", "no", "-m", marks, *tests]
+    options = ["-n", "0", "-q", "-x", "-p", "no:cacheprovider", "--tb", "no", "--hypothesis-profile=full", "-m", marks, *tests]
     with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
         child = os.fork()
         if not child:

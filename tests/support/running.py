@@ -12,6 +12,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from stages.runtime.paths import ROOT
+from support import stage_server
 
 TINY: dict[str, Any] = {
     "assets.policy.miniature": {
@@ -51,6 +52,10 @@ SMALLEST = TINY | {
 """One iteration of the whole pipeline at the smallest sizes."""
 
 
+ENVIRONMENT = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+"""What stages and tools find in addition to the environment of the tests."""
+
+
 def set_params(folder: Path, overrides: dict[str, Any], source: Path = ROOT / "params.yaml") -> None:
     """Write `source` with overrides (dotted keys) to the folder's params.yaml."""
     document = YAML(typ="safe").load(source)
@@ -66,6 +71,8 @@ def set_params(folder: Path, overrides: dict[str, Any], source: Path = ROOT / "p
 
 def run_stage(folder: Path, name: str, *arguments: object, **environment: str) -> "subprocess.CompletedProcess[str]":
     """Run `python -m stages NAME ARGUMENTS` in `folder`, which holds params.yaml."""
+    if name in stage_server.SERVED and not environment:
+        return stage_server.run(folder, [name, *map(str, arguments)], os.environ | ENVIRONMENT)
     return run_module(folder, "stages", name, *arguments, **environment)
 
 
@@ -76,7 +83,7 @@ def run_tool(folder: Path, name: str, *arguments: object, **environment: str) ->
 
 def run_module(folder: Path, module: str, *arguments: object, **environment: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    values = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
+    values = os.environ | ENVIRONMENT | environment
     return subprocess.run(command, cwd=folder, env=values, capture_output=True, text=True, check=False)
 
 

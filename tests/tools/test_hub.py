@@ -151,6 +151,14 @@ def test_pinning_adds_an_absent_revision_and_leaves_local_assets(fake_hub: FakeH
     assert (tmp_path / "recipe/params.yaml").read_text() == text.replace("    split", f"{revision}    split")
 
 
+def test_pinning_replaces_a_branch_by_its_commit(fake_hub: FakeHub, tmp_path: Path) -> None:
+    fake_hub.repos["models/some/model"] = {}
+    text = "assets:\n  policy: {repo: some/model, revision: main}\n"
+    assert pin(tmp_path, fake_hub, text).returncode == 0
+    pinned = text.replace("main", fake_hub.commit("models/some/model"))
+    assert (tmp_path / "recipe/params.yaml").read_text() == pinned
+
+
 def test_pinning_an_unknown_asset_writes_nothing(fake_hub: FakeHub, tmp_path: Path) -> None:
     fake_hub.repos["models/some/model"] = {}
     text = "assets:\n  ranker: {repo: some/model, revision: null}\n  prompts: {repo: no/where}\n"
