@@ -80,10 +80,7 @@ def fetch_texts(asset: Asset, patterns: list[str]) -> list[Path]:
 
     Raises StageError if the repository or directory is not there.
     """
-    if asset.on_hub:
-        folder = _fetch_snapshot(asset.repo, asset.revision, "model", patterns)
-    else:
-        folder = _require_directory(asset)
+    folder = _fetch_snapshot(asset.repo, asset.revision, "model", patterns) if asset.on_hub else _require_directory(asset)
     return [folder / name for name in _list_files(folder, patterns)]
 
 

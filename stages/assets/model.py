@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from stages.artifacts import hub
+from stages.engines import golden
 from stages.runtime import params
 from stages.runtime.errors import StageError, quote
 
@@ -21,4 +21,4 @@ def main(args: argparse.Namespace) -> None:
         raise StageError(
             f"params.yaml: models: {quote(args.name)} is not one of {', '.join(models)}: add it, or correct --name"
         )
-    hub.fetch_model(models[args.name], args.out)
+    golden.fetch_checked(models[args.name], args.out, f"models.{args.name}")

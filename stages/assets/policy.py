@@ -3,8 +3,7 @@
 import argparse
 from pathlib import Path
 
-from stages.artifacts import hub
-from stages.engines.golden import check_golden, load_tokenizer
+from stages.engines import golden
 from stages.miniature.policy import make_policy
 from stages.runtime import params
 
@@ -21,6 +20,4 @@ def main(args: argparse.Namespace) -> None:
     if asset.miniature:
         make_policy(asset.miniature, settings.seed, args.out)
         return
-    if asset.golden:  # first: a wrong tokenizer is found before the weights are fetched
-        check_golden(load_tokenizer(asset), asset.golden, "assets.policy.golden")
-    hub.fetch_model(asset, args.out)
+    golden.fetch_checked(asset, args.out, "assets.policy")

@@ -31,6 +31,16 @@ def load_tokenizer(asset: params.Asset) -> Any:
     return tokenizer
 
 
+def fetch_checked(asset: params.ChatModelAsset, out: Path, key: str) -> None:
+    """Create the folder `out` as `hub.fetch_model` does, once the tokenizer has agreed with the asset's golden chats, if any.
+
+    key: the asset's key in params.yaml, for messages. Raises StageError, having written nothing.
+    """
+    if asset.golden:  # first: a wrong tokenizer is found before the weights are fetched
+        check_golden(load_tokenizer(asset), asset.golden, f"{key}.golden")
+    hub.fetch_model(asset, out)
+
+
 def check_golden(tokenizer: Any, golden: Sequence[params.GoldenChat], key: str) -> None:
     """Raise StageError at the first golden chat that a transformers tokenizer and its template encode differently.
 

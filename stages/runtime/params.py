@@ -83,19 +83,22 @@ class MiniaturePolicy(Section):
 
 
 class GoldenChat(Section):
-    """A prompt and the token IDs of its chat, with which assets-policy checks the tokenizer and its chat template."""
+    """A prompt and the token IDs of its chat, with which the model's tokenizer and its chat template are checked."""
 
     text: Text
     ids: Annotated[list[NotNegative], Field(min_length=1)]
 
 
-class PolicyAsset(Asset):
+class ChatModelAsset(Asset):
+    golden: Annotated[list[GoldenChat], Field(min_length=1)] | None = None
+    """The token IDs of a few chats; `hub --pin` writes those of the pinned tokenizer. null: no check."""
+
+
+class PolicyAsset(ChatModelAsset):
     miniature: MiniaturePolicy | None = None
     license: Text | None = None
     """The licence of the base model's card, as the Hub names it (`llama3`, `apache-2.0`, `gemma`): that of the trained models,
     which their cards state. report needs it. Absent if repo is miniature, whose licence is this repository's."""
-    golden: Annotated[list[GoldenChat], Field(min_length=1)] | None = None
-    """The token IDs of a few chats; `hub --pin` writes those of the pinned tokenizer. null: no check."""
 
     @model_validator(mode="after")
     def _check_size(self) -> Self:
@@ -394,7 +397,7 @@ class Params(Section):
     evaluate_lm: EvaluateLm
 
 
-class ModelAsset(Asset):
+class ModelAsset(ChatModelAsset):
     """A model that exists already: a local directory, or a pinned revision on the Hub."""
 
     @model_validator(mode="after")

@@ -1,9 +1,9 @@
 """Pin or fetch the assets that a recipe takes from the Hugging Face Hub.
 
---pin writes the commit of every asset without one into the recipe's params.yaml and, for a base policy without golden token
-IDs, those of five chats, made with its tokenizer: assets-policy then refuses a tokenizer that disagrees. --fetch downloads the
-models that the pointers in the recipe's data folder stand for into this machine's Hub cache: run it after `dvc pull` on a new
-machine.
+--pin writes the commit of every asset without one into the recipe's params.yaml and, for a base policy or one of `models`
+without golden token IDs, those of five chats, made with its tokenizer: a tokenizer that disagrees is refused from then on.
+--fetch downloads the models that the pointers in the recipe's data folder stand for into this machine's Hub cache: run it
+after `dvc pull` on a new machine.
 """
 
 import argparse
@@ -21,7 +21,8 @@ from stages.runtime import params
 from stages.runtime.errors import StageError
 from stages.tools import editing, options
 
-POLICY = "assets.policy"
+CHAT_MODELS = ("assets.policy", "models.")
+"""Where params.yaml has models with a chat template."""
 GOLDEN_PROMPTS = [
     "What is the capital of France?",
     " Trim the spaces around me? ",
@@ -47,10 +48,10 @@ def main(args: argparse.Namespace) -> None:
 
 
 def pin_assets(path: Path) -> None:
-    """Write what is not pinned yet into params.yaml, and print it: commits of Hub assets, golden token IDs of the base policy.
+    """Write what is not pinned yet into params.yaml, and print it: commits of Hub assets, golden token IDs of chat models.
 
     A revision that is a branch or tag is replaced by its commit; everything else stays as it is. Raises StageError, and writes
-    nothing, if a repository or revision is unknown, or if the base policy's tokenizer cannot be fetched or read.
+    nothing, if a repository or revision is unknown, or if a tokenizer cannot be fetched or read.
     """
     params.read(path)  # raises StageError if it is missing or not valid YAML
     document = editing.load(path)
@@ -58,9 +59,11 @@ def pin_assets(path: Path) -> None:
     unpinned = [(name, asset) for name, asset in assets if not is_pinned(asset)]
     for name, asset in unpinned:
         pin_revision(name, asset)
-    without_golden = [asset for name, asset in assets if name == POLICY and is_on_hub(asset) and not asset.get("golden")]
-    for asset in without_golden:
-        pin_golden(asset)
+    without_golden = [
+        (name, asset) for name, asset in assets if name.startswith(CHAT_MODELS) and is_on_hub(asset) and not asset.get("golden")
+    ]
+    for name, asset in without_golden:
+        pin_golden(name, asset)
     if unpinned or without_golden:
         with files.replacing(path) as partial:
             partial.write_text(editing.dump(document), encoding="utf-8")
@@ -71,13 +74,13 @@ def pin_assets(path: Path) -> None:
 
 def pin_revision(name: str, asset: CommentedMap) -> None:
     """Set an asset's revision to the commit that it refers to now, and print it. Raises StageError."""
-    repo_type = "model" if name.startswith((POLICY, "assets.ranker", "models.")) else "dataset"
+    repo_type = "model" if name.startswith((*CHAT_MODELS, "assets.ranker")) else "dataset"
     revision = hub.find_revision(asset["repo"], repo_type, asset.get("revision"))
     _set_after(asset, "repo", "revision", revision)
     print(f"{name}: {asset['repo']} {revision}")
 
 
-def pin_golden(asset: CommentedMap) -> None:
+def pin_golden(name: str, asset: CommentedMap) -> None:
     """Set an asset's golden chats, made with the tokenizer of its revision, and print how many. Raises StageError."""
     tokenizer = load_tokenizer(params.Asset(repo=asset["repo"], revision=asset["revision"]))
     chats = [
@@ -86,7 +89,7 @@ def pin_golden(asset: CommentedMap) -> None:
     for row in chats:
         row.fa.set_flow_style()
     _set_after(asset, "revision", "golden", chats)
-    print(f"{POLICY}: golden token IDs of {len(chats)} chats")
+    print(f"{name}: golden token IDs of {len(chats)} chats")
 
 
 def _set_after(asset: CommentedMap, previous: str, key: str, value: object) -> None:

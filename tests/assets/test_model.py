@@ -10,6 +10,7 @@ import pytest
 from stages.artifacts import pointers
 from support.hub import FakeHub, Run
 from support.messages import assert_message
+from support.models import make_model
 
 REVISION = "0" * 40
 
@@ -77,4 +78,15 @@ def test_a_gated_model_is_named_with_the_page_to_accept_its_license_at(run: Run,
     done = fetch(run, tmp_path, models, "base", endpoint=fake_hub.endpoint)
     assert done.returncode == 1
     assert_message(done.stderr, "a/b", "license", "https://huggingface.co/a/b", "hf auth login")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_model_that_disagrees_with_its_golden_ids_is_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    make_model(tmp_path / "one")
+    golden = [{"text": "Hi", "ids": [1]}]
+    done = fetch(run, tmp_path, {"base": {"repo": "./one"}, "iter1": {"repo": "./one", "golden": golden}}, "iter1")
+    assert done.returncode == 1
+    assert_message(done.stderr, "assets-model: error: ", "params.yaml", "models.iter1.golden.0", "'Hi'", "./one")
     assert not (tmp_path / "out").exists()

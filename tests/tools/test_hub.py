@@ -4,8 +4,10 @@ import hashlib
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 from stages.artifacts import pointers
 from stages.runtime import params
@@ -79,13 +81,27 @@ def test_pinning_writes_the_missing_revisions_and_nothing_else(fake_hub: FakeHub
     assert (tmp_path / "recipe/params.yaml").read_text() == pinned
 
 
+def write_golden(folder: Path, model: dict[str, bytes]) -> list[dict[str, Any]]:
+    """Encode the golden chats, written out by hand, with the model's own tokenizer, whose files are put into `folder`."""
+    from transformers import AutoTokenizer
+
+    folder.mkdir()
+    for name, data in model.items():
+        (folder / name).write_bytes(data)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    head, tail = "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>"
+    chats = [f"{head}{prompt.strip()}{tail}<|start_header_id|>assistant<|end_header_id|>\n\n" for prompt in GOLDEN_PROMPTS]
+    return [
+        {"text": prompt, "ids": tokenizer(chat, add_special_tokens=False)["input_ids"]}
+        for prompt, chat in zip(GOLDEN_PROMPTS, chats, strict=True)
+    ]
+
+
 @pytest.mark.slow
 def test_pinning_writes_the_golden_token_ids_of_the_policys_tokenizer(
     fake_hub: FakeHub, tmp_path: Path, model: dict[str, bytes]
 ) -> None:
-    """Its own tokenizer encodes the chats as written out by hand; the weights are not fetched."""
-    from transformers import AutoTokenizer
-
+    """The weights are not fetched."""
     fake_hub.repos.update({repo: {} for repo in REPOS.values()} | {POLICY: model})
     text = read_recipe(fake_hub)
     done = pin(tmp_path, fake_hub, text)
@@ -95,19 +111,9 @@ def test_pinning_writes_the_golden_token_ids_of_the_policys_tokenizer(
     assert_message(last, "recipe/params.yaml", "9", "golden")
     assert not [path for path in fake_hub.requested if path.endswith(".safetensors")]
 
-    for name in model:
-        (tmp_path / "local").mkdir(exist_ok=True)
-        (tmp_path / "local" / name).write_bytes(model[name])
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "local")
-    head, tail = "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>"
-    chats = [f"{head}{prompt.strip()}{tail}<|start_header_id|>assistant<|end_header_id|>\n\n" for prompt in GOLDEN_PROMPTS]
-    expected = [
-        {"text": prompt, "ids": tokenizer(chat, add_special_tokens=False)["input_ids"]}
-        for prompt, chat in zip(GOLDEN_PROMPTS, chats, strict=True)
-    ]
     pinned = params.validate(tmp_path / "recipe/params.yaml").assets.policy
     assert pinned.golden
-    assert [row.model_dump() for row in pinned.golden] == expected
+    assert [row.model_dump() for row in pinned.golden] == write_golden(tmp_path / "local", model)
 
     lines = (tmp_path / "recipe/params.yaml").read_text(encoding="utf-8").splitlines()
     start = lines.index("    golden:")
@@ -133,14 +139,29 @@ def test_a_policy_whose_tokenizer_cannot_be_read_pins_nothing(
     assert (tmp_path / "recipe/params.yaml").read_text() == text
 
 
-def test_the_models_of_an_evaluation_are_pinned(fake_hub: FakeHub, tmp_path: Path) -> None:
-    """They have no golden token IDs."""
-    fake_hub.repos["models/some/model"] = {}
-    text = "models:\n  base: {repo: ./here}\n  iter1:\n    repo: some/model\n    revision: null\n"
-    done = pin(tmp_path, fake_hub, text)
+@pytest.mark.slow
+def test_the_models_of_an_evaluation_are_pinned(fake_hub: FakeHub, tmp_path: Path, model: dict[str, bytes]) -> None:
+    """Each on the Hub gets its commit and, unless it has them, its golden token IDs; a directory gets neither."""
+    fake_hub.repos |= {"models/some/model": model, "models/other/model": {}}
+    golden = [{"text": "Hi", "ids": [1, 2]}]
+    models = {
+        "base": {"repo": "./here"},
+        "iter1": {"repo": "some/model", "revision": None},
+        "iter2": {"repo": "other/model", "revision": None, "golden": golden},
+    }
+    done = pin(tmp_path, fake_hub, json.dumps({"models": models}))
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "recipe/params.yaml").read_text() == text.replace("null", fake_hub.commit("models/some/model"))
-    assert done.stdout.splitlines()[0] == f"models.iter1: some/model {fake_hub.commit('models/some/model')}"
+    one, other = (fake_hub.commit(f"models/{name}/model") for name in ("some", "other"))
+    assert done.stdout.splitlines()[:-1] == [
+        f"models.iter1: some/model {one}",
+        f"models.iter2: other/model {other}",
+        "models.iter1: golden token IDs of 5 chats",
+    ]
+    assert YAML(typ="safe").load(tmp_path / "recipe/params.yaml")["models"] == {
+        "base": {"repo": "./here"},
+        "iter1": {"repo": "some/model", "revision": one, "golden": write_golden(tmp_path / "local", model)},
+        "iter2": {"repo": "other/model", "revision": other, "golden": golden},
+    }
 
 
 def test_pinning_adds_an_absent_revision_and_leaves_local_assets(fake_hub: FakeHub, tmp_path: Path) -> None:
@@ -153,7 +174,7 @@ def test_pinning_adds_an_absent_revision_and_leaves_local_assets(fake_hub: FakeH
 
 def test_pinning_replaces_a_branch_by_its_commit(fake_hub: FakeHub, tmp_path: Path) -> None:
     fake_hub.repos["models/some/model"] = {}
-    text = "assets:\n  policy: {repo: some/model, revision: main}\n"
+    text = "assets:\n  ranker: {repo: some/model, revision: main}\n"
     assert pin(tmp_path, fake_hub, text).returncode == 0
     pinned = text.replace("main", fake_hub.commit("models/some/model"))
     assert (tmp_path / "recipe/params.yaml").read_text() == pinned
