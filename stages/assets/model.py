@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from stages.engines import golden
+from stages.artifacts import golden
 from stages.runtime import params
 from stages.runtime.errors import StageError, quote
 

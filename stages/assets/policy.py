@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from stages.engines import golden
+from stages.artifacts import golden
 from stages.miniature.policy import make_policy
 from stages.runtime import params
 

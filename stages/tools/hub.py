@@ -15,7 +15,7 @@ from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from stages.artifacts import files, hub, pointers
-from stages.engines.golden import load_tokenizer
+from stages.artifacts.golden import load_tokenizer
 from stages.method import chat
 from stages.runtime import params
 from stages.runtime.errors import StageError
@@ -23,6 +23,8 @@ from stages.tools import editing, options
 
 CHAT_MODELS = ("assets.policy", "models.")
 """Where params.yaml has models with a chat template."""
+RANKERS = ("assets.ranker", "rankers.")
+"""Where it has rankers, which are models, too, and their base models."""
 GOLDEN_PROMPTS = [
     "What is the capital of France?",
     " Trim the spaces around me? ",
@@ -55,7 +57,9 @@ def pin_assets(path: Path) -> None:
     """
     params.read(path)  # raises StageError if it is missing or not valid YAML
     document = editing.load(path)
-    assets = [found for section in ("assets", "models") for found in editing.find_assets(document.get(section), section)]
+    assets = [
+        found for section in ("assets", "models", "rankers") for found in editing.find_assets(document.get(section), section)
+    ]
     unpinned = [(name, asset) for name, asset in assets if not is_pinned(asset)]
     for name, asset in unpinned:
         pin_revision(name, asset)
@@ -74,7 +78,7 @@ def pin_assets(path: Path) -> None:
 
 def pin_revision(name: str, asset: CommentedMap) -> None:
     """Set an asset's revision to the commit that it refers to now, and print it. Raises StageError."""
-    repo_type = "model" if name.startswith((*CHAT_MODELS, "assets.ranker")) else "dataset"
+    repo_type = "model" if name.startswith((*CHAT_MODELS, *RANKERS)) else "dataset"
     revision = hub.find_revision(asset["repo"], repo_type, asset.get("revision"))
     _set_after(asset, "repo", "revision", revision)
     print(f"{name}: {asset['repo']} {revision}")

@@ -21,7 +21,7 @@ MODULES = {
 LAYERS = {
     "stages.runtime": ["stages.runtime"],
     "stages.method": ["stages.method", "stages.runtime"],
-    "stages.artifacts": ["stages.artifacts", "stages.runtime"],
+    "stages.artifacts": ["stages.artifacts", "stages.method", "stages.runtime"],
     "stages.engines": ["stages.engines", "stages.artifacts", "stages.method", "stages.runtime"],
     "stages.miniature": ["stages.miniature", "stages.engines", "stages.artifacts", "stages.method", "stages.runtime"],
     "stages.judges": ["stages.judges", "stages.miniature", "stages.artifacts", "stages.runtime"],

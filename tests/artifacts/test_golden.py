@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from stages.engines.golden import check_golden
+from stages.artifacts.golden import check_golden
 from stages.method import chat
 from stages.miniature.policy import make_tokenizer
 from stages.runtime.errors import StageError

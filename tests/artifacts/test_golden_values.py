@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.engines.golden import check_golden
+from stages.artifacts.golden import check_golden
 from stages.method import chat
 from stages.runtime.errors import StageError
 from stages.runtime.params import GoldenChat
