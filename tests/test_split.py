@@ -119,6 +119,7 @@ def write_params(folder: Path, each: int, hold_out: int, contamination: str, ite
     (folder / "params.yaml").write_text(json.dumps({"seed": 3, "split": values, "iterations": iterations}))
 
 
+@pytest.mark.slow
 def test_the_stage_writes_one_file_per_part_and_the_same_bytes_for_any_order(tmp_path: Path) -> None:
     rows: list[tuple[str, str | None]] = [(f"Question {index}?", None) for index in range(60)]
     two = {"iter1": "base", "iter2": "iter1"}
@@ -172,6 +173,7 @@ def count_contaminated(folder: Path) -> dict[str, int]:
     return {name: sum(prompt in names for prompt in part["prompt"].to_pylist()) for name, part in parts.items()}
 
 
+@pytest.mark.slow
 def test_contaminated_prompts_are_counted_by_part(tmp_path: Path) -> None:
     write_contaminated(tmp_path, "count")
     done = run_stage(tmp_path, "split", *OPTIONS)
@@ -182,6 +184,7 @@ def test_contaminated_prompts_are_counted_by_part(tmp_path: Path) -> None:
     assert "4 of 20 prompts are also in AlpacaEval" in done.stderr
 
 
+@pytest.mark.slow
 def test_contaminated_prompts_can_be_refused(tmp_path: Path) -> None:
     write_contaminated(tmp_path, "refuse")
     done = run_stage(tmp_path, "split", *OPTIONS)
@@ -190,6 +193,7 @@ def test_contaminated_prompts_can_be_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_contaminated_prompts_can_be_dropped_and_then_do_not_count_as_available(tmp_path: Path) -> None:
     write_contaminated(tmp_path, "drop")
     done = run_stage(tmp_path, "split", *OPTIONS)
@@ -207,6 +211,7 @@ def test_the_miniature_s_prompts_are_not_contaminated() -> None:
     assert not any(split.find_contaminated(prompts, domain.distinct_prompts("1/evaluation", "evaluation", 700)))
 
 
+@pytest.mark.slow
 def test_duplicate_prompts_and_missing_input_are_rejected(tmp_path: Path) -> None:
     write_contaminated(tmp_path, "count")
     pq.write_table(make_table([("Why?", None), ("Same?", None), ("Same?", None)]), tmp_path / "twice.parquet")
@@ -222,6 +227,7 @@ def test_duplicate_prompts_and_missing_input_are_rejected(tmp_path: Path) -> Non
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("contamination", ["count", "drop"])
 def test_prompts_of_every_kind_remain_unchanged(contamination: str, tmp_path: Path) -> None:
     write_params(tmp_path, len(STRANGE) - 2, 2, contamination, {"iter1": "base"})
@@ -233,6 +239,7 @@ def test_prompts_of_every_kind_remain_unchanged(contamination: str, tmp_path: Pa
     assert sorted(text for part in parts for text in part["prompt"].to_pylist()) == sorted(STRANGE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "parts"),
     [

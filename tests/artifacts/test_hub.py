@@ -16,6 +16,8 @@ from stages.runtime.params import Asset
 from support.hub import FakeHub, Response, Run
 from support.messages import assert_message
 
+pytestmark = pytest.mark.slow
+
 MODEL = {
     "config.json": b"{}",
     "tokenizer.json": b"{}",
@@ -296,7 +298,6 @@ def break_off(fake_hub: FakeHub, path: str) -> Response:
     return status, headers, body
 
 
-@pytest.mark.slow
 def test_an_interrupted_download_is_one_line_and_can_be_repeated(fake_hub: FakeHub, run: Run, tmp_path: Path) -> None:
     fake_hub.repos["models/some/model"] = MODEL
     fake_hub.respond = functools.partial(break_off, fake_hub)

@@ -12,6 +12,8 @@ from support.hub import Run
 from support.messages import assert_message
 from support.running import run_stage
 
+pytestmark = pytest.mark.slow
+
 SIZE = {"hidden_size": 32, "layers": 1, "prompts": 60, "candidates": 2, "noise": 0.5, "learning_rate": 3.0e-3}
 
 
@@ -29,7 +31,6 @@ def read_bytes(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-@pytest.mark.slow
 def test_the_seed_determines_every_byte_of_the_miniature_s_ranker(tmp_path: Path) -> None:
     for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
         write_params(tmp_path, {"repo": "miniature", "miniature": SIZE}, seed)

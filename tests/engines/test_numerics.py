@@ -79,6 +79,7 @@ sys.exit(subprocess.run([sys.executable, "-c", child]).returncode)
     assert (child.returncode, child.stdout, child.stderr) == (0, alone.stdout, "")
 
 
+@pytest.mark.slow
 def test_numerics_that_are_not_in_effect_are_refused() -> None:
     done = run_python("import torch; from stages.engines import numerics; numerics.verify('fast'); numerics.verify('portable')")
     assert done.returncode == 1
@@ -149,6 +150,7 @@ def test_a_processor_without_avx2_continues_with_fast_and_a_run_says_so_once(
     assert_message(caplog.messages[0], "numerics: portable", "AVX2", "fast")
 
 
+@pytest.mark.slow
 def test_vllm_sees_no_avx_512_and_a_fixed_cache() -> None:
     program = """
 import json, os, torch

@@ -112,6 +112,7 @@ def test_every_logged_value_is_that_of_a_loop_written_by_hand(world: World, tmp_
     assert deviation(run_trainer(world, tmp_path, Plan()), expected) < 5e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "other",
     [
@@ -133,6 +134,7 @@ def test_that_loop_would_tell_another_training_apart(world: World, other: Plan) 
     assert deviation(*logs) > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_deepspeed")
 @pytest.mark.parametrize("loss", LOSSES)
 def test_training_raises_the_chosen_response_and_lowers_the_rejected_one(world: World, tmp_path: Path, loss: str) -> None:

@@ -28,6 +28,8 @@ from support.messages import assert_message
 from support.revisions import LOCK, commit, git, make_metrics
 from support.running import run_stage, set_params
 
+pytestmark = pytest.mark.slow
+
 QUICK = settings(
     deadline=None,
     max_examples=int(os.environ.get("SPPO_FUZZ", 150)),
@@ -93,7 +95,6 @@ def test_parameters_with_random_values_keys_and_types(data: st.DataObject, tmp_p
     read_or_reject(lambda: data.draw(st.sampled_from(READERS))(tmp_path / "params.yaml"))
 
 
-@pytest.mark.slow
 @QUICK
 @given(data=st.data())
 def test_parameters_that_are_barely_yaml(data: st.DataObject, tmp_path: Path) -> None:
@@ -294,7 +295,6 @@ def test_training_logs_of_any_kind(data: st.DataObject, tmp_path: Path) -> None:
         assert result.dtypes.map(lambda kind: kind.kind in "iuf").all()
 
 
-@pytest.mark.slow
 def test_a_stage_prints_that_line_and_nothing_else(tmp_path: Path) -> None:
     set_params(tmp_path, {"iterations": {"iter1": "base"}, "split.prompts_per_iteration": 1, "split.hold_out": 2})
     texts = ["One?", "Two?", "Three?"]

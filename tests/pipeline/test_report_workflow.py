@@ -16,6 +16,8 @@ from stages.runtime.paths import ROOT
 from support.revisions import commit, commit_history, git
 from support.running import run_tool
 
+pytestmark = pytest.mark.slow
+
 WORKFLOWS = ROOT / ".github/workflows"
 ENVIRONMENT = os.environ | {
     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",

@@ -50,6 +50,7 @@ def test_the_debug_variable_shows_the_traceback(tmp_path: Path) -> None:
     assert "Traceback" in split(tmp_path, SPPO_DEBUG="1").stderr
 
 
+@pytest.mark.slow
 def test_a_stage_writes_a_record_under_dvc_only(prompts: Path) -> None:
     assert split(prompts).returncode == 0
     assert not (prompts / "data").exists()
@@ -68,6 +69,7 @@ def test_outputs_are_the_options_named_out_that_are_given() -> None:
     assert run.output_paths(args) == [Path("a"), Path("b")]
 
 
+@pytest.mark.slow
 def test_a_torchrun_worker_writes_neither_record_nor_timings(prompts: Path) -> None:
     assert split(prompts, DVC_STAGE="split", LOCAL_RANK="1").returncode == 0
     assert not (prompts / "data").exists()
@@ -75,6 +77,7 @@ def test_a_torchrun_worker_writes_neither_record_nor_timings(prompts: Path) -> N
     assert [json.loads(line)["stage"] for line in timings] == ["assets-prompts"]
 
 
+@pytest.mark.slow
 def test_timings_show_what_has_run_since_the_start(prompts: Path) -> None:
     def timings(action: str) -> str:
         done = run_tool(prompts, "timings", action)
@@ -203,6 +206,7 @@ def has_ended(process: "subprocess.Popen[str]") -> bool:
     return wait_for(lambda: not list_processes(process.mark), 10)  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stopped_stage_reports_it_in_one_line_and_leaves_nothing_half_written(
     start: Callable[..., "subprocess.Popen[str]"], tmp_path: Path, number: signal.Signals
@@ -219,12 +223,14 @@ def test_a_stopped_stage_reports_it_in_one_line_and_leaves_nothing_half_written(
     assert (tmp_path / "out").read_text() == "earlier"
 
 
+@pytest.mark.slow
 def test_an_ignored_signal_stays_ignored(start: Callable[..., "subprocess.Popen[str]"]) -> None:
     process = start(1, "nohup", sys.executable, "stage.py", "alone", SECONDS="1")
     process.send_signal(signal.SIGHUP)
     assert process.wait(10) == 0
 
 
+@pytest.mark.slow
 def test_a_library_that_swallows_the_exception_only_delays_the_end(start: Callable[..., "subprocess.Popen[str]"]) -> None:
     process = start(1, sys.executable, "stage.py", "deaf")
     process.send_signal(signal.SIGTERM)
@@ -313,6 +319,7 @@ def test_a_stage_that_starts_after_dvc_was_killed_does_not_stay(tmp_path: Path) 
     assert not list(tmp_path.glob("working-*"))
 
 
+@pytest.mark.slow
 def test_dvc_ignores_what_a_killed_stage_left_half_written(pipeline: Path) -> None:
     (pipeline / "dvc.yaml").write_text("stages:\n  count: {cmd: ls data > out, deps: [data], outs: [out]}\n")
     (pipeline / "data").mkdir()

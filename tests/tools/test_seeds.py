@@ -19,6 +19,8 @@ from support import revisions, runs
 from support.messages import assert_message
 from support.running import list_processes, run_tool, wait_for
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -46,7 +48,6 @@ def read_figures() -> dict[str, list[float]]:
     return figures
 
 
-@pytest.mark.slow
 def test_the_figures_of_every_seed_are_collected(inside: Path) -> None:
     run(1, 2, 42, collect=True)
     document = json.loads((inside / "reports/seeds.json").read_text())
@@ -126,7 +127,6 @@ def test_impossible_options_are_refused(options: dict[str, object]) -> None:
     assert_message(str(error.value), "--seeds", "--jobs", "correct")
 
 
-@pytest.mark.slow
 def test_a_failed_seed_is_named_and_resumes_with_the_next_commit(tmp_path: Path) -> None:
     runs.make_experiment(tmp_path)
     (tmp_path / "fail").write_text("7")
@@ -146,7 +146,6 @@ def test_a_failed_seed_is_named_and_resumes_with_the_next_commit(tmp_path: Path)
     assert json.loads((tmp_path / "reports/seeds.json").read_text())["figures"]["alpaca_eval.iter1.win_rate"] == [61.75, 70.5]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_no_run_outlives_the_tool(number: signal.Signals, tmp_path: Path) -> None:
     runs.make_experiment(tmp_path)

@@ -132,6 +132,7 @@ def run_remedy(line: str) -> None:
             assert dvc([*words[1:], "-q"]) == 0
 
 
+@pytest.mark.slow
 def test_an_intact_pipeline_has_no_faults_and_is_left_alone(pipeline: Path) -> None:
     def read_all() -> dict[Path, bytes]:
         return {path: path.read_bytes() for path in pipeline.rglob("*") if path.is_file() and ".dvc/tmp" not in str(path)}
@@ -370,6 +371,7 @@ def test_a_recipe_is_addressed_as_by_dvc(pipeline: Path) -> None:
     assert verify.verify(recipe)[0] == []
 
 
+@pytest.mark.slow
 def test_faults_end_in_exit_code_1_and_a_missing_lock_in_one_line(pipeline: Path, tmp_path: Path) -> None:
     remove(PROMPTS)
     done = run_verify(pipeline)
