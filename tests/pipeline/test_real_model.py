@@ -192,7 +192,10 @@ def test_responses_are_chats_that_end_with_the_models_end_token(world: Path) -> 
             assert (ids[-1] == end) == (reason == "stop")
             assert end not in kept
             assert len(ids) == 48 or reason == "stop"
-            assert tokenizer.decode(kept) == text
+            whole = tokenizer.decode(kept)
+            if reason == "length":  # may end within a character, of which vLLM shows nothing
+                whole = whole.rstrip("\ufffd")
+            assert whole == text
             reasons.add(reason)
     assert reasons == {"stop", "length"}
 
