@@ -60,14 +60,8 @@ def main(args: argparse.Namespace) -> None:
 
 def collect_metrics(comparison: dict[str, Any], training: dict[str, Health]) -> dict[str, dict[str, Any]]:
     """Collect what metrics.json has in addition to the evaluation results. comparison: the content of comparison.json."""
-    ranker = {
-        name: (rates[0], errors[0])  # against the base, the first model
-        for name, rates, errors in zip(
-            comparison["models"], comparison["win_rates"], comparison["standard_errors"], strict=True
-        )
-    }
     return {
-        "ranker": results.split_errors(ranker),
+        "ranker": results.summarize_comparison(comparison),
         "training": {name: result.metrics for name, result in training.items()},
     }
 

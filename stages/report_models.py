@@ -18,20 +18,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Read the outputs of all other stages and write the reports."""
     settings = params.load(
-        "numerics", "seed", "models", "answers", "assets", "engine", "answer", "evaluate_alpaca", "evaluate_lm"
+        "numerics",
+        "seed",
+        "models",
+        "answers",
+        "rankers",
+        "assets",
+        "engine",
+        "answer",
+        "rank",
+        "evaluate_alpaca",
+        "evaluate_lm",
     )
     published = read_published(args.published)
     chosen = params.select_tasks(settings.evaluate_lm.tasks)
-    evaluations = inputs.read_evaluations(args.data, list(settings.models), chosen, settings.answers)
+    evaluations = inputs.read_evaluations(args.data, list(settings.models), chosen, settings.answers, settings.rankers)
     names = [*settings.models, *settings.answers]
+    comparisons = {
+        name: inputs.read_comparison(args.data / "alpaca_eval" / name / "comparison.json", names) for name in settings.rankers
+    }
     starts = dict(zip(names[1:], names, strict=False))  # model: the one before
     wins, tasks = results.compare_models(evaluations, starts)
     sections = {
-        "alpaca_eval": pages.format_alpaca_eval(evaluations.alpaca, wins, published),
+        "alpaca_eval": pages.format_alpaca_eval(evaluations.alpaca, wins, published)
+        + "".join(pages.format_existing_ranker(name, comparison) for name, comparison in comparisons.items()),
         "open_llm_leaderboard": pages.format_leaderboard(evaluations.harness, tasks, published, list(settings.answers)),
         "samples": pages.format_samples(evaluations.answers, settings.seed),
         "provenance": provenance.format_models_provenance(settings, args.data),
     }
     metrics = results.collect_metrics(evaluations, starts, wins, tasks)
+    if comparisons:
+        metrics["rankers"] = {name: results.summarize_comparison(comparison) for name, comparison in comparisons.items()}
     title = f"Evaluation of {', '.join(names)}"
     results.write_reports(args.out, title, sections, evaluations, metrics, results.make_tables(evaluations))

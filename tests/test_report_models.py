@@ -21,6 +21,12 @@ from support.running import set_params
 RECIPE = ROOT / "recipes/miniature-published/params.yaml"
 THEIRS = [1.5, 1.25]
 """The judge's preferences for the model of which only the answers exist."""
+COMPARISON = {
+    "models": ["base", "iter1", "theirs"],
+    "win_rates": [[50, 40, 25], [60, 50, 30], [75, 70, 50]],
+    "standard_errors": [[0, 1, 2], [1, 0, 3], [2, 3, 0]],
+    "n": 2,
+}
 
 
 def write_data(data: Path) -> None:
@@ -43,7 +49,8 @@ def run(folder: Path, **overrides: Any) -> None:
     """Run the stage in a folder with data/. overrides: of the recipe's params.yaml, with __ for dots."""
     models = {name: {"repo": f"./{name}"} for name in ("base", "iter1")}
     changes = {key.replace("__", "."): value for key, value in overrides.items()}
-    set_params(folder, {"models": models, "answers": {"theirs": "theirs.json"}} | changes, source=RECIPE)
+    defaults = {"models": models, "answers": {"theirs": "theirs.json"}, "rankers": {}}
+    set_params(folder, defaults | changes, source=RECIPE)
     parser = argparse.ArgumentParser()
     report_models.add_arguments(parser)
     with pytest.MonkeyPatch.context() as patch:
@@ -111,6 +118,39 @@ def test_fewer_tasks_are_reported_as_such(tmp_path: Path) -> None:
     assert set(metrics["open_llm_leaderboard"]["base"]) == {"gsm8k", "standard_errors"}
     rows = (tmp_path / "reports/harness.csv").read_text().splitlines()
     assert {row.partition(",")[0] for row in rows[1:]} == {"gsm8k"}
+
+
+def test_a_rankers_matrix_follows_the_judges_tables(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_data(tmp_path / "data")
+    files.write_json(COMPARISON, tmp_path / "data/alpaca_eval/pairrm/comparison.json")
+    files.write_json("weights", tmp_path / "data/models/pairrm/PairRM/x.json")
+    monkeypatch.setattr(page, "draw_plots", lambda reports, sources: {})  # takes seconds
+    run(tmp_path, rankers={"pairrm": {"repo": "./r", "base": {"repo": "./b"}}})
+    assert not caplog.records, "pairrm belongs to a ranker in params.yaml"
+    before, after = ((parent / "reports/alpaca_eval.md").read_text() for parent in (folder, tmp_path))
+    assert after.startswith(before + "\n## Win rates according to pairrm\n")
+    assert figures.read_tables(after)[-1][1:] == [
+        ["base", "–", "40.0 ± 1.0", "25.0 ± 2.0"],
+        ["iter1", "60.0 ± 1.0", "–", "30.0 ± 3.0"],
+        ["theirs", "75.0 ± 2.0", "70.0 ± 3.0", "–"],
+    ]
+    before, after = (json.loads((parent / "reports/metrics.json").read_text()) for parent in (folder, tmp_path))
+    errors = {"base": 0, "iter1": 1, "theirs": 2}
+    assert after.pop("rankers") == {"pairrm": {"base": 50, "iter1": 60, "theirs": 75, "standard_errors": errors}}
+    assert before == after
+    assert "Win rates according to pairrm" in (tmp_path / "reports/index.html").read_text()
+
+
+def test_a_matrix_of_other_models_stops_the_stage(tmp_path: Path) -> None:
+    write_data(tmp_path / "data")
+    files.write_json(COMPARISON | {"models": ["base", "theirs", "iter1"]}, tmp_path / "data/alpaca_eval/pairrm/comparison.json")
+    with pytest.raises(StageError) as error:
+        run(tmp_path, rankers={"pairrm": {"repo": "./r", "base": {"repo": "./b"}}})
+    assert_message(
+        str(error.value), "data/alpaca_eval/pairrm/comparison.json", "'models'", "base, iter1, theirs", "`dvc repro`"
+    )
 
 
 def test_a_model_without_results_stops_the_stage(tmp_path: Path) -> None:

@@ -41,6 +41,15 @@ def fetch_model(asset: Asset, out: Path, *, weights: bool = True) -> None:
         _copy_model(asset, out, patterns, weights)
 
 
+def fetch_ranker(asset: Asset, base: Asset, out: Path) -> None:
+    """Fetch PairRM into out/PairRM, and the configuration and tokenizer of its base model into out/base; see `fetch_model`.
+
+    asset: PairRM, or another ranker of its architecture. base: the DeBERTa model that it is based on. Raises StageError.
+    """
+    fetch_model(asset, out / "PairRM")
+    fetch_model(base, out / "base", weights=False)
+
+
 def _copy_model(asset: Asset, out: Path, patterns: list[str], weights: bool) -> None:
     source = _require_directory(asset)
     names = _list_files(source, patterns)

@@ -24,16 +24,15 @@ def main(args: argparse.Namespace) -> None:
         if asset.miniature:
             make_ranker(asset.miniature, settings.seed, partial)
         else:
-            fetch_ranker(asset, partial)
+            hub.fetch_ranker(asset, require_base(asset), partial)
     log.info("wrote %s", args.out)
 
 
-def fetch_ranker(asset: params.RankerAsset, out: Path) -> None:
-    """Fetch PairRM and the configuration and tokenizer of its base model. Raises StageError if either is missing."""
+def require_base(asset: params.RankerAsset) -> params.Asset:
+    """Return the base model of a ranker that is not made here. Raises StageError if it is missing."""
     if asset.base is None:
         raise StageError(
             "params.yaml: assets.ranker.base is missing: set it to the DeBERTa model that the ranker is based on "
             "(PairRM: microsoft/deberta-v3-large)"
         )
-    hub.fetch_model(params.Asset(repo=asset.repo, revision=asset.revision), out / "PairRM")
-    hub.fetch_model(asset.base, out / "base", weights=False)
+    return asset.base

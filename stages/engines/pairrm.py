@@ -49,7 +49,9 @@ def check_ranker(ranker: Path) -> tuple[Path, Path]:
     weights = pointers.check_model(files.require(ranker) / "PairRM", tokenizer=False)
     config = weights / "config.json"
     if files.read_json(config).get("ranker_type") != "pairranker":
-        raise StageError(f"{config}: 'ranker_type' is not 'pairranker', PairRM's architecture: correct assets.ranker")
+        raise StageError(
+            f"{config}: 'ranker_type' is not 'pairranker', PairRM's architecture: correct assets.ranker or rankers"
+        )
     return weights, pointers.check_model(ranker / "base", weights=False)
 
 
@@ -118,7 +120,7 @@ def load_blender(ranker: Path) -> Any:
     except RuntimeError as error:
         raise StageError(
             f"{weights / pointers.WEIGHTS}: not the weights of a PairRM based on {base} ({one_line(error)}): "
-            "correct assets.ranker in params.yaml"
+            "correct assets.ranker or rankers in params.yaml"
         ) from error
     return blender
 

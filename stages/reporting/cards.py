@@ -38,7 +38,7 @@ Rows = dict[str, list[tuple[str, float | None]]]
 
 @dataclass(frozen=True)
 class Terms:
-    """What a licence asks of those who share a model that was trained from another."""
+    """What a licence asks of those who share a model that was trained from another, beside a copy of the licence."""
 
     page: str
     """Where its text is."""
@@ -46,12 +46,15 @@ class Terms:
     """The text of the file NOTICE."""
     prefix: str = ""
     """What the name of the model must begin with."""
-    credit: str = ""
-    """A line to show on the model's page."""
+    statement: str = ""
+    """What to show on the model's page."""
 
 
 def describe_llama(licence: str, page: str, prefix: str, credit: str) -> Terms:
-    """Return the terms of a Llama licence, from its section 1.b. page: a part of its address."""
+    """Return the terms of a licence of Llama 3 or later: section 1.b.i has prefix and credit, 1.b.iii the notice.
+
+    page: a part of its address.
+    """
     notice = (
         f"{licence} is licensed under the {licence} Community License, Copyright © Meta Platforms, Inc. All Rights Reserved."
     )
@@ -59,16 +62,27 @@ def describe_llama(licence: str, page: str, prefix: str, credit: str) -> Terms:
 
 
 LICENSES = {
+    "llama2": Terms(
+        "https://www.llama.com/llama2/license/",
+        "Llama 2 is licensed under the LLAMA 2 Community License, Copyright (c) Meta Platforms, Inc. All Rights Reserved.",
+    ),
     "llama3": describe_llama("Meta Llama 3", "llama3", "Llama 3", "Meta Llama 3"),
     "llama3.1": describe_llama("Llama 3.1", "llama3_1", "Llama", "Llama"),
     "llama3.2": describe_llama("Llama 3.2", "llama3_2", "Llama", "Llama"),
     "llama3.3": describe_llama("Llama 3.3", "llama3_3", "Llama", "Llama"),
+    "llama4": describe_llama("Llama 4", "llama4", "Llama", "Llama"),
     "gemma": Terms(
         "https://ai.google.dev/gemma/terms",
         "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms",
+        statement="This model is a modified version of Gemma. Its use is subject to the restrictions in section 3.2 of the "
+        "[Gemma Terms of Use](https://ai.google.dev/gemma/terms).",
     ),
 }
-"""Licences, as the Hub names them, that ask for more than to be named; Gemma's terms: section 3.1."""
+"""Licences, as the Hub names them, that ask for more than to be passed on.
+
+Llama 2: section 1.b.iii. Gemma: section 3.1, whose item 1 asks for a notice of the restrictions, item 3 for one of the changes,
+and item 4 for the file.
+"""
 
 
 def find_license(policy: PolicyAsset) -> str:
@@ -134,15 +148,17 @@ def format_card(
         "lineage": [BASE, *lineage],
         "weights": format_count(update["weights"]),
         "toy": settings.assets.policy.made_here,
-        "base": describe_asset(settings.assets.policy, "a small policy that the miniature trains from the seed"),
+        "base": describe_asset(settings.assets.policy, "the miniature's small base policy"),
         "prompts": describe_prompts(settings),
-        "ranker": describe_asset(settings.assets.ranker, "a small ranker that the miniature trains from the seed"),
+        "ranker": describe_asset(settings.assets.ranker, "the miniature's small ranker"),
         "links": links,
         "settings": settings,
         "alpaca": evaluations.alpaca[name],
         "alpaca_table": format_alpaca_eval(evaluations.alpaca, links),
         "gain": f"{wins['difference']:+.2f} ± {wins['standard_error']:.2f}",
         "interval": f"{wins['lower']:+.2f} to {wins['upper']:+.2f}",
+        "harness": evaluations.harness[name],
+        "leaderboard": paired.LEADERBOARD,
         "harness_table": format_leaderboard(evaluations.harness, links),
         "harness_gain": format_average(tasks),
         "harness_metrics": describe_metrics(evaluations.harness[name]),
@@ -421,7 +437,9 @@ def describe_column(column: str, summary: dict[str, dict[str, Any]], assets: Any
     """Return the fields of a model-index that describe a column of the harness's table, and the name of its metric."""
     task = column.removesuffix("_weighted")
     if task not in summary:  # an average
-        return {"dataset_type": "open-llm-leaderboard", "dataset_name": "Open LLM Leaderboard v1"}, column
+        used = [getattr(assets, task) for task in summary]
+        named = name_data_set(next((asset for asset in used if not asset.on_hub), used[0]), "Open LLM Leaderboard v1")
+        return {"dataset_type": "open-llm-leaderboard", "dataset_name": named["dataset_name"]}, column
     data_set = harness_sets.DATA_SETS[task]
     shots = summary[task]["shots"]
     fields = {

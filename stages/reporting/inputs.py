@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 
 from stages.artifacts import files, schemas
+from stages.artifacts.answers import read_answers
 from stages.artifacts.preferences import is_preference
 from stages.reporting import paired, per_item
 from stages.reporting.paired import WEIGHTED, Preferences, Scores
 from stages.reporting.per_item import REMEDY as REMEDY  # shared with the other readers of this package
 from stages.runtime.errors import StageError, quote
 from stages.runtime.logs import log
-from stages.runtime.params import BASE
 
 ALPACA_METRICS = ["length_controlled_winrate", "lc_standard_error", "win_rate", "standard_error", "avg_length"]
 COUNT_LIMIT = 1e9
@@ -37,14 +37,17 @@ class Evaluations:
     answers: dict[str, list[dict[str, Any]]]
 
 
-def read_evaluations(data: Path, models: list[str], tasks: list[str], answered: Iterable[str] = ()) -> Evaluations:
+def read_evaluations(
+    data: Path, models: list[str], tasks: list[str], answered: Iterable[str] = (), rankers: Iterable[str] = ()
+) -> Evaluations:
     """Read the evaluation results of models. Raises StageError; warns about results of other models.
 
     models: those that both AlpacaEval and the harness evaluated, the latter on `tasks`. answered: those
-    of which only answers exist, so that the harness did not evaluate them; they follow the others.
+    of which only answers exist, so that the harness did not evaluate them; they follow the others. rankers: those
+    whose results, which `read_comparison` reads, are among AlpacaEval's.
     """
     names = [*models, *answered]
-    for folder, expected in (("alpaca_eval", names), ("harness", models)):
+    for folder, expected in (("alpaca_eval", [*names, *rankers]), ("harness", models)):
         for unknown in sorted({path.name for path in files.require(data / folder).iterdir()} - set(expected)):
             log.warning("%s does not belong to a model in params.yaml and is ignored: remove it", data / folder / unknown)
     alpaca = {name: read_alpaca(data / "alpaca_eval" / name) for name in names}
@@ -199,17 +202,6 @@ def read_comparison(path: Path, models: list[str]) -> dict[str, Any]:
                 require_number(value, f"{path}: {key!r} of {model} against {opponent}")
     require_number(comparison["n"], f"{path}: 'n'", COUNT_LIMIT)
     return comparison
-
-
-def read_answers(folder: Path, models: list[str]) -> dict[str, list[dict[str, Any]]]:
-    """Read model -> its answers. Raises StageError unless all models answer the same instructions in the same order."""
-    answers = {name: files.read_records(folder / f"{name}.json", ["instruction", "output"]) for name in models}
-    instructions = [row["instruction"] for row in answers[BASE]]
-    for name, rows in answers.items():
-        if [row["instruction"] for row in rows] != instructions:
-            path = folder / f"{name}.json"
-            raise StageError(f"{path}: its instructions or their order differ from {BASE}.json: {REMEDY}")
-    return answers
 
 
 def read_training_log(path: Path) -> pd.DataFrame:

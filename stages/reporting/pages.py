@@ -272,6 +272,22 @@ def format_difference(ours: Estimate, published: float | None) -> str:
 
 def format_ranker(comparison: dict[str, Any]) -> str:
     """Format ranker.md, the win-rate matrix of the paper's Fig. 3. comparison: the content of comparison.json."""
+    return (
+        f"# Win rates according to the ranker\n\n{format_matrix(comparison, 'hold-out prompts')} Training optimises this "
+        "ranker's preferences, so these win rates are a proxy, not an independent evaluation.\n"
+    )
+
+
+def format_existing_ranker(name: str, comparison: dict[str, Any]) -> str:
+    """Format the section of alpaca_eval.md with a ranker's win-rate matrix. comparison: the content of its comparison.json."""
+    return (
+        f"\n## Win rates according to {name}\n\n{format_matrix(comparison, 'instructions of AlpacaEval')} A model that was "
+        "trained to please this ranker has an advantage, so these win rates are a proxy, not an independent evaluation.\n"
+    )
+
+
+def format_matrix(comparison: dict[str, Any], prompts: str) -> str:
+    """Format the table of a comparison.json, and the sentence that explains it. prompts: what the `n` prompts are."""
     models = comparison["models"]
     matrix = zip(models, comparison["win_rates"], comparison["standard_errors"], strict=True)
     rows = [
@@ -285,11 +301,9 @@ def format_ranker(comparison: dict[str, Any]) -> str:
         for name, rates, errors in matrix
     ]
     return (
-        "# Win rates according to the ranker\n\n"
-        + markdown.table(["row against column", *models], rows)
+        markdown.table(["row against column", *models], rows)
         + "\nMean probability (percent ± standard error) that the ranker prefers the row model's response to the column "
-        f"model's, over the {comparison['n']} hold-out prompts, with one response per model. Training optimises this ranker's "
-        "preferences, so these win rates are a proxy, not an independent evaluation.\n"
+        f"model's, over the {comparison['n']} {prompts}, with one response per model."
     )
 
 

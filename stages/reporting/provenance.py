@@ -58,18 +58,22 @@ def format_models_provenance(settings: Any, data: Path) -> str:
         "alpaca-eval": (name_source(settings.assets.alpaca_eval), data / ASSETS["alpaca-eval"]),
         "harness": (name_sources(harness), data / ASSETS["harness"]),
     }
+    for name, asset in settings.rankers.items():
+        assets[name] = (name_sources([asset, asset.base]), data / "models" / name)
+    names = [*settings.models, *settings.answers, *settings.rankers]
     return (
         f"# Provenance\n\n## Settings\n\n{format_settings(settings)}\n## Models\n\n{format_sources('model', models | answers)}"
         "\nMD5: the hash that DVC records for the checkpoint, for the pointer to one on the Hub, or for the answers. "
         "`dvc.lock` of the same commit has the hashes of all other artifacts and the parameters of every stage.\n"
         f"\n## Assets\n\n{format_sources('asset', assets)}"
-        f"\n## Stages\n\n{format_stages(data / 'records', [*settings.models, *settings.answers])}"
+        f"\n## Stages\n\n{format_stages(data / 'records', names)}"
     )
 
 
 def format_settings(settings: Any) -> str:
     """Format the table of the parameters of an evaluation. settings: the sections of EvaluationParams that are not assets."""
-    sections = {name: getattr(settings, name) for name in ("engine", "answer", "evaluate_alpaca", "evaluate_lm")}
+    ranked = ["rank"] if settings.rankers else []
+    sections = {name: getattr(settings, name) for name in ("engine", "answer", *ranked, "evaluate_alpaca", "evaluate_lm")}
     values = {"seed": settings.seed, "numerics": settings.numerics}
     for name, section in sections.items():
         values |= {f"{name}.{key}": value for key, value in section.model_dump(exclude_unset=True).items()}

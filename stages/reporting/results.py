@@ -83,6 +83,15 @@ def collect_metrics(
     return metrics
 
 
+def summarize_comparison(comparison: dict[str, Any]) -> dict[str, Any]:
+    """Return each model's win rate against the base, the first model, in percent, and the standard errors.
+
+    comparison: the content of comparison.json.
+    """
+    rows = zip(comparison["models"], comparison["win_rates"], comparison["standard_errors"], strict=True)
+    return split_errors({name: (rates[0], errors[0]) for name, rates, errors in rows})
+
+
 def split_errors(results: dict[str, tuple[float, float]]) -> dict[str, Any]:
     """Turn name -> (value, standard error) into name -> value, with the errors under `standard_errors`."""
     errors = {name: error for name, (_, error) in results.items()}

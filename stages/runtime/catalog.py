@@ -5,7 +5,13 @@ from pathlib import Path
 
 from stages.runtime.paths import ROOT
 
-ENVIRONMENTS = {"assets-ranker": "rank", "rank": "rank", "compare": "rank", "evaluate-lm": "harness"}
+ENVIRONMENTS = {
+    "assets-ranker": "rank",
+    "rank": "rank",
+    "compare": "rank",
+    "compare-answers": "rank",
+    "evaluate-lm": "harness",
+}
 """The environment, a folder of .venv, of each stage that does not run in `main`."""
 
 WITHOUT_ARITHMETIC = (
@@ -15,6 +21,7 @@ WITHOUT_ARITHMETIC = (
     "assets-alpaca-eval",
     "assets-harness",
     "assets-model",
+    "assets-pairrm",
     "assets-answers",
 )
 """The stages whose results do not depend on `numerics`: they compute no floating-point numbers."""

@@ -32,6 +32,7 @@ MODEL_NAME = "[a-z][a-z0-9-]*"
 NOT_PINNED = "is not a full 40-digit commit"
 
 Model = TypeVar("Model", bound=BaseModel)
+Named = TypeVar("Named")
 
 
 class Section(BaseModel):
@@ -233,19 +234,24 @@ class Answer(Section):
     shard_size: Positive
 
 
-class Rank(Section):
-    probability: Literal["pairwise", "aggregate"]
-    """How P^ is computed from PairRM's logits: the mean of pairwise win probabilities (section 5.3), or the
-    sigmoid of the difference between aggregate scores (the released code)."""
+class Compare(Section):
+    """How a ranker compares responses."""
+
     scale: PositiveFloat
     """The logit of "i beats j" is scale * (L_ij - L_ji), where L_ij is PairRM's logit with i shown before j. 0.5, the mean of
     the two orders, is this project's choice; 1 is llm-blender's."""
-    input: Literal["instruction", "templated"]
-    """What PairRM reads as the prompt: the instruction itself, as in its training, or the instruction in the policy's chat
-    template, special tokens included (the released code)."""
     shard_size: Positive
     tokens_per_batch: Positive
     """Tokens per forward pass, including padding: as many pairs of responses as fit, at least one."""
+
+
+class Rank(Compare):
+    probability: Literal["pairwise", "aggregate"]
+    """How P^ is computed from PairRM's logits: the mean of pairwise win probabilities (section 5.3), or the
+    sigmoid of the difference between aggregate scores (the released code)."""
+    input: Literal["instruction", "templated"]
+    """What PairRM reads as the prompt: the instruction itself, as in its training, or the instruction in the policy's chat
+    template, special tokens included (the released code)."""
 
 
 class Lengths(Section):
@@ -402,16 +408,32 @@ class ModelAsset(ChatModelAsset):
 
     @model_validator(mode="after")
     def _check_source(self) -> Self:
-        if self.made_here:
-            raise ValueError(
-                f"repo is {MINIATURE}, which only a pipeline with training makes: set it to a directory or to a Hub ID"
-            )
+        _require_existing(self)
         return self
 
 
+class ExistingRanker(Asset):
+    """A ranker with PairRM's architecture that exists already: a local directory, or a pinned revision on the Hub."""
+
+    base: Asset
+    """The DeBERTa model that it is based on, of which only the configuration and tokenizer are needed."""
+
+    @model_validator(mode="after")
+    def _check_source(self) -> Self:
+        _require_existing(self)
+        _require_existing(self.base)
+        return self
+
+
+def _require_existing(asset: Asset) -> None:
+    if asset.made_here:
+        raise ValueError(
+            f"repo is {MINIATURE}, which only a pipeline with training makes: set it to a directory or to a Hub ID"
+        )
+
+
 def _check_models(models: dict[str, ModelAsset]) -> dict[str, ModelAsset]:
-    for name in models:
-        _check_name(name)
+    _check_names(models)
     if next(iter(models), None) != BASE:
         raise ValueError(
             f"the first model is {quote(next(iter(models), None))}, expected {BASE}, which the others are compared with"
@@ -419,15 +441,11 @@ def _check_models(models: dict[str, ModelAsset]) -> dict[str, ModelAsset]:
     return models
 
 
-def _check_answers(answers: dict[str, str]) -> dict[str, str]:
-    for name in answers:
-        _check_name(name)
-    return answers
-
-
-def _check_name(name: str) -> None:
-    if not re.fullmatch(MODEL_NAME, name):
-        raise ValueError(f"{name!r} is not a valid name for a model: use a-z, 0-9 and '-'")
+def _check_names(section: dict[str, Named]) -> dict[str, Named]:
+    for name in section:
+        if not re.fullmatch(MODEL_NAME, name):
+            raise ValueError(f"{name!r} is not a valid name for a model: use a-z, 0-9 and '-'")
+    return section
 
 
 class EvaluationParams(Section):
@@ -437,12 +455,16 @@ class EvaluationParams(Section):
     numerics: Numerics
     models: Annotated[dict[str, ModelAsset], AfterValidator(_check_models)]
     """Model -> where it comes from; the first is `base`, and each is compared with it and with the one before."""
-    answers: Annotated[dict[str, Text], AfterValidator(_check_answers)]
+    answers: Annotated[dict[str, Text], AfterValidator(_check_names)]
     """Model -> a file with its answers to AlpacaEval's instructions, as in alpaca-eval's model_outputs.json; {}: none. They are
     judged like the answers of `models`, whose rows they follow in the tables of AlpacaEval."""
+    rankers: Annotated[dict[str, ExistingRanker], AfterValidator(_check_names)]
+    """Ranker -> where it comes from; {}: none. Each compares the answers of all models with each other."""
     assets: EvaluationAssets
     engine: Engine
     answer: Answer
+    rank: Compare
+    """How `rankers` compare."""
     evaluate_alpaca: EvaluateAlpaca
     evaluate_lm: EvaluateLm
 
@@ -450,12 +472,14 @@ class EvaluationParams(Section):
     def _check_distinct(self) -> Self:
         if both := sorted(self.models.keys() & self.answers.keys()):
             raise ValueError(f"answers: {both[0]} is also one of models: choose another name")
+        if both := sorted(self.rankers.keys() & (self.models.keys() | self.answers.keys())):
+            raise ValueError(f"rankers: {both[0]} is also one of models or answers: choose another name")
         return self
 
 
 def load(*keys: str, path: Path = Path("params.yaml")) -> Any:
     """Read and validate the named keys of params.yaml; dots separate the levels (`assets.policy`). The keys are those of
-    EvaluationParams if they include `models` or `answers`, otherwise those of Params.
+    EvaluationParams if they include `models`, `answers` or `rankers`, otherwise those of Params.
 
     Returns an object with exactly one attribute per key, named after the last part of the key.
     Raises StageError with one line that names the file, the key and the problem.
@@ -463,8 +487,8 @@ def load(*keys: str, path: Path = Path("params.yaml")) -> Any:
     document = read(path)
     values: dict[str, Any] = {}
     fields: dict[str, Any] = {}
-    # What both schemas have under the same key is the same, except for `assets` as a whole, which is loaded beside `models`.
-    schema = EvaluationParams if {"models", "answers"} & set(keys) else Params
+    # What both have under the same key is the same, except for `rank` and `assets` as a whole, which are loaded with `models`.
+    schema = EvaluationParams if {"models", "answers", "rankers"} & set(keys) else Params
     for key in keys:
         section: type[BaseModel] = schema
         value: Any = document

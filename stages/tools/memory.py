@@ -68,6 +68,8 @@ def estimate_memory(stage: str, settings: Params | EvaluationParams, shape: Shap
         return TRAINING_ESTIMATES[stage](settings, shape, gpus)
     if stage.startswith("answer"):
         return estimate_sampling(settings.engine, shape, gpus)
+    if stage == "compare-answers":
+        return estimate_ranking(settings, shape, gpus)
     if stage == "evaluate-lm":
         return estimate_evaluate_lm(settings, shape, gpus)
     return Memory()
@@ -81,9 +83,9 @@ def estimate_sampling(engine: Engine, shape: Shape, gpus: int) -> Memory:
     return Memory(shape.parameters * each + cache + ENGINE, gpus * PROCESS)
 
 
-def estimate_ranking(settings: Params, shape: Shape, gpus: int) -> Memory:
+def estimate_ranking(settings: Params | EvaluationParams, shape: Shape, gpus: int) -> Memory:
     """PairRM on each GPU; the miniature's own ranker needs almost nothing."""
-    if settings.assets.ranker.made_here:
+    if isinstance(settings, Params) and settings.assets.ranker.made_here:
         return Memory(host=gpus * PROCESS)
     return Memory(RANKER_WEIGHTS + settings.rank.tokens_per_batch * RANKER_BYTES_PER_TOKEN, gpus * PROCESS)
 

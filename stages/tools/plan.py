@@ -191,11 +191,18 @@ def estimate_compare(settings: Params, size: Size) -> Work:
     return _compare_responses(settings.split.hold_out * models * (models - 1), settings, size)
 
 
+def estimate_compare_answers(settings: Params | EvaluationParams, size: Size) -> Work:
+    assert isinstance(settings, EvaluationParams)
+    models = len(settings.models) + len(settings.answers)
+    return _compare_responses(_instructions(settings) * models * (models - 1), settings, size)
+
+
 EVALUATION_ESTIMATES: dict[str, Callable[[Params | EvaluationParams, Size], Work]] = {
     "answer-reference": estimate_answer_reference,
     "answer": estimate_answer,
     "evaluate-alpaca": estimate_evaluate_alpaca,
     "evaluate-alpaca-answers": estimate_evaluate_alpaca,
+    "compare-answers": estimate_compare_answers,
     "evaluate-lm": estimate_evaluate_lm,
 }
 TRAINING_ESTIMATES: dict[str, Callable[[Params, Size], Work]] = {
@@ -212,11 +219,12 @@ def _sample(texts: float, tokens: float) -> Work:
     return Work(texts, tokens, sampled=tokens, disk=tokens * BYTES_PER_TOKEN)
 
 
-def _compare_responses(passes: float, settings: Params, size: Size) -> Work:
+def _compare_responses(passes: float, settings: Params | EvaluationParams, size: Size) -> Work:
     """Passes of the ranker, each over a prompt and two responses; the miniature's own ranker costs almost nothing."""
     tokens = size.prompt_tokens + 2 * size.response_tokens
     flops = passes * (tokens * RANKER_FLOPS_PER_TOKEN + RANKER_FLOPS_PER_PASS)
-    return Work(passes, passes * tokens, rank=0 if settings.assets.ranker.made_here else flops)
+    free = isinstance(settings, Params) and settings.assets.ranker.made_here
+    return Work(passes, passes * tokens, rank=0 if free else flops)
 
 
 def _pair_tokens(settings: Params, size: Size) -> float:

@@ -23,8 +23,11 @@ from stages.tools import attest, diff, git, options, sync
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 LICENSE_FILES = ["LICENSE*", "USE_POLICY*", "NOTICE*", "Notice*"]
-"""Files of the base model's repository that go with its weights, and so with those trained from them."""
-NOT_SHAREABLE = ("other", "unknown")
+"""Files of the base model's repository that go with its weights, and so with those trained from them.
+
+Sections that ask for a copy of the licence: 4(a) of Apache-2.0 (4(d): of NOTICE), 1.b.i of the Llama licences, 3.1 of Gemma's.
+"""
+UNCLEAR = ("other", "unknown")
 """Licences, as the Hub names them, that do not say whether a model trained from another may be shared."""
 WEIGHTS = (".safetensors", pointers.INDEX)
 
@@ -81,21 +84,41 @@ def collect(iteration: str, to: str, folder: Path) -> Contents:
 def list_license_files(policy: params.PolicyAsset, name: str, folder: Path) -> Contents:
     """Return the files that must accompany a model trained from the policy: those of the base model, and a notice.
 
-    name: the model's on the Hub. folder: that local assets are relative to. Raises StageError if the licence is missing or does
-    not allow sharing the model under this name.
+    name: the model's on the Hub. folder: that local assets are relative to. Raises StageError if the licence is missing, does
+    not allow sharing the model under this name, or must accompany it but is not there.
     """
     license = cards.find_license(policy)
-    terms = cards.LICENSES.get(license)
     key = f"{folder / 'params.yaml'}: 'assets.policy.license' is {license!r}"
-    if license in NOT_SHAREABLE or "-nd-" in license:
-        raise StageError(f"{key}, which does not allow sharing models trained from {policy.repo}: train from another one")
-    if terms and not normalize(name).startswith(normalize(terms.prefix)):
-        raise StageError(f"{key}, so the model's name must begin with {terms.prefix!r}, unlike {name!r}: change --to")
+    require_shareable(license, name, f"models trained from {policy.repo}", key)
     if policy.made_here:
         return {"LICENSE": ROOT / "LICENSE"}
     source = policy if policy.on_hub else policy.model_copy(update={"repo": str(folder / policy.repo)})
     contents: Contents = {path.name: path for path in hub.fetch_texts(source, LICENSE_FILES)}
+    terms = cards.LICENSES.get(license)
+    if not any(file.startswith("LICENSE") for file in contents):
+        text = ROOT / "LICENSE" if license == cards.OWN_LICENSE else folder / f"LICENSE.{license}"
+        if text.exists():
+            contents["LICENSE"] = text
+        elif terms:
+            raise StageError(
+                f"{key}, a licence that must accompany the model, but {policy.repo} has no file LICENSE: save the text of "
+                f"{terms.page} as {text}, and commit it"
+            )
     return contents | ({"NOTICE": f"{terms.notice}\n".encode()} if terms else {})
+
+
+def require_shareable(license: str, name: str, models: str, key: str) -> None:
+    """Raise StageError unless a licence allows sharing trained models, and the model's name is as it asks for.
+
+    CC licences with ND: section 2(a)(1)(B) lets nobody share adapted material. models, key: for the message.
+    """
+    terms = cards.LICENSES.get(license)
+    if "-nd-" in license:
+        raise StageError(f"{key}, which does not allow sharing {models}: train from another model")
+    if license in UNCLEAR:
+        raise StageError(f"{key}, which does not say whether {models} may be shared: train from another model")
+    if terms and not normalize(name).startswith(normalize(terms.prefix)):
+        raise StageError(f"{key}, so the model's name must begin with {terms.prefix!r}, unlike {name!r}: change --to")
 
 
 def normalize(name: str) -> str:

@@ -133,10 +133,19 @@ def parse_setting(setting: str) -> Change:
 
 
 def check_policy(original: Params, changed: Params, keys: set[str], path: Path) -> None:
-    """Raise StageError if the policy is no longer the miniature's, and a value that only suits the miniature was not set.
+    """Raise StageError if the policy is another one, and what belongs to the previous one was kept: its licence, its golden
+    token IDs or, if it was the miniature's, values that only suit models of that size.
 
     keys: the dotted keys that were set, perhaps with whole sections. path: the new params.yaml, for the message.
     """
+    if "assets.policy.repo" in keys:
+        for key in ("assets.policy.license", "assets.policy.golden"):
+            name = key.rpartition(".")[2]
+            if key not in keys and getattr(changed.assets.policy, name):
+                raise StageError(
+                    f"{path}: the policy is {changed.assets.policy.repo}, but {key} is still that of "
+                    f"{original.assets.policy.repo}: set it too (--set {key}=VALUE), or remove it (--unset {key})"
+                )
     if not original.assets.policy.made_here or changed.assets.policy.made_here:
         return
     missing = [key for key in MINIATURE_SETTINGS if key not in keys and key.partition(".")[0] not in keys]

@@ -215,7 +215,7 @@ def test_golden_prompts_tell_these_tokenizers_and_templates_apart(mistral: Any, 
             check_golden(other.tokenizer, golden, "assets.policy.golden")
         assert_message(str(error.value), "params.yaml", "assets.policy.golden.0", "token")
     with pytest.raises(StageError) as error:
-        check_golden(load_tokenizer_model(mistral("v1", True), tmp_path), golden)
+        check_golden(load_tokenizer_model(mistral("v1", True), tmp_path), golden, "assets.policy.golden")
     assert_message(str(error.value), "assets.policy.golden.1", repr(GOLDEN_PROMPTS[1]))
 
     golden = [GoldenChat(text=text, ids=chat.prompt_ids(llama.tokenizer, text)) for text in GOLDEN_PROMPTS]

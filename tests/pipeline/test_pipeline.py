@@ -32,6 +32,8 @@ STAGES = {stage.addressing: stage for stage in REPOSITORY.index.stages if getatt
 PER_ITERATION = ["generate", "rank", "reference", "train", "answer", "evaluate-alpaca", "evaluate-lm"]
 UNNAMED = {"report": "--data data", "report-models": "--data data", "code": "--out data/code"}
 """Stages whose options name a folder instead of each file in it."""
+ONE_OF = {"assets-model": "models", "assets-pairrm": "rankers"}
+"""Stage that gets one of the entries of a mapping in params.yaml -> the mapping."""
 ANSWERS_ONLY = {"assets-answers"}
 """Stages that run only for `answers` in params.yaml, which no recipe has: tests/pipeline/test_evaluation.py runs them."""
 
@@ -64,7 +66,7 @@ def test_every_module_in_stages_and_assets_is_a_stage_of_dvc_yaml() -> None:
     assert training | evaluation | ANSWERS_ONLY == set(catalog.stage_modules())
     trains = {"assets-policy", "assets-prompts", "assets-ranker", "split", "generate", "rank", "reference", "train"}
     assert training - evaluation == trains | {"compare", "report"}
-    assert evaluation - training == {"assets-model", "report-models"}
+    assert evaluation - training == {"assets-model", "assets-pairrm", "compare-answers", "report-models"}
 
 
 @pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
@@ -83,8 +85,9 @@ def test_the_stage_code_sees_all_code_and_writes_a_fingerprint_for_every_other_s
 @pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
 def test_a_stage_declares_exactly_the_parameters_it_reads(stage: Any) -> None:
     declared = {key for dep in stage.deps if hasattr(dep, "params") for key in dep.params}
-    if command_of(stage) == "assets-model":  # reads `models`, and uses one of them
-        declared = {key.partition(".")[0] for key in declared if key == f"models.{stage.addressing.partition('@')[2]}"}
+    if command_of(stage) in ONE_OF:  # reads a mapping, and uses one of its entries
+        section = ONE_OF[command_of(stage)]
+        declared = {key.partition(".")[0] for key in declared if key == f"{section}.{stage.addressing.partition('@')[2]}"}
     assert declared == loaded_keys(command_of(stage))
 
 
@@ -192,6 +195,11 @@ def test_an_evaluation_has_the_pipeline_of_the_miniatures(recipe: Path) -> None:
     for name in params.read(recipe / "params.yaml")["models"]:
         for stage in ("assets-model", "answer", "evaluate-alpaca", "evaluate-lm"):
             assert f"{prefix}{stage}@{name}" in STAGES
+    rankers = params.read(recipe / "params.yaml")["rankers"]
+    for stage in ("assets-pairrm", "compare-answers"):
+        assert {name for name in STAGES if name.startswith(f"{prefix}{stage}")} == {
+            f"{prefix}{stage}@{name}" for name in rankers
+        }
 
 
 def test_stages_of_both_pipelines_differ_in_names_of_models_only() -> None:
@@ -220,7 +228,7 @@ def test_existing_answers_are_checked_and_judged(tmp_path: Path) -> None:
     document = params.read(EVALUATION / "params.yaml") | {"answers": {"gpt": "files/outputs.json"}}
     YAML().dump(document, tmp_path / "params.yaml")
     repository = Repo.init(str(tmp_path), no_scm=True)
-    stages = {stage.addressing: stage for stage in repository.index.stages if getattr(stage, "cmd", None)}
+    stages = {stage.name: stage for stage in repository.index.stages if getattr(stage, "cmd", None)}
     got, judged = stages["assets-answers@gpt"], stages["evaluate-alpaca-answers@gpt"]
     assert "assets-answers" in got.cmd
     assert " --answers files/outputs.json --out data/answers/gpt.json" in got.cmd

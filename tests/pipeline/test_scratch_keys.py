@@ -9,10 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from stages import compare, rank, reference, train
+from stages import compare, compare_answers, rank, reference, train
 from stages.artifacts import files, schemas, tables
 from stages.engines import distributed, harness, pairrm, sampling
 from stages.runtime import params, scratch
+from stages.runtime.paths import ROOT
 from support import models
 from support import tables as examples
 from support.running import set_params
@@ -124,6 +125,31 @@ def test_compare_depends_on_ranker_answers_and_settings() -> None:
         compare_key(rank__shard_size=7),
     ]
     assert len({compare_key(), *others}) == 1 + len(others)
+
+
+def compare_answers_key(ranker: str = "1", changed: str = "", **rank: Any) -> tuple[str, str]:
+    path = ROOT / "recipes/miniature-published/params.yaml"
+    overrides = {"models": {"base": {"repo": "./x"}}, "answers": {"gpt": "x.json"}}
+    set_params(Path(), overrides | {f"rank.{key}": value for key, value in rank.items()}, source=path)
+    files.write_json(ranker, Path("ranker/weights.json"))
+    for name in ("base", "gpt"):
+        output = "Another text." if name == changed else "A text."
+        files.write_json([{"instruction": "Why?", "output": output}], Path(f"answers/{name}.json"))
+    arguments = argparse.Namespace(ranker=Path("ranker"), answers=Path("answers"), out=Path("out"))
+    return find_key(compare_answers.main, arguments)
+
+
+def test_comparing_existing_answers_depends_on_ranker_answers_and_settings() -> None:
+    others = [
+        compare_answers_key("2"),
+        compare_answers_key(changed="base"),
+        compare_answers_key(changed="gpt"),
+        compare_answers_key(scale=1.0),
+        compare_answers_key(shard_size=7),
+        compare_answers_key(tokens_per_batch=7),
+    ]
+    assert len({compare_answers_key(), *others}) == 1 + len(others)
+    assert compare_answers_key()[0] == "compare-answers"
 
 
 def test_samples_depend_on_model_prompts_engine_and_settings(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from stages.reporting import cards, provenance
+from stages.reporting import cards, inputs, provenance
 from stages.reporting.published import TASKS, Hyperparameters, read_published
 from stages.runtime import params
 from stages.runtime.errors import StageError
@@ -118,7 +118,10 @@ def test_the_model_index_has_every_figure_with_its_metric_and_data_set(llama: st
 
 def test_toy_and_local_data_are_not_named_as_data_sets_of_the_hub(card: str) -> None:
     [model] = read_metadata(card)["model-index"]
+    names = {result["dataset"]["name"] for result in model["results"]}
     assert {result["dataset"]["type"] for result in model["results"]} == {"miniature", "open-llm-leaderboard"}
+    assert names >= {"AlpacaEval 2.0, toy data", "Open LLM Leaderboard v1, toy data", "winogrande (5-shot), toy data"}
+    assert all(name.endswith(", toy data") for name in names)
     assert cards.name_data_set(params.Asset(repo="/srv/sets"), "X") == {
         "dataset_type": "local",
         "dataset_name": "X, local data",
@@ -139,6 +142,36 @@ def test_the_tables_have_every_model_with_its_errors(card: str, llama: str) -> N
     assert f"- {page}\n- [iter1](iter1.md) (this model)\n" in llama
     for name in ("AlpacaEval leaderboard](https://tatsu-lab", "lm-evaluation-harness/tree/v0.4.1", "arxiv.org/abs/2405.00675"):
         assert name in llama
+
+
+def test_each_model_has_its_own_results_in_the_tables_and_in_its_metadata() -> None:
+    ours = {"win_rate": 31.125, "standard_error": 1.5, "length_controlled_winrate": 30.75, "lc_standard_error": 0.5}
+    alpaca = {
+        "base": ALPACA | {"win_rate": 20.5, "standard_error": 1.25, "avg_length": 1700},
+        "iter1": ALPACA | ours,
+    }
+    row = {"standard_error": 1.5, "shots": 5, "metric": "exact_match"}
+    harness = {"base": {"gsm8k": row | {"value": 42.5}}, "iter1": {"gsm8k": row | {"value": 41.25}}}
+    names = {"base": "base", "iter1": "iter1"}
+    assert read_rows(cards.format_alpaca_eval(alpaca, names))[2:] == [
+        ["base", "23.00 ± 0.90", "20.50 ± 1.25", "1700"],
+        ["iter1", "**30.75 ± 0.50**", "**31.12 ± 1.50**", "1900"],
+    ]
+    assert read_rows(cards.format_leaderboard(harness, names))[2:] == [
+        ["base", "**42.50 ± 1.50**"],
+        ["iter1", "41.25 ± 1.50"],
+    ]
+    evaluations = inputs.Evaluations(alpaca=alpaca, harness=harness, preferences={}, scores={}, answers={})
+    indexed = cards.make_metadata("iter1", load_settings(LLAMA, {"iter1": "base"}), evaluations).eval_results
+    assert [(result.metric_type, result.metric_value) for result in indexed] == [
+        ("length_controlled_winrate", 30.75),
+        ("lc_standard_error", 0.5),
+        ("win_rate", 31.12),
+        ("standard_error", 1.5),
+        ("avg_length", 1900),
+        ("exact_match", 41.25),
+        ("exact_match_stderr", 1.5),
+    ]
 
 
 def test_the_best_of_each_column_is_bold_unless_all_are_the_same() -> None:
@@ -278,6 +311,30 @@ def test_a_licence_with_conditions_is_linked_and_credited(llama: str, card: str)
     assert "Built with" not in card
 
 
+@pytest.mark.parametrize(
+    ("license", "statement"),
+    [
+        ("llama2", None),
+        ("llama3", "Built with Meta Llama 3"),
+        ("llama3.1", "Built with Llama"),
+        ("llama3.2", "Built with Llama"),
+        ("llama3.3", "Built with Llama"),
+        ("llama4", "Built with Llama"),
+        (
+            "gemma",
+            "This model is a modified version of Gemma. Its use is subject to the restrictions in section 3.2 of the "
+            "[Gemma Terms of Use](https://ai.google.dev/gemma/terms).",
+        ),
+    ],
+)
+def test_what_each_licence_asks_to_show(tmp_path: Path, license: str, statement: str | None) -> None:
+    assets = load_settings(LLAMA, {"iter1": "base"}).assets
+    policy = assets.policy.model_copy(update={"license": license})
+    card = make_cards(tmp_path, LLAMA, assets=assets.model_copy(update={"policy": policy}))["iter1"]
+    shown = f"{statement}\n\n" if statement else ""
+    assert f"\n# iter1\n\n{shown}This model was made by" in card
+
+
 def test_a_card_without_a_licence_is_not_written(tmp_path: Path) -> None:
     assets = load_settings(LLAMA, {"iter1": "base"}).assets
     policy = assets.policy.model_copy(update={"license": None})
@@ -331,3 +388,12 @@ def test_fewer_tasks_have_fewer_columns(tmp_path: Path) -> None:
     indexed = cards.index_leaderboard(summary, load_settings(ROOT, {}).assets.harness)
     assert {result.metric_type for result in indexed} >= {"acc", "acc_stderr"}
     assert "average" not in {result.metric_type for result in indexed}
+    card = make_cards(tmp_path, tasks=tasks)["iter1"]
+    assert "average of 2 tasks" in card
+    assert "Only 2 of the leaderboard's 6 tasks were run" in card
+    assert "MMLU" not in card
+
+
+def test_both_means_of_mmlu_are_explained(card: str) -> None:
+    assert "MMLU is given as the plain mean over its subjects and as the mean weighted by their numbers of questions" in card
+    assert "tasks were run" not in card

@@ -71,18 +71,6 @@ def test_impossible_results_are_rejected(name: str, value: Any, parts: list[str]
     assert_message(str(error.value), str(path), *parts, "`dvc repro`")
 
 
-def test_answers_to_different_instructions_are_rejected(tmp_path: Path) -> None:
-    answers = [{"instruction": text, "output": "So."} for text in ("Why?", "Who?")]
-    files.write_json(answers, tmp_path / "base.json")
-    files.write_json(answers, tmp_path / "iter1.json")
-    assert inputs.read_answers(tmp_path, ["base", "iter1"]) == {"base": answers, "iter1": answers}
-    for changed in (answers[:1], answers[::-1]):
-        files.write_json(changed, tmp_path / "iter1.json")
-        with pytest.raises(StageError) as error:
-            inputs.read_answers(tmp_path, ["base", "iter1"])
-        assert_message(str(error.value), str(tmp_path / "iter1.json"), "base.json", "`dvc repro`")
-
-
 @pytest.mark.parametrize(
     ("text", "parts"),
     [

@@ -263,6 +263,14 @@ def test_the_matrix_has_a_row_and_a_column_for_every_model() -> None:
     assert rows[2:] == [["base", "–", "40.0 ± 1.0"], ["iter1", "60.0 ± 1.0", "–"]]
 
 
+def test_the_matrix_of_an_existing_ranker_says_which_prompts_and_which_ranker() -> None:
+    matrix = {"win_rates": [[50, 40], [60, 50]], "standard_errors": [[0, 1], [1, 0]]}
+    text = pages.format_existing_ranker("pairrm", matrix | {"models": ["base", "gpt"], "n": 805})
+    assert text.startswith("\n## Win rates according to pairrm\n")
+    assert read_rows(text)[2:] == [["base", "–", "40.0 ± 1.0"], ["gpt", "60.0 ± 1.0", "–"]]
+    assert "the 805 instructions of AlpacaEval, with one response per model." in text
+
+
 def test_samples_are_drawn_with_the_seed() -> None:
     answers = {
         name: [{"instruction": f"Q{index}", "output": f"{name} {index}"} for index in range(50)] for name in ("base", "iter1")

@@ -116,8 +116,8 @@ def test_stages_with_different_numerics_have_rows_of_their_own(tmp_path: Path) -
 
 
 def evaluation(**changes: Any) -> params.EvaluationParams:
-    """Return the parameters of recipes/miniature-published with changes, all by their keys."""
-    document = params.read(ROOT / "recipes/miniature-published/params.yaml")
+    """Return the parameters of recipes/miniature-published, without rankers, with changes, all by their keys."""
+    document = params.read(ROOT / "recipes/miniature-published/params.yaml") | {"rankers": {}}
     return params.validate_evaluation(document | changes, Path("params.yaml"))
 
 
@@ -143,6 +143,21 @@ def test_an_evaluation_names_models_answers_settings_and_hashes(data: Path) -> N
     )
     (stages,) = [row[0] for row in rows if row[1] == "8 x a_gpu"]
     assert stages == "answer@theirs, evaluate-alpaca-answers@gpt, split"
+    assert not [key for key in values if key.startswith("rank.")], "nothing is ranked"
+
+
+def test_an_evaluation_names_its_rankers_and_their_settings(data: Path) -> None:
+    (data / "models/pairrm/PairRM").mkdir(parents=True)
+    (data / "models/pairrm/PairRM/pointer.json").write_text("{}")
+    for name in ("compare-answers@pairrm", "compare-answers@dropped"):
+        files.write_json(RECORD, data / "records" / f"{name}.json")
+    ranker = {"repo": "org/PairRM", "revision": "0" * 40, "base": {"repo": "./deberta"}}
+    settings = evaluation(models={"base": {"repo": "./mine"}}, rankers={"pairrm": ranker})
+    rows = [[cell.replace("\\", "") for cell in row] for row in read_rows(provenance.format_models_provenance(settings, data))]
+    assert ["pairrm", f"org/PairRM@{'0' * 40}, ./deberta", files.dvc_md5(data / "models/pairrm")] in rows
+    assert ["rank.scale", "0.5"] in rows
+    (stages,) = [row[0] for row in rows if row[1] == "8 x a_gpu"]
+    assert stages == "compare-answers@pairrm, split"
 
 
 def test_a_missing_model_is_named(data: Path) -> None:

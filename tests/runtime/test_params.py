@@ -166,6 +166,7 @@ def test_an_evaluation_has_the_settings_of_the_training_whose_models_it_evaluate
     for key in ("seed", "numerics", "engine", "answer", "evaluate_alpaca", "evaluate_lm"):
         assert getattr(ours, key) == getattr(theirs, key), key
     assert ours.assets.model_dump() == theirs.assets.model_dump(include=set(params.EvaluationAssets.model_fields))
+    assert ours.rank.model_dump() == theirs.rank.model_dump(include=set(params.Compare.model_fields))
     assert list(ours.models) == ["base", *theirs.iterations]
     base = ours.models["base"]
     if base.on_hub:
@@ -185,6 +186,13 @@ def test_an_evaluation_has_the_settings_of_the_training_whose_models_it_evaluate
         (lambda d: d.update(answers={"../x": "x.json"}), ("answers", "'../x'", "a-z")),
         (lambda d: d.update(answers={"gpt": ""}), ("answers.gpt",)),
         (lambda d: d.pop("answers"), ("answers", "missing")),
+        (lambda d: d.update(rankers={"base": d["rankers"]["pairrm"]}), ("rankers", "base", "models", "another name")),
+        (lambda d: d.update(rankers={"R": d["rankers"]["pairrm"]}), ("rankers", "'R'", "a-z")),
+        (lambda d: d["rankers"]["pairrm"].pop("base"), ("rankers.pairrm.base", "missing")),
+        (lambda d: d["rankers"]["pairrm"].update(repo="miniature"), ("rankers.pairrm", "miniature", "directory")),
+        (lambda d: d["rankers"]["pairrm"].update(base={"repo": "miniature"}), ("rankers.pairrm", "miniature", "directory")),
+        (lambda d: d.pop("rankers"), ("rankers", "missing")),
+        (lambda d: d["rank"].update(input="instruction"), ("rank.input", "is not a parameter")),
         (lambda d: d.update(eta=1), ("eta", "is not a parameter")),
     ],
 )
@@ -203,6 +211,12 @@ def test_a_stage_of_an_evaluation_gets_models_answers_and_shared_sections() -> N
     assert list(loaded.models) == ["base", "iter1", "iter2", "iter3"]
     assert (loaded.answers, loaded.assets.harness.gsm8k.count, loaded.tasks) == ({}, 16, None)
     assert params.load("assets.alpaca_eval", path=path).alpaca_eval.count == 805
+    assert params.load("rankers", path=path).rankers["pairrm"].base.repo == "../../data/ranker/base"
+    assert params.load("models", "rank", path=path).rank.model_dump() == {
+        "scale": 0.5,
+        "shard_size": 128,
+        "tokens_per_batch": 2048,
+    }
     with pytest.raises(StageError, match="models: is missing"):
         params.load("models", path=ROOT / "params.yaml")
 

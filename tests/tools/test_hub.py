@@ -164,6 +164,17 @@ def test_the_models_of_an_evaluation_are_pinned(fake_hub: FakeHub, tmp_path: Pat
     }
 
 
+def test_the_rankers_of_an_evaluation_and_their_base_models_are_pinned(fake_hub: FakeHub, tmp_path: Path) -> None:
+    fake_hub.repos |= {"models/org/PairRM": {}, "models/org/deberta": {}}
+    text = "rankers:\n  pairrm: {repo: org/PairRM, revision: null, base: {repo: org/deberta, revision: null}}\n"
+    done = pin(tmp_path, fake_hub, text)
+    assert done.returncode == 0, done.stderr
+    ranker = YAML(typ="safe").load(tmp_path / "recipe/params.yaml")["rankers"]["pairrm"]
+    commits = [fake_hub.commit(f"models/org/{name}") for name in ("PairRM", "deberta")]
+    assert [ranker["revision"], ranker["base"]["revision"]] == commits
+    assert "golden" not in ranker, "rankers have no chat template"
+
+
 def test_pinning_adds_an_absent_revision_and_leaves_local_assets(fake_hub: FakeHub, tmp_path: Path) -> None:
     fake_hub.repos["datasets/some/rows"] = {}
     text = "# head\nassets:\n  policy: {repo: ./here}\n  prompts:  # tail\n    repo: some/rows\n    split: train\neta: null\n"

@@ -65,6 +65,12 @@ def test_ranking_needs_memory_for_its_batches(stage: str) -> None:
     assert smaller.host == GPUS * memory.PROCESS
 
 
+def test_ranking_existing_answers_needs_as_much() -> None:
+    path = ROOT / "recipes/llama-3-8b-published/params.yaml"
+    settings = params.validate_evaluation(params.read(path), path)
+    assert memory.estimate_memory("compare-answers", settings, SHAPE, GPUS) == estimate("compare")
+
+
 def test_the_miniatures_ranker_needs_no_gpu() -> None:
     settings = params.validate(ROOT / "params.yaml")
     assert memory.estimate_memory("rank", settings, SHAPE, GPUS).gpu == 0

@@ -174,6 +174,9 @@ def test_a_recipe_that_trains_nothing_is_planned_by_its_base_model() -> None:
     training = plan.estimate_work("evaluate-lm", read_recipe(ROOT / "recipes/llama-3-8b"), size)
     assert plan.estimate_work("evaluate-lm", settings, size) == training
     assert "per iteration" not in plan.explain_plan(size, [], settings)
+    compared = plan.estimate_work("compare-answers", settings.model_copy(update={"answers": {"gpt": "x.json"}}), size)
+    assert compared.passes == 805 * 5 * 4, "every ordered pair of five models"
+    assert compared.rank > 0
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -181,11 +181,15 @@ def policy(license: str | None) -> params.PolicyAsset:
     [
         (None, "Toy", [KEY, "missing"]),
         ("cc-by-nc-nd-4.0", "Toy", [KEY, "cc-by-nc-nd-4.0", "./policy", "does not allow"]),
-        ("other", "Toy", [KEY, "other", "does not allow"]),
-        ("unknown", "Toy", [KEY, "unknown", "does not allow"]),
+        ("cc-by-nd-4.0", "Toy", [KEY, "cc-by-nd-4.0", "./policy", "does not allow"]),
+        ("other", "Toy", [KEY, "other", "./policy", "does not say whether"]),
+        ("unknown", "Toy", [KEY, "unknown", "./policy", "does not say whether"]),
         ("llama3", "Toy-Llama-3", [KEY, "llama3", "'Llama 3'", "'Toy-Llama-3'", "--to"]),
         ("llama3", "Llama-2-Toy", [KEY, "llama3", "'Llama 3'", "--to"]),
         ("llama3.1", "Toy", [KEY, "llama3.1", "'Llama'", "--to"]),
+        ("llama4", "Toy", [KEY, "llama4", "'Llama'", "--to"]),
+        ("gemma", "Toy", [KEY, "gemma", "./policy", "no file LICENSE", "https://ai.google.dev/gemma/terms", "LICENSE.gemma"]),
+        ("llama2", "Toy", [KEY, "llama2", "./policy", "no file LICENSE", "https://www.llama.com/llama2", "LICENSE.llama2"]),
     ],
 )
 def test_a_licence_that_forbids_it_is_refused(tmp_path: Path, license: str | None, name: str, parts: list[str]) -> None:
@@ -195,22 +199,46 @@ def test_a_licence_that_forbids_it_is_refused(tmp_path: Path, license: str | Non
     assert_message(str(error.value), "params.yaml", *parts)
 
 
+META = "Meta Platforms, Inc. All Rights Reserved."
+
+
 @pytest.mark.parametrize(
     ("license", "name", "notice"),
     [
         ("mit", "Toy", None),
-        ("llama3", "Llama-3-Toy", b"Meta Llama 3 is licensed under the Meta Llama 3 Community License"),
-        ("llama3", "llama3.toy", b"Meta Llama 3 is licensed under the Meta Llama 3 Community License"),
-        ("gemma", "Toy", b"Gemma is provided under and subject to the Gemma Terms of Use"),
+        ("llama2", "Toy", f"Llama 2 is licensed under the LLAMA 2 Community License, Copyright (c) {META}"),
+        ("llama3", "Llama-3-Toy", f"Meta Llama 3 is licensed under the Meta Llama 3 Community License, Copyright © {META}"),
+        ("llama3", "llama3.toy", f"Meta Llama 3 is licensed under the Meta Llama 3 Community License, Copyright © {META}"),
+        ("llama3.1", "Llama-Toy", f"Llama 3.1 is licensed under the Llama 3.1 Community License, Copyright © {META}"),
+        ("llama3.2", "Llama-Toy", f"Llama 3.2 is licensed under the Llama 3.2 Community License, Copyright © {META}"),
+        ("llama3.3", "Llama-Toy", f"Llama 3.3 is licensed under the Llama 3.3 Community License, Copyright © {META}"),
+        ("llama4", "Llama-Toy", f"Llama 4 is licensed under the Llama 4 Community License, Copyright © {META}"),
+        (
+            "gemma",
+            "Toy",
+            "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms",
+        ),
     ],
 )
-def test_the_base_models_licence_goes_with_the_model(tmp_path: Path, license: str, name: str, notice: bytes | None) -> None:
+def test_the_base_models_licence_goes_with_the_model(tmp_path: Path, license: str, name: str, notice: str | None) -> None:
+    """With the notice that the licence quotes, word for word."""
     (tmp_path / "policy").mkdir()
     for file in ("LICENSE.txt", "USE_POLICY.md", "README.md", "model.safetensors"):
         (tmp_path / "policy" / file).write_text(file)
     contents = publish.list_license_files(policy(license), name, tmp_path)
-    assert contents.pop("NOTICE", b"").startswith(notice or b"")  # type: ignore[union-attr]
+    assert contents.pop("NOTICE", None) == (f"{notice}\n".encode() if notice else None)
     assert contents == {file: tmp_path / "policy" / file for file in ("LICENSE.txt", "USE_POLICY.md")}
+
+
+def test_a_licence_that_the_base_model_lacks_is_taken_from_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "LICENSE").write_text("that of something else")
+    assert publish.list_license_files(policy("apache-2.0"), "Toy", tmp_path) == {"LICENSE": ROOT / "LICENSE"}
+    assert publish.list_license_files(policy("mit"), "Toy", tmp_path) == {}
+    (tmp_path / "LICENSE.gemma").write_text("the terms")
+    contents = publish.list_license_files(policy("gemma"), "Toy", tmp_path)
+    assert contents.pop("NOTICE")
+    assert contents == {"LICENSE": tmp_path / "LICENSE.gemma"}
 
 
 def test_the_miniatures_models_have_this_repositorys_licence(tmp_path: Path) -> None:

@@ -145,6 +145,27 @@ def test_another_policy_with_a_setting_of_the_miniature_is_refused(root: Path, l
     assert not (root / "recipes").exists()
 
 
+def test_the_licence_and_golden_ids_of_another_policy_are_refused(root: Path) -> None:
+    source = root / "old"
+    source.mkdir()
+    shutil.copyfile(MISTRAL / "published.yaml", source / "published.yaml")
+    golden = "    license: apache-2.0\n    golden: [{text: Hi, ids: [1]}]\n"
+    text = (MISTRAL / "params.yaml").read_text(encoding="utf-8")
+    (source / "params.yaml").write_text(re.sub("    license: apache-2.0.*\n", golden, text), encoding="utf-8")
+    removals = ["assets.policy.revision"]
+    for settings, removed, key in (
+        (OTHER_POLICY[:1], [*removals, "assets.policy.golden"], "assets.policy.license"),
+        (OTHER_POLICY, removals, "assets.policy.golden"),
+    ):
+        with pytest.raises(StageError) as error:
+            recipe.create_recipe("new", source, None, settings, root, removed)
+        assert_message(str(error.value), "recipes/new/params.yaml", "../../mine", key, "mistralai/", f"--unset {key}")
+    target = recipe.create_recipe("new", source, None, OTHER_POLICY, root, [*removals, "assets.policy.golden"])
+    policy = params.read(target / "params.yaml")["assets"]["policy"]
+    assert policy == {"repo": "../../mine", "license": "mit"}
+    recipe.create_recipe("same", source, None, ["eta=5"], root)
+
+
 def test_what_was_chosen_for_the_miniature_exists_and_differs_in_the_other_recipes() -> None:
     """Else it would not be worth refusing; the judge differs, too."""
 
@@ -263,7 +284,7 @@ def test_the_command_creates_recipes_that_dvc_reads(tmp_path: Path, monkeypatch:
         "dvc repro recipes/large/dvc.yaml",
     ]
     assert read_lines(tmp_path / "recipes/small/params.yaml")[0].startswith("# recipes/small, created from the miniature: dpo.")
-    own = ["--unset", "assets.policy.revision", "--set", "assets.policy.repo=../../mine"]
+    own = ["--unset", "assets.policy.revision", *(part for setting in OTHER_POLICY for part in ("--set", setting))]
     local = run_tool(tmp_path, "recipe", "local", "--recipe", "recipes/mistral-7b", *own, **path)
     assert local.returncode == 0, local.stderr
     assert params.read(tmp_path / "recipes/local/params.yaml")["assets"]["policy"]["repo"] == "../../mine"
