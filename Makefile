@@ -1,4 +1,4 @@
-# `make repro` and `make test` do all set-up on a fresh machine with Python 3.11, a C++ compiler, Git and a package index.
+# `make repro` and `make test` do all set-up on a fresh machine with Python 3, a C++ compiler, Git and a package index.
 
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/main/bin:$(PATH)
@@ -13,7 +13,7 @@ env:  ## install the three environments into .venv
 
 repro: env  ## run the miniature experiment, from prompts to tables; a second run computes only what changed
 	@python -m stages.tools timings start
-	dvc repro
+	SPPO_PROGRESS=1 dvc repro
 	@python -m stages.tools timings show
 	@python -m stages.tools drift
 	@echo "See reports/index.html, or reports/*.md; plots: dvc plots show"

@@ -3,8 +3,11 @@
 # With the argument `bench`: install .venv/bench instead, the main environment's packages plus those of `make bench`.
 # The builds of torch and vLLM follow the machine: GPU if nvidia-smi lists one, else CPU (override with BUILD=cpu or BUILD=gpu).
 # Does nothing when the environments already match the requirement files.
+# Any python3 can install uv, which takes Python 3.11 from this machine or, if there is none, downloads it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+
+fail() { echo "requirements/install.sh: error: $1" >&2; exit 1; }
 
 target=${1:-}
 case $target in ''|bench) ;; *) echo "usage: requirements/install.sh [bench]" >&2; exit 1 ;; esac
@@ -13,7 +16,7 @@ build=${BUILD:-}
 if [ -z "$build" ]; then
   if command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; then build=gpu; else build=cpu; fi
 fi
-case $build in cpu|gpu) ;; *) echo "BUILD is '$build': set it to cpu or gpu, or unset it" >&2; exit 1 ;; esac
+case $build in cpu|gpu) ;; *) fail "BUILD is '$build': set it to cpu or gpu, or unset it" ;; esac
 
 if [ "$target" = bench ]; then
   files=(requirements/{main-"$build",bench,uv}.txt)
@@ -24,13 +27,17 @@ shim=stages/engines/mkl_shim.c  # for portable numerics
 stamp=.venv/${target:+$target-}installed-$({ echo "$build"; cat "${files[@]}" "$shim"; } | sha256sum | cut -c1-16)
 [ -e "$stamp" ] && exit 0
 
-if ! command -v g++ >/dev/null; then
-  echo "No C++ compiler (g++) found: DeepSpeed and vLLM need one. On Debian or Ubuntu: apt-get install g++" >&2
-  exit 1
-fi
+system=$(uname -s) machine=$(uname -m)
+[ "$system" = Linux ] || fail "the packages are pinned for Linux, and this is $system: use a container, such as .devcontainer/"
+command -v g++ >/dev/null ||
+  fail "no C++ compiler (g++), which DeepSpeed and vLLM need: install it (Debian, Ubuntu: apt-get install g++)"
 echo "Installing the $build build of ${target:-all three environments} into .venv (several GB; takes minutes the first time)"
 uv=.venv/uv/bin/uv
-[ -x .venv/uv/bin/python ] || python3 -m venv .venv/uv
+if ! .venv/uv/bin/python -c '' 2>/dev/null; then
+  python3 -m venv --clear .venv/uv >/dev/null 2>&1 ||
+    fail "python3 is missing or cannot make virtual environments: install it with its module venv (Debian, Ubuntu: apt-get \
+install python3-venv)"
+fi
 .venv/uv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/uv.txt
 
 options=()
@@ -42,8 +49,16 @@ if [ "$build" = cpu ]; then
 fi
 sync() {  # NAME REQUIREMENTS...
   local name=$1; shift
-  [ -x ".venv/$name/bin/python" ] || $uv venv --quiet --python 3.11 ".venv/$name"
-  $uv pip sync --quiet --require-hashes --compile-bytecode --python ".venv/$name" "${options[@]}" "$@"
+  local output hint="see the lines above"
+  if ! ".venv/$name/bin/python" -c '' 2>/dev/null; then  # missing, or made with a Python that has been removed
+    rm -rf ".venv/$name"
+    output=$($uv venv --quiet --python 3.11 ".venv/$name" 2>&1) ||
+      fail "Python 3.11 is not installed, and uv cannot download it ($(echo $output)): install Python 3.11, from your \
+distribution or python.org, or set UV_PYTHON_INSTALL_MIRROR to a mirror that this machine can reach"
+  fi
+  [ "$machine" = x86_64 ] || hint="the packages are pinned for x86_64, and some have no files for $machine"
+  $uv pip sync --quiet --require-hashes --compile-bytecode --python ".venv/$name" "${options[@]}" "$@" ||
+    fail "the packages of .venv/$name cannot be installed: $hint"
 }
 if [ "$target" = bench ]; then
   sync bench requirements/{main-"$build",bench}.txt

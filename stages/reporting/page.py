@@ -1,20 +1,40 @@
-"""One self-contained HTML page of a run: the reports, DVC's plots as SVG images, and all answers side by side."""
+"""One self-contained HTML page of a run: the verdict, the reports, interactive charts, and all answers side by side."""
 
-import base64
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+from markdown_it import MarkdownIt
+from markdown_it.renderer import RendererHTML
+from markdown_it.token import Token
 
-from stages.runtime.paths import ROOT
+from stages.reporting import answers, charts, headline
+from stages.reporting.answers import Judged
+from stages.reporting.charts import Chart
+from stages.reporting.headline import Metrics
+from stages.reporting.inputs import Evaluations
+from stages.reporting.published import Published
+from stages.runtime.params import BASE
 
-TEMPLATE = Path(__file__).with_suffix(".html.j2")
+TEMPLATE, STYLE, SCRIPT = (Path(__file__).with_name(f"page.{suffix}") for suffix in ("html.j2", "css", "js"))
 PLOTS = Path(__file__).with_name("plots.yaml")
-PLOT_TEMPLATES = ROOT / ".dvc" / "plots"
-COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]  # Okabe and Ito's palette for colour blindness
 
 Plot = dict[str, Any]
 """A plot's definition as in dvc.yaml: x, y (CSV file -> column), template, title, x_label, y_label."""
+
+
+@dataclass(frozen=True)
+class Background:
+    """What the page shows in addition to the results."""
+
+    facts: dict[str, str]
+    """Setting -> value, for the top of the page."""
+    published: Published | None
+    judged: list[Judged]
+    """By instruction, in the order of the answers."""
 
 
 def load_plots() -> dict[str, Plot]:
@@ -25,65 +45,91 @@ def load_plots() -> dict[str, Plot]:
     return {name: plot for definition in definitions for name, plot in definition.items()}
 
 
-def draw_plots(reports: Path, sources: set[str]) -> dict[str, dict[str, str]]:
-    """Draw the plots of plots.yaml whose CSV files are among `sources`, in `reports`, with DVC's own renderer and templates.
-
-    Returns name -> `light` and `dark`, data URLs of SVG images.
-    """
-    plots = load_plots()
-    return {name: draw_plot(name, plot, reports) for name, plot in plots.items() if name_source(plot) in sources}
-
-
 def name_source(plot: Plot) -> str:
     """Return the name of the CSV file, in the folder of reports, that a plot is drawn from."""
     (source,) = plot["y"]
     return Path(source).name
 
 
-def draw_plot(name: str, plot: Plot, reports: Path) -> dict[str, str]:
-    """Draw one plot; see `draw_plots`."""
-    from dvc_render import VegaRenderer
+def format_page(
+    title: str,
+    sections: dict[str, str],
+    evaluations: Evaluations,
+    metrics: Metrics,
+    tables: dict[str, str],
+    background: Background,
+    md5: str,
+) -> str:
+    """Format the page of a run.
 
-    (y,) = plot["y"].values()
-    points = pd.read_csv(reports / name_source(plot)).assign(rev="").to_dict("records")
-    properties = {key: plot[key] for key in ("x", "title", "x_label", "y_label") if key in plot}
-    renderer = VegaRenderer(points, name, template=plot["template"], template_dir=str(PLOT_TEMPLATES), y=y, **properties)
-    chart = hide_revision(renderer.get_filled_template())
-    return {"light": render_svg(chart, None), "dark": render_svg(chart, "dark")}
-
-
-def render_svg(chart: Any, theme: str | None) -> str:
-    """Render a Vega-Lite chart as the data URL of an SVG image. theme: None, or the name of a Vega theme."""
-    import vl_convert
-
-    config = {"background": "transparent", "range": {"category": COLOURS}, "view": {"stroke": "transparent"}}
-    svg = vl_convert.vegalite_to_svg(chart, theme=theme, config=config)  # type: ignore[arg-type]
-    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
-
-
-def hide_revision(chart: Any) -> Any:
-    """Return a Vega-Lite chart without the legends and headers of DVC's revision: the page shows a single revision."""
-    if isinstance(chart, list):
-        return [hide_revision(item) for item in chart]
-    if not isinstance(chart, dict):
-        return chart
-    if chart.get("field") == "rev":
-        return chart | {"header" if chart["title"] is None else "legend": None}
-    return {key: value if key == "data" else hide_revision(value) for key, value in chart.items()}
+    sections: name -> Markdown page. metrics: the content of metrics.json, and md5 its hash in dvc.lock, which identifies the
+    run: the page has the same bytes in every clone, so it cannot name a commit. tables: as for `charts.draw_charts`.
+    """
+    alpaca, harness = evaluations.alpaca[BASE], evaluations.harness[BASE]
+    verdict, sentence = headline.state_verdict(metrics, alpaca["n_total"])
+    summary = {
+        "verdict": verdict,
+        "sentence": sentence,
+        "steps": headline.list_steps(metrics),
+        "tiles": headline.list_tiles(metrics),
+        "warnings": headline.list_warnings(metrics, alpaca["judge"], len(harness), background.published),
+        "facts": background.facts | {"judge": alpaca["judge"], "instructions": str(alpaca["n_total"])},
+        "md5": md5,
+    }
+    drawn = charts.draw_charts(evaluations, tables, background.published)
+    return render_html(title, summary, sections, drawn, answers.collect_answers(evaluations, background.judged))
 
 
-def render_html(title: str, sections: dict[str, str], plots: dict[str, dict[str, str]], answers: list[dict[str, Any]]) -> str:
-    """Render the page. Model output is escaped: by `markdown.escape` in the sections, by the template everywhere else.
+def render_html(
+    title: str, summary: dict[str, Any], sections: dict[str, str], drawn: dict[str, list[Chart]], outputs: dict[str, Any]
+) -> str:
+    """Render the page. Model output is escaped: by `markdown.escape` in the sections, by the template and page.js elsewhere.
 
-    sections: name -> Markdown without HTML; plots: as returned by `draw_plots`; answers: objects with `instruction` and
-    `answers`, which maps model -> answer.
+    summary: as made by `format_page`. sections: name -> Markdown without HTML. drawn: section -> charts. outputs: those of
+    `answers.collect_answers`.
     """
     from jinja2 import Environment
-    from markdown_it import MarkdownIt
     from markupsafe import Markup
 
-    markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
-    bodies = {name: Markup(markdown.render(text)) for name, text in sections.items()}
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(title=title, sections=bodies, plots=plots, answers=answers) + "\n"
+    data = {"answers": outputs, "charts": [chart for group in drawn.values() for chart in group], "config": charts.CONFIG}
+    scripts = [charts.bundle_vega(), SCRIPT.read_text(encoding="utf-8")]
+    return (
+        template.render(
+            title=title,
+            summary=summary,
+            sections={name: Markup(render_markdown(text)) for name, text in sections.items()},
+            charts=drawn,
+            data=Markup(embed(json.dumps(data, ensure_ascii=False))),
+            style=Markup(STYLE.read_text(encoding="utf-8")),
+            scripts=[Markup(re.sub(r"</(?=script)", r"<\\/", text, flags=re.IGNORECASE)) for text in scripts],
+        )
+        + "\n"
+    )
+
+
+def embed(text: str) -> str:
+    """Escape JSON for a script element: no `<` that could end it or open a comment, no lone surrogates."""
+    return re.sub(r"[<\ud800-\udfff\u2028\u2029]", lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def render_markdown(text: str) -> str:
+    """Render Markdown as HTML for the page: headings one level lower, and each table in a box of its own that can scroll."""
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
+    markdown.add_render_rule("table_open", open_table)
+    markdown.add_render_rule("table_close", close_table)
+    tokens = markdown.parse(text)
+    for token in tokens:
+        if token.type.startswith("heading"):
+            token.tag = f"h{int(token.tag[1:]) + 1}"
+    return str(markdown.renderer.render(tokens, markdown.options, {}))
+
+
+def open_table(self: RendererHTML, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
+    """Open a table's box: it takes the keyboard's focus, so that arrow keys scroll it."""
+    return '<div class="wide" tabindex="0" role="group" aria-label="Table"><table>\n'
+
+
+def close_table(self: RendererHTML, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
+    return "</table></div>\n"

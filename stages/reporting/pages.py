@@ -5,8 +5,9 @@ from collections.abc import Collection
 from typing import Any
 
 from stages.reporting import markdown, paired
+from stages.reporting.answers import Judged
 from stages.reporting.markdown import number
-from stages.reporting.paired import BEYOND_ERROR, PUBLISHED_AS, Estimate
+from stages.reporting.paired import BEYOND_ERROR, PUBLISHED_AS, Estimate, Preferences
 from stages.reporting.published import TASKS, Published, PublishedAlpacaEvalTable, PublishedHarnessTable, PublishedTable
 from stages.runtime.params import BASE
 
@@ -41,9 +42,9 @@ def label_column(column: str) -> str:
     return f"{label}{', ' if ',' in label else ' '}of {tasks.replace('_', ' ')}" if of else label
 
 
-def format_estimate(value: float | None, error: float | None) -> str:
-    """Format a value with its standard error, or without if that is unknown."""
-    return number(value) if value is None or error is None else f"{value:.2f} ± {error:.2f}"
+def format_estimate(value: float | None, error: float | None, digits: int = 2) -> str:
+    """Format a value with its standard error, or without if that is unknown. digits: decimals of both."""
+    return number(value, digits) if value is None or error is None else f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
 def format_alpaca_eval(alpaca: dict[str, dict[str, Any]], differences: Comparisons, published: Published | None) -> str:
@@ -52,21 +53,9 @@ def format_alpaca_eval(alpaca: dict[str, dict[str, Any]], differences: Compariso
     alpaca: model -> metrics of evaluate-alpaca. differences: results of `paired.compare_preferences`.
     """
     base = alpaca[BASE]
-    rows = [
-        [
-            name,
-            number(metrics.get("length_controlled_winrate")),
-            number(metrics.get("lc_standard_error")),
-            number(metrics["win_rate"]),
-            number(metrics["standard_error"]),
-            number(metrics["avg_length"], 0),
-        ]
-        for name, metrics in alpaca.items()
-    ]
-    header = ["model", "LC win rate", "standard error", "win rate", "standard error", "average length"]
     lines = [
         "# AlpacaEval 2.0\n",
-        markdown.table(header, rows),
+        format_win_rates(alpaca),
         f"Win rates in percent over {base['n_total']} instructions, judged by `{base['judge']}`; average length in characters.",
     ]
     if "length_controlled_absent" in base:
@@ -79,6 +68,54 @@ def format_alpaca_eval(alpaca: dict[str, dict[str, Any]], differences: Compariso
     table = published.alpaca_eval if published else None
     lines.append(compare_alpaca_eval(alpaca, table, published.models) if published and table else NOT_PUBLISHED)
     return "\n".join(lines) + "\n"
+
+
+def format_win_rates(alpaca: dict[str, dict[str, Any]]) -> str:
+    """Format the table of win rates and lengths, with LC win rates only if a model has one. alpaca: model -> metrics."""
+    controlled = ["length_controlled_winrate", "lc_standard_error"]
+    controlled = controlled if any(key in metrics for metrics in alpaca.values() for key in controlled) else []
+    rows = [
+        [
+            name,
+            *[number(metrics.get(key)) for key in controlled],
+            number(metrics["win_rate"]),
+            number(metrics["standard_error"]),
+            number(metrics["avg_length"], 0),
+        ]
+        for name, metrics in alpaca.items()
+    ]
+    lc_header = ["LC win rate", "standard error"] if controlled else []
+    return markdown.table(["model", *lc_header, "win rate", "standard error", "average length"], rows)
+
+
+def format_data_sets(preferences: dict[str, Preferences], judged: list[Judged]) -> str:
+    """Format the section of alpaca_eval.md with the win rates by AlpacaEval's data sets; an empty text if there is only one.
+
+    preferences: model -> preference for each instruction, in the order of `judged`.
+    """
+    places: dict[str, list[int]] = {}
+    for index, item in enumerate(judged):
+        places.setdefault(item.data_set, []).append(index)
+    if len(places) < 2:
+        return ""
+    rows = [
+        [name, str(len(indices)), *[format_share([values[index] for index in indices]) for values in preferences.values()]]
+        for name, indices in sorted(places.items())
+    ]
+    header = ["data set", "instructions", *preferences]
+    return (
+        f"\n## Win rates by data set\n\n{markdown.table(header, rows)}\n"
+        "Win rate ± standard error in percent over the instructions of each of AlpacaEval's data sets.\n"
+    )
+
+
+def format_share(preferences: Preferences) -> str:
+    """Format the win rate that preferences give, and its standard error, or a dash for fewer than two."""
+    known = [value for value in preferences if value is not None]
+    if len(known) < 2:
+        return "–"
+    value, error = paired.estimate_mean(known)
+    return format_estimate(value - 100, error)
 
 
 def format_differences(differences: Comparisons) -> str:
@@ -115,21 +152,22 @@ def compare_alpaca_eval(alpaca: dict[str, dict[str, Any]], published: PublishedA
 
     titles: model -> name of the published model.
     """
+    controlled = ("LC win rate", "length_controlled_winrate", "lc_standard_error", 2)
+    metrics = [controlled, ("win rate", "win_rate", "standard_error", 2), ("average length", "avg_length", "", 0)]
+    if not any("length_controlled_winrate" in values for values in alpaca.values()):
+        metrics.sort(key=lambda metric: metric is controlled)  # last, because there is nothing to compare with
     rows = []
     for name, theirs in published.models.items():
         if name not in alpaca:
             continue
-        for label, key, error_key in (
-            ("LC win rate", "length_controlled_winrate", "lc_standard_error"),
-            ("win rate", "win_rate", "standard_error"),
-            ("average length", "avg_length", ""),
-        ):
+        for label, key, error_key, digits in metrics:
             value, error = alpaca[name].get(key), alpaca[name].get(error_key)
             reported, published_error = getattr(theirs, key), getattr(theirs, error_key, None)
             difference = None if value is None or reported is None else value - reported
             beyond = None if difference is None else paired.exceeds_published(difference, error, published_error)
-            cells = [format_estimate(value, error), format_estimate(reported, published_error), number(difference)]
-            rows.append([name, titles[name], label, *cells, markdown.WORDS[beyond]])
+            cells = [format_estimate(value, error, digits), format_estimate(reported, published_error, digits)]
+            change = "–" if difference is None else f"{difference:+.{digits}f}"
+            rows.append([name, titles[name], label, *cells, change, markdown.WORDS[beyond]])
     header = ["model", "published as", "metric", "ours", "published", "difference", BEYOND_ERROR]
     judge = alpaca[BASE]["judge"]
     text = (
@@ -249,7 +287,7 @@ def compare_leaderboard(results: dict[str, dict[str, Estimate]], published: Publ
         rows.append([name, "ours", *[format_estimate(*ours[column]) for column in [*columns, *plain]]])
         rows.append([name, "published", *[number(theirs.get(reported)) for reported in columns.values()], *["–"] * len(plain)])
         rows.append([name, "difference", *differences, *["–"] * len(plain)])
-    header = ["model", "", *map(label_column, [*columns, *plain])]
+    header = ["model", "results", *map(label_column, [*columns, *plain])]
     remark = (
         "The published MMLU is compared with ours weighted by the subjects' numbers of questions, as lm-evaluation-harness "
         "0.4.1 itself does, and the average accordingly. The plain mean over the subjects, which the Open LLM Leaderboard v1 "
@@ -294,7 +332,7 @@ def format_matrix(comparison: dict[str, Any], prompts: str) -> str:
         [
             name,
             *[
-                "–" if name == opponent else f"{rate:.1f} ± {error:.1f}"
+                "–" if name == opponent else format_estimate(rate, error)
                 for opponent, rate, error in zip(models, rates, errors, strict=True)
             ],
         ]

@@ -1,5 +1,6 @@
 """The files that every report has, apart from its Markdown pages: metrics, items, the plots' data and the HTML page."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,11 @@ from stages.artifacts import files
 from stages.reporting import markdown, page, pages, paired, per_item
 from stages.reporting.inputs import ALPACA_METRICS, Evaluations
 from stages.reporting.pages import Comparisons
+from stages.reporting.published import TASKS
 from stages.runtime.params import BASE
+
+SUMMARY = "summary.json"
+"""The figures that DVC shows: dvc.yaml declares this file as the experiment's metrics."""
 
 
 def write_reports(
@@ -28,6 +33,7 @@ def write_reports(
     write_text(per_item.format_preferences(evaluations.preferences), out / per_item.PREFERENCES)
     write_text(per_item.format_scores(evaluations.scores), out / per_item.HARNESS)
     files.write_json(round_numbers(metrics), out / "metrics.json")
+    write_text(json.dumps(summarize(metrics), indent=1) + "\n", out / SUMMARY)
     # The page shows all answers, so it needs no samples.
     bodies = {name.replace("_", "-"): text for name, text in sections.items() if name != "samples"}
     plots = page.draw_plots(out, {f"{name}.csv" for name in tables})
@@ -81,6 +87,31 @@ def collect_metrics(
                     for task in paired.list_columns(estimates)
                 }
     return metrics
+
+
+def summarize(metrics: dict[str, Any]) -> dict[str, float]:
+    """Select the figures of the last model that tell whether an experiment is better than another, for summary.json.
+
+    metrics: the content of metrics.json, before rounding. Returns, in the order of DVC's columns, those that exist:
+    `lc_win_rate` and `win_rate` (AlpacaEval, percent), `se` (the standard error of the latter), `vs_base` (the difference from
+    the base policy's win rate, in percentage points), `kl` (from the reference, at the end of training, nats), `length`
+    (average, characters) and `harness` (average of all six tasks, percent; none of fewer). Percentages have two decimals, as in
+    the tables; kl has three significant digits.
+    """
+    model, alpaca = list(metrics["alpaca_eval"].items())[-1]
+    harness = metrics["open_llm_leaderboard"].get(model, {})
+    figures = {
+        "lc_win_rate": alpaca.get("length_controlled_winrate"),
+        "win_rate": alpaca["win_rate"],
+        "se": alpaca["standard_error"],
+        "vs_base": alpaca.get("vs_base", {}).get("difference"),
+        "kl": metrics.get("training", {}).get(model, {}).get("kl"),
+        "length": alpaca["avg_length"],
+        "harness": harness.get("average") if harness.keys() >= set(TASKS) else None,
+    }
+    return {
+        name: float(f"{value:.3g}") if name == "kl" else round(value, 2) for name, value in figures.items() if value is not None
+    }
 
 
 def summarize_comparison(comparison: dict[str, Any]) -> dict[str, Any]:

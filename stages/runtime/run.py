@@ -7,7 +7,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from stages.runtime import processes, scratch
@@ -19,6 +19,10 @@ AddArguments = Callable[[argparse.ArgumentParser], None]
 Main = Callable[[argparse.Namespace], None]
 RUNNING = "SPPO_ENVIRONMENT"
 """Environment variable that names the environment whose interpreter this process has switched to."""
+PROGRESS = "SPPO_PROGRESS"
+"""Environment variable that makes each stage log how far the run has come, which `timings start` must precede."""
+PLAN, TIMINGS = scratch.FOLDER / "plan.json", scratch.FOLDER / "timings.jsonl"
+"""What `python -m stages.tools timings start` expects to run, and one line for each stage that has run since then."""
 
 
 def prepare_process(*, online: bool = False) -> None:
@@ -70,6 +74,7 @@ def run_stage(name: str, main: Main, args: argparse.Namespace, write_record: Cal
         if not launched:
             scratch.claim(sys.argv)
             scratch.sweep()
+            log_progress(name, stage)
         main(args)
         scratch.finish(stage, output_paths(args))
         if not launched:
@@ -94,6 +99,38 @@ def log_timing(name: str, seconds: float) -> None:
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     stage = os.environ.get("DVC_STAGE", name)
     log.info("%s: %.1f s, peak memory %.1f GB", stage.rpartition(":")[2], seconds, peak / 2**20)
-    scratch.FOLDER.mkdir(parents=True, exist_ok=True)
-    with (scratch.FOLDER / "timings.jsonl").open("a", encoding="utf-8") as file:
+    TIMINGS.parent.mkdir(parents=True, exist_ok=True)
+    with TIMINGS.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"stage": stage, "seconds": round(seconds, 1), "peak_gb": round(peak / 2**20, 2)}) + "\n")
+
+
+def log_progress(name: str, stage: str) -> None:
+    """Log how far a run of several stages has come before it runs this one, if asked to. stage: its name in dvc.yaml."""
+    if stage and os.environ.get(PROGRESS) and PLAN.exists():
+        plan = json.loads(PLAN.read_text(encoding="utf-8"))
+        log.info("%s: %s", name, describe_progress(plan["stages"], read_timings(), time.time() - plan["started"]))
+
+
+def read_timings() -> dict[str, float]:
+    """Return the seconds of each stage that has run since `timings start`, by its name in dvc.yaml."""
+    rows = [json.loads(line) for line in TIMINGS.read_text(encoding="utf-8").splitlines()] if TIMINGS.exists() else []
+    return {row["stage"].rpartition(":")[2]: row["seconds"] for row in rows}
+
+
+def describe_progress(planned: Mapping[str, float | None], done: Mapping[str, float], seconds: float) -> str:
+    """Describe a run of which another stage starts: `stage 12 of 34, 3 min so far, about 6 min left`.
+
+    planned: the stages that were stale when the run started -> what each took the last time, in seconds, or None. The run may
+    skip some of them: those whose inputs turn out unchanged, or whose outputs are in DVC's cache. done: the stages that have
+    run -> seconds. seconds: the time since the start.
+    """
+    left = [last for stage, last in planned.items() if stage not in done]
+    known = [last for last in left if last is not None]
+    word = "about" if len(known) == len(left) else "at least"
+    estimate = f", {word} {format_duration(sum(known))} left" if known else ""
+    return f"stage {len(done) + 1} of {max(len(planned), len(done) + 1)}, {format_duration(seconds)} so far{estimate}"
+
+
+def format_duration(seconds: float) -> str:
+    """Format a duration in seconds below a minute and a half, otherwise in minutes."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

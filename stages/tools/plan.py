@@ -3,27 +3,33 @@
 The plan includes the stages that have changed, according to DVC, and all stages that depend on them; `dvc repro` skips those
 whose inputs turn out unchanged.
 
-Sizes (prompts, lengths of texts, the policy's parameters) are taken from an earlier run if there is one, otherwise from the
-assumptions in this module, which are printed with the table. stages/tools/memory.py estimates the memory.
+Sizes (prompts, lengths of texts, the policy's parameters) are taken from an earlier run, or from local files that params.yaml
+names, if there are any, otherwise from the assumptions in this module, which are printed with the table. stages/tools/memory.py
+estimates the memory. The tool only reads, and takes none of DVC's locks, so it also works while `dvc repro` runs.
 """
 
 import argparse
 import math
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from dvc.lock import LockNoop
 
 from stages.artifacts import files, pointers
+from stages.assets import alpaca_eval, prompts
 from stages.reporting import markdown
 from stages.runtime import params
-from stages.runtime.errors import StageError
+from stages.runtime.errors import StageError, describe
 from stages.runtime.params import Asset, EvaluationParams, Params
 from stages.tools import options, repository
 from stages.tools.memory import SHAPES, Memory, Shape, estimate_memory
+
+Source = TypeVar("Source", bound=Asset)
 
 PROMPTS = 20_000
 PROMPT_TOKENS, RESPONSE_TOKENS = 190, 380
@@ -33,6 +39,7 @@ RANKER_FLOPS_PER_TOKEN, RANKER_FLOPS_PER_PASS = 0.75e9, 51.5e9
 """PairRM, a DeBERTa-v3-large of 0.4 billion parameters: its layers per token, and its relative positions per pass."""
 
 INSTRUCTIONS = 805
+"""Of AlpacaEval's set on the Hub."""
 HARNESS_TOKENS = {
     "arc_challenge": 9_000_000,
     "truthfulqa_mc2": 500_000,
@@ -47,6 +54,9 @@ JUDGE_TOKENS = 1_250
 
 BYTES_PER_TOKEN = 6
 """Disk space of a response's compressed text and token IDs in Parquet: measured on the miniature, rounded up."""
+
+CHECKPOINT_BYTES = 8
+"""Of a parameter in a training checkpoint: float32 weights and RMSProp's mean squares."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +112,8 @@ class Work:
 
 @dataclass(frozen=True)
 class Size:
-    """Sizes that work depends on: prompts per iteration, mean tokens of a prompt and of a response, the policy's parameters.
+    """Sizes that work depends on: prompts per iteration, mean tokens of a prompt and of a response, the policy's parameters,
+    and AlpacaEval's instructions.
 
     prompts: 0 if there are no iterations.
     """
@@ -111,6 +122,7 @@ class Size:
     prompt_tokens: float
     response_tokens: float
     parameters: float
+    instructions: int = INSTRUCTIONS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -165,7 +177,7 @@ def estimate_answer_reference(settings: Params | EvaluationParams, size: Size) -
 
 
 def estimate_answer(settings: Params | EvaluationParams, size: Size) -> Work:
-    texts = _instructions(settings) + (settings.split.hold_out if isinstance(settings, Params) else 0)
+    texts = size.instructions + (settings.split.hold_out if isinstance(settings, Params) else 0)
     return _sample(texts, texts * size.response_tokens)
 
 
@@ -173,8 +185,8 @@ def estimate_evaluate_alpaca(settings: Params | EvaluationParams, size: Size) ->
     if settings.evaluate_alpaca.judge == "gold":
         return Work()
     price = settings.evaluate_alpaca.price_per_million_tokens or math.nan
-    tokens = _instructions(settings) * JUDGE_TOKENS
-    return Work(_instructions(settings), tokens, dollars=tokens * price / 1e6)
+    tokens = size.instructions * JUDGE_TOKENS
+    return Work(size.instructions, tokens, dollars=tokens * price / 1e6)
 
 
 def estimate_evaluate_lm(settings: Params | EvaluationParams, size: Size) -> Work:
@@ -194,7 +206,7 @@ def estimate_compare(settings: Params, size: Size) -> Work:
 def estimate_compare_answers(settings: Params | EvaluationParams, size: Size) -> Work:
     assert isinstance(settings, EvaluationParams)
     models = len(settings.models) + len(settings.answers)
-    return _compare_responses(_instructions(settings) * models * (models - 1), settings, size)
+    return _compare_responses(size.instructions * models * (models - 1), settings, size)
 
 
 EVALUATION_ESTIMATES: dict[str, Callable[[Params | EvaluationParams, Size], Work]] = {
@@ -233,10 +245,6 @@ def _pair_tokens(settings: Params, size: Size) -> float:
     return prompt + 2 * min(size.response_tokens, settings.lengths.total - prompt)
 
 
-def _instructions(settings: Params | EvaluationParams) -> int:
-    return settings.assets.alpaca_eval.count or INSTRUCTIONS
-
-
 def estimate_hours(work: Work, gpu: Gpu, parameters: float, gpus: int) -> float:
     """Estimate the hours on this many GPUs, not counting start-up."""
     shared = work.sampled / (gpu.sample * 8e9 / parameters)
@@ -252,31 +260,79 @@ def measure_size(folder: Path, settings: Params | EvaluationParams) -> tuple[Siz
     """
     assumed = []
     sampled = sorted((folder / "data/responses").glob("*.parquet"))
-    prompts = float(settings.split.prompts_per_iteration or 0) if isinstance(settings, Params) else 0
+    count = count_prompts(folder, settings) if isinstance(settings, Params) else 0
     if sampled:
         table = pq.read_table(sampled[0], columns=["prompt_token_ids", "token_counts"])
         lengths = pc.mean(pc.list_value_length(table["prompt_token_ids"])), pc.mean(pc.list_flatten(table["token_counts"]))
         prompt_tokens, response_tokens = (value.as_py() for value in lengths)
-        prompts = prompts or table.num_rows
+        count = table.num_rows if count is None else count
     else:
         prompt_tokens, response_tokens = PROMPT_TOKENS, RESPONSE_TOKENS
         assumed.append(f"{PROMPT_TOKENS} tokens per prompt and {RESPONSE_TOKENS} per response")
-    if not prompts and isinstance(settings, Params):
-        prompts = PROMPTS
+    if count is None:
+        count = PROMPTS
         assumed.append(f"{PROMPTS:,} prompts per iteration")
-    return Size(prompts, prompt_tokens, response_tokens, count_parameters(folder, settings)), assumed
+    parameters, instructions = count_parameters(folder, settings), count_instructions(folder, settings)
+    return Size(count, prompt_tokens, response_tokens, parameters, instructions), assumed
+
+
+def count_prompts(folder: Path, settings: Params) -> float | None:
+    """Return the number of prompts per iteration: `split.prompts_per_iteration` or, if it is null, the mean number that a local
+    data set assigns to an iteration. None if that is not known before the data set is fetched."""
+    asset = settings.assets.prompts
+    if settings.split.prompts_per_iteration or asset.made_here:
+        return settings.split.prompts_per_iteration
+    if asset.on_hub or (asset.assignment and asset.assignment.on_hub):
+        return None
+    assigned = asset.assignment and locate(asset.assignment, folder)
+    rows = prompts.read_prompts(locate(asset, folder).model_copy(update={"assignment": assigned}))
+    return sum(iteration in settings.iterations for _, iteration in rows) / len(settings.iterations)
+
+
+def count_instructions(folder: Path, settings: Params | EvaluationParams) -> int:
+    """Count AlpacaEval's instructions: those of the miniature, of a local set, of an earlier run, or of the set on the Hub."""
+    asset, fetched = settings.assets.alpaca_eval, folder / "data/alpaca_eval_set/instructions.json"
+    if asset.count:
+        return asset.count
+    original = folder / asset.repo / alpaca_eval.REFERENCE_OUTPUTS
+    if asset.on_hub and not fetched.exists():
+        return INSTRUCTIONS
+    return len(files.read_records(fetched if asset.on_hub or not original.exists() else original, ["instruction"]))
+
+
+def locate(asset: Source, folder: Path) -> Source:
+    """Return a local asset with a path that does not depend on the current folder. folder: that of params.yaml."""
+    return asset.model_copy(update={"repo": str((folder / asset.repo).resolve())})
 
 
 def count_parameters(folder: Path, settings: Params | EvaluationParams) -> float:
-    """Count the base policy's parameters from its files, if they exist, or look them up. Raises StageError if unknown."""
+    """Count the base policy's parameters in its files or, if they are not on this machine, by their size; otherwise look them
+    up. Raises StageError if unknown."""
     base = find_base(folder, settings)
+    if not base:
+        return find_shape(folder, settings).parameters
+    try:
+        return count_weights(pointers.resolve(base))
+    except StageError:
+        if not (base / pointers.NAME).exists():
+            raise
     bytes_each = 2 if settings.engine.dtype == "bfloat16" else 4
-    if base and (base / pointers.NAME).exists():
-        listed = pointers.read(base)["files"]
-        return float(sum(file["size"] for name, file in listed.items() if name.endswith(".safetensors")) / bytes_each)
-    if base:
-        return sum(file.stat().st_size for file in base.glob("*.safetensors")) / bytes_each
-    return find_shape(folder, settings).parameters
+    listed = pointers.read(base)["files"]  # a snapshot that is no longer in the Hub cache
+    return float(sum(file["size"] for name, file in listed.items() if name.endswith(".safetensors")) / bytes_each)
+
+
+def count_weights(folder: Path) -> float:
+    """Count the parameters of a model by the headers of its safetensors files, whatever their precision. Raises StageError."""
+    from safetensors import SafetensorError, safe_open
+
+    index, total = folder / pointers.INDEX, 0
+    for name in sorted(set(files.read_json(index)["weight_map"].values()) if index.exists() else {pointers.WEIGHTS}):
+        try:
+            with safe_open(files.require(folder / name), "np") as tensors:
+                total += sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise StageError(f"{folder / name} is corrupted ({describe(error)}): recreate it") from error
+    return float(total)
 
 
 def find_shape(folder: Path, settings: Params | EvaluationParams) -> Shape:
@@ -320,10 +376,12 @@ def read_shape(path: Path, parameters: float) -> Shape:
 def find_stale_stages(folder: Path) -> dict[str, str]:
     """Return the stages of folder/dvc.yaml that would run: name -> `changed` itself, or `follows` a stage that changed.
 
-    Read-only. `dvc repro` would run the stage `code` first, which refreshes the other stages' fingerprints. In DVC's graph
-    every stage depends on `code`; here only the stages whose fingerprint would differ count as changed.
+    `dvc repro` would run the stage `code` first, which refreshes the other stages' fingerprints. In DVC's graph every stage
+    depends on `code`; here only the stages whose fingerprint would differ count as changed. Read-only: DVC's locks are kept in
+    a temporary folder, so that a running `dvc repro` is neither waited for nor disturbed.
     """
-    with repository.open_repository(folder) as repo:
+    with repository.open_repository(folder) as repo, tempfile.TemporaryDirectory() as locks:
+        repo.tmp_dir, repo.lock = locks, LockNoop()
         file = str(folder / "dvc.yaml")
         stages = {stage.addressing: stage for stage in repo.index.stages if Path(stage.path).samefile(file)}
         changed = set(repo.status(targets=[file]))
@@ -420,7 +478,17 @@ def explain_plan(size: Size, assumed: list[str], settings: Params | EvaluationPa
     return (
         f"\n{prompts}{size.prompt_tokens:.0f} tokens per prompt, {size.response_tokens:.0f} per response, a policy of "
         f"{size.parameters / 1e9:.3g} billion parameters ({source}). A stage that only follows a changed one is skipped if its "
-        f"inputs turn out unchanged. Memory: the peak of one stage, on each GPU and on the host.{devices}{cache} Hours are "
-        "estimates from published speeds, without start-up and compilation; stages/tools/plan.py and stages/tools/memory.py "
-        "name the sources.\n"
+        f"inputs turn out unchanged. Memory: the peak of one stage, on each GPU and on the host.{devices}{cache}"
+        f"{explain_checkpoints(size, settings)} Hours are estimates from published speeds, without start-up and compilation: "
+        "allow twice as long. stages/tools/plan.py and stages/tools/memory.py name the sources.\n"
+    )
+
+
+def explain_checkpoints(size: Size, settings: Params | EvaluationParams) -> str:
+    """Describe the disk space of the checkpoints that all weights are trained with, which is not in the table."""
+    if not isinstance(settings, Params) or settings.train.lora.rank or not settings.train.checkpoint_steps:
+        return ""
+    return (
+        f" While it trains, train takes another {2 * CHECKPOINT_BYTES * size.parameters / 1e9:.3g} GB in scratch/, for two "
+        "checkpoints (none with `train.checkpoint_steps=0`)."
     )

@@ -1,12 +1,19 @@
-"""Show the seconds and peak memory of each stage of a run: `start` before the run, `show` after it."""
+"""Show the seconds and peak memory of each stage of a run: `start` before the run, `show` after it.
+
+`start` also writes the plan of the run, from which the stages say how far it has come.
+"""
 
 import argparse
 import json
+import time
+from pathlib import Path
 from typing import Any
 
-from stages.runtime import scratch
+from dvc.exceptions import DvcException
 
-FILE = scratch.FOLDER / "timings.jsonl"
+from stages.artifacts import files
+from stages.runtime import run
+from stages.runtime.errors import StageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,13 +22,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     if args.action == "start":
-        FILE.unlink(missing_ok=True)
+        start()
     else:
-        print(
-            format_timings(
-                [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()] if FILE.exists() else []
-            )
-        )
+        lines = run.TIMINGS.read_text(encoding="utf-8").splitlines() if run.TIMINGS.exists() else []
+        print(format_timings([json.loads(line) for line in lines]))
+
+
+def start() -> None:
+    """Write the plan of a run of the pipeline in the current folder, and forget the timings of the run before.
+
+    The plan: `started` (Unix time), `stages` (those that are stale -> the seconds of their last run, or None) and `seconds` (of
+    the last run of every stage). If DVC cannot tell the stages, there are none: `dvc repro` then says what is wrong.
+    """
+    from stages.tools import plan
+
+    seconds: dict[str, float] = files.read_json(run.PLAN)["seconds"] if run.PLAN.exists() else {}
+    seconds |= run.read_timings()
+    try:
+        stale = list(plan.find_stale_stages(Path()))
+    except (DvcException, StageError):
+        stale = []
+    stages = {name: seconds.get(name) for name in stale}
+    files.write_json({"started": time.time(), "stages": stages, "seconds": seconds}, run.PLAN)
+    run.TIMINGS.unlink(missing_ok=True)
 
 
 def format_timings(rows: list[dict[str, Any]]) -> str:

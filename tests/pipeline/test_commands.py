@@ -25,6 +25,7 @@ NOT_RUN = {
     "pytest": "the test suite itself",
     "source ": "DVC, Python and the stages are found without it",
     "pre-commit ": "installs a tool",
+    "chromium ": "a browser, which not every machine has, for a picture",
     "hf auth login": "asks for a token",
     "python -m stages.tools hub --pin": "asks the Hub",
     "dvc repro recipes/": "needs eight GPUs",

@@ -1,23 +1,24 @@
 """The committed results of the miniature: SPPO improves the policy, and the metrics are those of the preferences."""
 
+import io
 import json
 
 import pandas as pd
 import pytest
 
 from stages.reporting import seeds
-from stages.runtime import params
-from stages.runtime.paths import ROOT
+from stages.runtime import documents
 from stages.tools import diff
+from support.committed import read_committed
 
-DOCUMENT = json.loads((ROOT / "reports/metrics.json").read_text())
+DOCUMENT = json.loads(read_committed("reports/metrics.json"))
 METRICS = DOCUMENT["alpaca_eval"]
 
 
 @pytest.fixture(scope="module")
 def preferences() -> pd.DataFrame:
     """A row per instruction, a column per model."""
-    return pd.read_csv(ROOT / "reports/preferences.csv", index_col="index")
+    return pd.read_csv(io.StringIO(read_committed("reports/preferences.csv")), index_col="index")
 
 
 def test_the_last_iteration_is_better_than_the_base_policy(preferences: pd.DataFrame) -> None:
@@ -41,8 +42,8 @@ def test_the_win_rates_are_those_of_the_preferences(preferences: pd.DataFrame) -
 
 def test_the_noise_is_that_of_the_committed_experiment() -> None:
     """One of the runs with different seeds is the committed one: after a change of the results, run `make seeds`."""
-    runs = json.loads((ROOT / "reports/seeds.json").read_text())
-    place = runs["seeds"].index(params.read(ROOT / "params.yaml")["seed"])
+    runs = json.loads(read_committed("reports/seeds.json"))
+    place = runs["seeds"].index(documents.load_mapping(read_committed("params.yaml").encode(), "params.yaml")["seed"])
     metrics = {".".join(key): value for key, value in diff.flatten(DOCUMENT).items() if seeds.is_number(value)}
     assert {key: values[place] for key, values in runs["figures"].items()} == metrics
-    assert (ROOT / "reports/seeds.md").read_text(encoding="utf-8") == seeds.format_seeds(runs)
+    assert read_committed("reports/seeds.md") == seeds.format_seeds(runs)

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,18 @@ RECIPES = [path for path in ALL_RECIPES if not params.is_evaluation(params.read(
 EVALUATIONS = [path for path in ALL_RECIPES if path not in RECIPES]
 """The recipes that evaluate existing models, without training any."""
 EVALUATION = ROOT / sync.EVALUATION
-REPOSITORY = Repo(str(ROOT))
-STAGES = {stage.addressing: stage for stage in REPOSITORY.index.stages if getattr(stage, "cmd", None)}
+COPY = tempfile.TemporaryDirectory()
+"""The pipelines alone, without the files .dvcignore in recipes/ that hide recipes from DVC until they have been run."""
+for source in [path / name for path in (ROOT, *ALL_RECIPES) for name in ("dvc.yaml", "params.yaml")]:
+    (target := Path(COPY.name) / source.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+REPOSITORY = Repo.init(COPY.name, no_scm=True)
+STAGES = {
+    f"{Path(stage.path).relative_to(REPOSITORY.root_dir).as_posix()}:{stage.name}".removeprefix("dvc.yaml:"): stage
+    for stage in REPOSITORY.index.stages
+    if getattr(stage, "cmd", None)
+}
+"""Address in the repository, as DVC writes it in its root -> stage."""
 PER_ITERATION = ["generate", "rank", "reference", "train", "answer", "evaluate-alpaca", "evaluate-lm"]
 UNNAMED = {"report": "--data data", "report-models": "--data data", "code": "--out data/code"}
 """Stages whose options name a folder instead of each file in it."""
@@ -148,7 +159,7 @@ def test_split_needs_no_model() -> None:
     graph = REPOSITORY.index.graph
     pending, needed = [STAGES["split"]], set()
     while pending:
-        needed.add(pending[-1].addressing)
+        needed.add(pending[-1].name)
         pending += list(graph.successors(pending.pop()))
     assert needed == {"split", "assets-prompts", "assets-alpaca-eval", "code"}
 
@@ -262,7 +273,7 @@ def test_a_dry_run_lists_the_recipes_stages(recipe: Path, tmp_path: Path) -> Non
     for name in ("stages", "requirements", ".dvc/config", ".dvc/plots", "params.yaml", "dvc.yaml"):
         (shutil.copytree if (ROOT / name).is_dir() else copy_file)(ROOT / name, tmp_path / name)
     copy = tmp_path / recipe.relative_to(ROOT)
-    shutil.copytree(recipe, copy)
+    shutil.copytree(recipe, copy, ignore=shutil.ignore_patterns(".dvcignore"))
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     prefix = f"{recipe.relative_to(ROOT).as_posix()}/dvc.yaml:"
     ours = {name.removeprefix(prefix): stage for name, stage in STAGES.items() if name.startswith(prefix)}

@@ -95,12 +95,17 @@ def test_the_page_is_made_for_the_root_and_for_recipes_that_changed(tmp_path: Pa
     (tmp_path / "origin").mkdir()
     commit_history(tmp_path / "origin")
     git(tmp_path, "clone", "-q", str(tmp_path / "origin"), "clone")
-    done = run_script(
-        tmp_path / "clone", find_script("stages.tools diff"), NUMBER="7", GITHUB_STEP_SUMMARY=str(tmp_path / "summary")
-    )
+    git(tmp_path / "clone", "checkout", "-q", "--detach")  # as actions/checkout does
+    git(tmp_path / "clone", "branch", "-qD", "main")
+    environment = {"BASE": "main", "NUMBER": "7", "GITHUB_STEP_SUMMARY": str(tmp_path / "summary")}
+    done = run_script(tmp_path / "clone", find_script("stages.tools diff"), **environment)
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "clone/page/page.md").read_text()
-    assert page.startswith(run_tool(tmp_path / "origin", "diff", "HEAD~1", "HEAD").stdout.replace("HEAD\\~1", "HEAD^1"))
+    git(tmp_path / "origin", "branch", "-m", "main", "pull-request")
+    git(tmp_path / "origin", "branch", "main", "HEAD~1")
+    assert page.startswith(run_tool(tmp_path / "origin", "diff", "main", "pull-request").stdout)
+    assert page.startswith("# No verdict: no win rate of iter3 at main (")
+    assert "\n# recipes/llama-3-8b: No verdict: " in page
     rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| eta ")]
     assert rows == [["eta", "10", "20"], ["eta", "1000", "500"]]
     assert (tmp_path / "clone/page/number").read_text() == "7\n"
@@ -180,6 +185,16 @@ def test_one_comment_is_created_and_then_edited(tmp_path: Path) -> None:
 def test_a_long_page_is_cut_to_what_github_accepts(tmp_path: Path) -> None:
     _, options = json.loads(post(tmp_path, "7\n", "x" * 100_000, []).stdout)[-1]
     assert 60_000 < len(options["body"]) < 65_536
+
+
+@needs_node
+def test_a_long_page_is_cut_after_a_whole_section(tmp_path: Path) -> None:
+    section = f"\n<details><summary>x</summary>\n\n{'x' * 700}\n</details>\n"
+    _, options = json.loads(post(tmp_path, "7\n", f"# Better\n{section * 100}", []).stdout)[-1]
+    body = options["body"]
+    assert body.count(section) == body.count("<details>") == 60_000 // len(section)
+    assert body.partition("\n")[2].startswith("# Better\n")
+    assert "The rest of the page" in body.rpartition("</details>\n")[2]
 
 
 @needs_node

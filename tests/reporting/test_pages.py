@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 
 from stages.reporting import pages, paired
+from stages.reporting.answers import Judged
 from stages.reporting.published import TASKS, Published, read_published
 from stages.runtime.paths import ROOT
 from support.messages import assert_message
@@ -107,9 +108,9 @@ def test_differences_of_tasks_have_a_row_per_comparison() -> None:
 def test_our_results_stand_next_to_the_published_ones(published: Published) -> None:
     text = pages.format_alpaca_eval(alpaca("gpt-4-1106-preview", published), DIFFERENCES, published)
     rows = read_rows(text)
-    assert ["base", "Meta-Llama-3-8B-Instruct", "LC win rate", "23.02 ± 0.90", "22.92", "0.10", "no"] in rows
+    assert ["base", "Meta-Llama-3-8B-Instruct", "LC win rate", "23.02 ± 0.90", "22.92", "+0.10", "no"] in rows
     assert ["iter1", "Llama-3-Instruct-8B-SPPO-Iter1", "win rate", "21.74 ± 1.40", "31.74", "-10.00", "yes"] in rows
-    assert ["base", "Meta-Llama-3-8B-Instruct", "average length", "1900.00", "1899.00", "1.00", "–"] in rows
+    assert ["base", "Meta-Llama-3-8B-Instruct", "average length", "1900", "1899", "+1", "–"] in rows
     assert not [row for row in rows if row[0] == "iter2"], "a model that was not trained has no row"
     assert "Different judge" not in text
 
@@ -143,8 +144,35 @@ def test_the_reason_for_a_missing_lc_win_rate_is_stated(published: Published) ->
         values["length_controlled_absent"] = "the judge was away"
     text = pages.format_alpaca_eval(metrics, DIFFERENCES, published)
     assert "the judge was away" in text
-    assert ["base", "–", "–", "22.67", "1.40", "1900"] in read_rows(text)
+    assert ["base", "22.67", "1.40", "1900"] in read_rows(text)
     assert ["base", "Meta-Llama-3-8B-Instruct", "LC win rate", "–", "22.92", "–", "–"] in read_rows(text)
+
+
+def test_lc_win_rates_come_first_where_there_are_any_and_last_where_not(published: Published) -> None:
+    metrics = alpaca("my-judge", published)
+    rows = read_rows(pages.format_alpaca_eval(metrics, {}, published))
+    assert rows[0] == ["model", "LC win rate", "standard error", "win rate", "standard error", "average length"]
+    assert [row[2] for row in rows if row[:1] == ["base"]][1:] == ["LC win rate", "win rate", "average length"]
+    for values in metrics.values():
+        del values["length_controlled_winrate"], values["lc_standard_error"]
+    rows = read_rows(pages.format_alpaca_eval(metrics, {}, published))
+    assert rows[0] == ["model", "win rate", "standard error", "average length"]
+    assert [row[2] for row in rows if row[:1] == ["base"]][1:] == ["win rate", "average length", "LC win rate"]
+
+
+def test_win_rates_by_data_set_are_those_of_its_instructions() -> None:
+    judged = [Judged(name, "") for name in ("vicuna", "koala", "koala", "vicuna", "koala", "oasst")]
+    text = pages.format_data_sets({"base": [1.0, 1.5, 1.25, 1.5, None, 1.0], "iter1": [2.0, 1.5, 2.0, 1.5, 1.0, 1.0]}, judged)
+    rows = read_rows(text)
+    # koala: 0.5 and 0.25: mean 37.5, standard deviation 17.68; then 0.5, 1, 0: mean 50, standard deviation 50
+    assert rows[0] == ["data set", "instructions", "base", "iter1"]
+    assert rows[2] == ["koala", "3", "37.50 ± 12.50", "50.00 ± 28.87"]
+    assert rows[3] == ["oasst", "1", "–", "–"]
+    assert rows[4] == ["vicuna", "2", "25.00 ± 25.00", "75.00 ± 25.00"]
+
+
+def test_a_single_data_set_has_no_table() -> None:
+    assert pages.format_data_sets({"base": [1.0, 1.5]}, [Judged("miniature", ""), Judged("miniature", "")]) == ""
 
 
 def test_a_published_error_is_shown_and_counts(published: Published) -> None:
@@ -154,13 +182,13 @@ def test_a_published_error_is_shown_and_counts(published: Published) -> None:
         metrics["iter3"] = metrics["base"] | {"win_rate": 39.85 + shift, "standard_error": 0.1}
         rows = read_rows(pages.format_alpaca_eval(metrics, DIFFERENCES, published))
         (row,) = [row for row in rows if row[0] == "iter3" and row[2] == "win rate"]
-        assert row[3:] == [f"{39.85 + shift:.2f} ± 0.10", "39.85 ± 1.42", f"{shift:.2f}", beyond]
+        assert row[3:] == [f"{39.85 + shift:.2f} ± 0.10", "39.85 ± 1.42", f"+{shift:.2f}", beyond]
 
 
 def test_a_value_that_was_not_published_is_a_dash(published: Published, gemma: Published) -> None:
     rows = read_rows(pages.format_alpaca_eval(alpaca("gpt-4-1106-preview", published), DIFFERENCES, gemma))
-    assert ["base", "Gemma-2-9B-It", "average length", "1900.00", "–", "–", "–"] in rows
-    assert ["iter1", "Gemma-2-9B-It-SPPO-Iter1", "average length", "1900.00", "1669.00", "231.00", "–"] in rows
+    assert ["base", "Gemma-2-9B-It", "average length", "1900", "–", "–", "–"] in rows
+    assert ["iter1", "Gemma-2-9B-It-SPPO-Iter1", "average length", "1900", "1669", "+231", "–"] in rows
 
 
 def test_the_leaderboard_without_a_published_table_says_so(gemma: Published) -> None:
@@ -183,7 +211,7 @@ def test_published_scores_are_compared_with_the_weighted_mmlu(published: Publish
     rows = read_rows(pages.format_leaderboard({"base": summary}, {}, published))
     header, _, ours, reported, difference = rows[-5:]
     columns = [*TASKS[:-1], "mmlu, weighted", "average, mmlu weighted"]
-    assert header == ["model", "", *columns, "mmlu, plain mean"]
+    assert header == ["model", "results", *columns, "mmlu, plain mean"]
     assert ours[1::6] == ["ours", "66.79 ± 0.40"]
     assert ours[-1] == "85.59 ± 1.20"
     assert reported[1:] == ["published", *[f"{theirs[task]:.2f}" for task in [*TASKS, "average"]], "–"]
@@ -207,7 +235,7 @@ def test_a_table_of_fewer_tasks_says_so_and_compares_no_average(published: Publi
     assert rows[2] == ["base", "80.00 ± 1.20", "62.00 ± 1.20", "71.00 ± 0.85", "56.00 ± 0.40", "68.00 ± 0.63"]
     assert "**Only 2 of the 6 tasks** were run (`evaluate_lm.tasks`)" in text
     assert [row for row in rows if row[1] == "published"] == [["base", "published", "75.89", "65.59", "–"]]
-    assert [row for row in rows if row[1] == ""] == [["model", "", "gsm8k", "mmlu, weighted", "mmlu, plain mean"]]
+    assert [row for row in rows if row[1] == "results"] == [["model", "results", "gsm8k", "mmlu, weighted", "mmlu, plain mean"]]
     one = pages.format_leaderboard({"base": select(summarize(), "gsm8k")}, {}, published)
     assert read_rows(one)[0] == ["model", "gsm8k"]
     assert "average" not in one.partition("were run")[0]
@@ -243,7 +271,7 @@ def test_a_published_figure_may_be_missing_and_may_have_its_own_source(published
     )
     rows = [row[2:] for row in read_rows(text) if row[1] == "Theirs"]
     assert rows[0] == ["LC win rate", "23.02 ± 0.90", "–", "–", "–"]
-    assert rows[1] == ["win rate", "22.67 ± 1.40", "20.00", "2.67", "no"]
+    assert rows[1] == ["win rate", "22.67 ± 1.40", "20.00", "+2.67", "no"]
     assert "published results: a paper; of base's `win_rate`: a blog. " in text
     board = {"source": "a paper", "models": {"base": {"gsm8k": 49.0, "average": 10.0}}}
     summary = {"base": summarize(), "iter1": summarize()}
@@ -260,14 +288,14 @@ def test_the_matrix_has_a_row_and_a_column_for_every_model() -> None:
     comparison = {"models": ["base", "iter1"], "win_rates": [[50, 40], [60, 50]], "standard_errors": [[0, 1], [1, 0]], "n": 9}
     rows = read_rows(pages.format_ranker(comparison))
     assert rows[0][1:] == ["base", "iter1"]
-    assert rows[2:] == [["base", "–", "40.0 ± 1.0"], ["iter1", "60.0 ± 1.0", "–"]]
+    assert rows[2:] == [["base", "–", "40.00 ± 1.00"], ["iter1", "60.00 ± 1.00", "–"]]
 
 
 def test_the_matrix_of_an_existing_ranker_says_which_prompts_and_which_ranker() -> None:
     matrix = {"win_rates": [[50, 40], [60, 50]], "standard_errors": [[0, 1], [1, 0]]}
     text = pages.format_existing_ranker("pairrm", matrix | {"models": ["base", "gpt"], "n": 805})
     assert text.startswith("\n## Win rates according to pairrm\n")
-    assert read_rows(text)[2:] == [["base", "–", "40.0 ± 1.0"], ["gpt", "60.0 ± 1.0", "–"]]
+    assert read_rows(text)[2:] == [["base", "–", "40.00 ± 1.00"], ["gpt", "60.00 ± 1.00", "–"]]
     assert "the 805 instructions of AlpacaEval, with one response per model." in text
 
 

@@ -93,6 +93,49 @@ def test_timings_show_what_has_run_since_the_start(prompts: Path) -> None:
     assert "assets-prompts" not in table
 
 
+PLANNED = {"split": 2.0, "train@iter1": 60.0, "report": 100.0}
+
+
+@pytest.mark.parametrize(
+    ("planned", "done", "seconds", "expected"),
+    [
+        (PLANNED, {}, 3, "stage 1 of 3, 3 s so far, about 3 min left"),
+        (PLANNED, {"split": 9}, 9, "stage 2 of 3, 9 s so far, about 3 min left"),
+        (PLANNED, {"split": 9, "train@iter1": 80}, 89.4, "stage 3 of 3, 89 s so far, about 2 min left"),
+        (PLANNED | {"train@iter1": None}, {"split": 9}, 600, "stage 2 of 3, 10 min so far, at least 2 min left"),
+        (dict.fromkeys(PLANNED), {}, 3, "stage 1 of 3, 3 s so far"),
+        ({}, {"split": 9}, 9, "stage 2 of 2, 9 s so far"),
+    ],
+)
+def test_a_run_says_how_far_it_has_come(
+    planned: dict[str, float | None], done: dict[str, float], seconds: float, expected: str
+) -> None:
+    assert run.describe_progress(planned, done, seconds) == expected
+
+
+def test_only_a_stage_of_a_run_that_asked_for_it_logs_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(run, "TIMINGS", tmp_path / "timings.jsonl")
+    monkeypatch.setattr(run, "PLAN", tmp_path / "plan.json")
+    monkeypatch.setenv("DVC_STAGE", "recipes/x/dvc.yaml:split")
+    run.log_timing("split", 12)
+    caplog.clear()
+    run.PLAN.write_text(json.dumps({"started": 0, "stages": PLANNED}))
+    monkeypatch.setattr(run.time, "time", lambda: 15.0)
+    run.log_progress("train", "train@iter1")
+    assert not caplog.messages, "dvc repro by itself"
+    monkeypatch.setenv(run.PROGRESS, "1")
+    run.log_progress("train", "")
+    assert not caplog.messages, "a stage that is not run by DVC"
+    run.log_progress("train", "train@iter1")
+    assert caplog.messages == ["train: stage 2 of 3, 15 s so far, about 3 min left"]
+    run.PLAN.unlink()
+    run.log_progress("train", "train@iter1")
+    assert len(caplog.messages) == 1
+
+
 def test_a_missing_environment_is_named(tmp_path: Path) -> None:
     program = (
         "from stages.runtime import errors, run\n"

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from markdown_it import MarkdownIt
 from ruamel.yaml import YAML
 from scipy import stats
 
 from stages.runtime.errors import StageError
 from stages.runtime.paths import ROOT
-from stages.tools import diff
+from stages.tools import diff, revisions
 from support.messages import assert_message
 from support.revisions import commit, commit_history, git, write_lock
 from support.running import run_tool
@@ -158,7 +159,9 @@ def test_changes_on_the_same_questions_have_paired_errors(runs: Path, monkeypatc
     assert find_row(page, "alpaca_eval.iter1.vs_base.wins") == ["alpaca\\_eval.iter1.vs\\_base.wins", "5", "6", "+1", "–"]
     assert not [row for row in read_rows(page) if row[0].endswith(("lower", "upper"))]
     assert "2 of 4 changes" in page
-    assert "Win rates also change" not in page
+    assert page.startswith(f"# Better in these runs: win rate of iter1 {change:+.2f} points\n")
+    margin = stats.norm.ppf(0.975) * error
+    assert f"{change - margin:+.2f} to {change + margin:+.2f} points, paired over 6 instructions" in page
 
 
 def test_changes_on_other_questions_have_independent_errors(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +171,7 @@ def test_changes_on_other_questions_have_independent_errors(runs: Path, monkeypa
     error = 100 * math.hypot(*[stats.sem(values) for values in SCORES])
     assert find_row(page, "open_llm_leaderboard.iter1.gsm8k")[4:] == [f"{error:.2f} independent", "no", "–"]
     assert "paired |" not in page
-    assert "Win rates also change because the reference outputs differ." in page
+    assert page.startswith("# Not comparable: different instructions and reference outputs\n")
 
 
 def test_a_missing_file_leaves_the_errors_independent(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +203,7 @@ def test_another_judge_is_named(runs: Path, tmp_path: Path, monkeypatch: pytest.
     git(tmp_path / "clone", "checkout", "-q", "new")
     (tmp_path / "clone/params.yaml").write_text("iterations: {iter1: base}\nevaluate_alpaca: {judge: gpt-4o}\n")
     page = compare(tmp_path / "clone", monkeypatch, "old", "workspace")
-    assert "Win rates also change because the judge differs." in page
+    assert page.startswith("# Not comparable: different judge (gold and gpt-4o)\n")
 
 
 @pytest.mark.parametrize(
@@ -226,6 +229,20 @@ def test_an_odd_file_is_refused(
     assert_message(str(error.value), name, "at workspace", *parts)
 
 
+def test_everything_below_the_verdict_is_collapsed(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As GitHub renders it: Markdown in HTML, and no section within another."""
+    html = MarkdownIt("commonmark", {"html": True}).enable("table").render(compare(runs, monkeypatch, "old", "measured"))
+    top, *sections = html.split("<details>")
+    assert [section.partition("</summary>")[0].partition("<summary>")[2].partition(":")[0] for section in sections] == [
+        *["Metrics"] * 3,
+        "Win rates of all models",
+    ]
+    assert [section.count("</details>") for section in sections] == [1] * 4
+    assert (top.count("<table>"), top.count("<pre>"), html.count("<h1>")) == (1, 1, 1)
+    assert "| ---" not in html
+    assert html.startswith("<h1>Within noise: win rate of iter1 +8.50 points</h1>")
+
+
 @pytest.mark.parametrize(
     ("stages", "parts"),
     [
@@ -241,23 +258,23 @@ def test_an_odd_file_is_refused(
 )
 def test_an_odd_lock_is_named(stages: Any, parts: list[str]) -> None:
     with pytest.raises(StageError) as error:
-        diff.read_stages({"stages": stages}, "dvc.lock at HEAD")
+        revisions.read_stages({"stages": stages}, "dvc.lock at HEAD")
     assert_message(str(error.value), "dvc.lock at HEAD", *parts, "`dvc repro`")
 
 
 def test_the_committed_lock_is_read_as_it_is() -> None:
     lock = YAML(typ="safe").load(ROOT / "dvc.lock")
-    assert diff.read_stages(lock, "dvc.lock") == lock["stages"]
-    assert diff.read_stages({}, "dvc.lock") == {}
+    assert revisions.read_stages(lock, "dvc.lock") == lock["stages"]
+    assert revisions.read_stages({}, "dvc.lock") == {}
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 10**400, -(10**400)], ids=["nan", "inf", "huge", "-huge"])
 def test_a_number_that_no_metric_can_have_is_named(value: float) -> None:
     with pytest.raises(StageError) as error:
-        diff.read_metrics({"ranker": {"iter1": value}}, "metrics.json at HEAD")
+        revisions.read_metrics({"ranker": {"iter1": value}}, "metrics.json at HEAD")
     assert_message(str(error.value), "metrics.json at HEAD", "'ranker.iter1'", "`dvc repro`")
     others = {"a": {"b": 1, "c": "text", "d": None}, "e": True}
-    assert diff.read_metrics(others, "x") == {("a", "b"): 1, ("a", "c"): "text", ("a", "d"): None, ("e",): True}
+    assert revisions.read_metrics(others, "x") == {("a", "b"): 1, ("a", "c"): "text", ("a", "d"): None, ("e",): True}
 
 
 PUBLISHED = """
@@ -282,8 +299,8 @@ def test_published_results_are_compared_with_the_noise(runs: Path, tmp_path: Pat
     for tag, known in (("new", False), ("measured", True)):
         git(clone, "checkout", "-q", tag)
         page = compare(clone, monkeypatch, "old", "workspace")
-        assert ("## Comparison with published results" in page) == known
-    rows = read_rows(page.partition("## Comparison with published results")[2].partition("\n## ")[0])
+        assert ("<summary>Comparison with published results</summary>" in page) == known
+    rows = read_rows(page.partition("Comparison with published results")[2].partition("</details>")[0])
     assert rows[0] == ["metric", "workspace", "published", "difference", "beyond evaluation error", "beyond run-to-run noise"]
     rates = 100 * (np.array(PREFERENCES[1]["iter1"]) - 1)
     ours = f"{rates.mean():.2f} ± {stats.sem(rates):.2f}"
@@ -305,31 +322,10 @@ def test_artifacts_are_compared_by_their_hashes_in_the_lock(page: str) -> None:
     assert [title for title, names in stages.items() if names == "split." and "same artifacts" in title]
 
 
-def test_win_rates_and_lengths_of_both_are_drawn(page: str) -> None:
-    assert page.count("```mermaid\nxychart-beta\n") == 2
-    assert (
-        '  x-axis ["base", "iter1"]\n  y-axis "win rate (%)" 0 --> 100\n  bar [50.00, 65.00]\n  line [50.00, 60.00]\n' in page
-    )
-    assert "  bar [52.00, 50.00]\n  line [52.00, 45.00]\n" in page
-
-
-def test_the_page_names_the_plots_that_dvc_draws(page: str) -> None:
-    names = [name for plot in YAML(typ="safe").load(ROOT / "dvc.yaml")["plots"] for name in plot]
-    assert names
-    assert not [name for name in names if name not in page]
-
-
-def test_a_models_name_cannot_end_its_quotes_in_a_chart() -> None:
-    def make_revision(rate: float) -> diff.Revision:
-        models = {name: {"win_rate": rate} for name in ("base", 'x"]\n```\n<b>')}
-        return diff.Revision("r", {}, diff.flatten({"alpaca_eval": models}), {})
-
-    assert '["base", "x________b_"]' in diff.draw_charts(make_revision(1.0), make_revision(2.0))
-
-
 def test_a_page_without_changes_says_so(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = compare(repository, monkeypatch, "HEAD", "workspace")
-    assert text.splitlines()[2:] == ["No changes in parameters, metrics, artifacts."]
+    assert text.splitlines()[-1] == "No changes in parameters, metrics, artifacts."
+    assert "<details>" not in text
 
 
 def test_files_that_a_revision_lacks_are_named(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,6 +338,7 @@ def test_files_that_a_revision_lacks_are_named(repository: Path, monkeypatch: py
 def test_a_recipe_is_compared_by_its_own_files(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = compare(repository, monkeypatch, "HEAD~1", "HEAD", "recipes/llama-3-8b")
     assert [row for row in read_rows(text) if row[0] == "eta"] == [["eta", "1000", "500"]]
+    assert text.startswith("# recipes/llama-3-8b: No verdict: no results at HEAD\\~1 (")
     assert "No reports/metrics.json at HEAD\\~1 (" in text
 
 
@@ -409,5 +406,5 @@ def test_an_experiment_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     subprocess.run(["dvc", "exp", "save", "-q", "-n", "larger"], cwd=tmp_path, env=environment, check=True)
     git(tmp_path, "checkout", "-q", ".")
     text = compare(tmp_path, monkeypatch, "HEAD", "larger")
-    assert text.splitlines()[0].partition(" to ")[2].startswith("larger (")
+    assert text.splitlines()[2].partition(" to ")[2].startswith("larger (")
     assert ["eta", "10", "30"] in read_rows(text)

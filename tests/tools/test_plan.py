@@ -3,13 +3,20 @@
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from dvc.lock import LockError
+from dvc.repo import Repo, lock_repo
+from dvc.rwlock import rwlock
+from safetensors.torch import load_file, save_file
 
+from stages.artifacts import files
 from stages.runtime import params
 from stages.runtime.errors import StageError
 from stages.runtime.fingerprint import fingerprint
@@ -25,6 +32,7 @@ RECIPES = sorted(
 )
 """Recipes that train."""
 LARGE, SMALL = ["gemma-2-9b", "llama-3-8b", "mistral-7b"], ["small", "smollm2-135m"]
+README = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
 
 
 def read_recipe(folder: Path) -> params.Params:
@@ -155,11 +163,74 @@ def test_a_local_policy_is_read_where_it_is_before_the_pipeline_has_copied_it(tm
     expected = json.loads((tmp_path / "mine/config.json").read_text())
     shape = plan.find_shape(recipe, settings)
     assert (shape.layers, shape.hidden, shape.vocabulary) == (1, 32, expected["vocab_size"])
-    size = (tmp_path / "mine/model.safetensors").stat().st_size
-    assert shape.parameters == plan.count_parameters(recipe, settings) == size / 2
+    assert shape.parameters == plan.count_parameters(recipe, settings) == count_weights(tmp_path / "mine")
     shutil.copytree(tmp_path / "mine", recipe / "data/models/base")
+    save_file({"weight": torch.zeros(3, 5)}, recipe / "data/models/base/model.safetensors")
+    assert plan.count_parameters(recipe, settings) == 15, "the copy counts"
     (recipe / "data/models/base/model.safetensors").write_bytes(b"12345678")
-    assert plan.count_parameters(recipe, settings) == 4, "the copy counts"
+    with pytest.raises(StageError) as error:
+        plan.count_parameters(recipe, settings)
+    assert_message(str(error.value), "data/models/base/model.safetensors", "is corrupted")
+
+
+def count_weights(folder: Path) -> int:
+    """Count the weights of a model by reading them."""
+    return sum(weight.numel() for file in folder.glob("*.safetensors") for weight in load_file(file).values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parameters_are_counted_in_any_precision_and_number_of_files(dtype: torch.dtype, tmp_path: Path) -> None:
+    base = make_model(tmp_path / "data/models/base", shard="50KB")
+    for file in base.glob("*.safetensors"):
+        save_file({name: weight.to(dtype) for name, weight in load_file(file).items()}, file)
+    assert len(list(base.glob("*.safetensors"))) > 1
+    expected = count_weights(base)
+    save_file({"copy": torch.zeros(1000)}, base / "consolidated.safetensors")  # as in Mistral's repositories: not in the index
+    assert plan.count_parameters(tmp_path, read_recipe(ROOT / "recipes/llama-3-8b")) == expected
+
+
+def test_a_snapshot_that_is_not_on_this_machine_is_counted_by_its_size(tmp_path: Path) -> None:
+    sizes = {"model-1.safetensors": 6000, "model-2.safetensors": 4000, "config.json": 500}
+    listed = {name: {"size": size, "sha256": "0" * 64} for name, size in sizes.items()}
+    pointer = {"repo": "nobody/nothing", "revision": "0" * 40, "repo_type": "model", "files": listed}
+    files.write_json(pointer, tmp_path / "data/models/base/pointer.json")
+    assert plan.count_parameters(tmp_path, read_recipe(ROOT / "recipes/llama-3-8b")) == 5000, "bfloat16"
+
+
+def write_rows(path: Path, column: str, texts: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({column: text}) + "\n" for text in texts), encoding="utf-8")
+
+
+def test_local_prompts_are_counted_as_split_will_find_them(tmp_path: Path) -> None:
+    settings, recipe = read_recipe(ROOT / "recipes/llama-3-8b"), tmp_path / "recipe"
+    recipe.mkdir()
+    assert plan.count_prompts(recipe, settings) is None, "a third of those on the Hub"
+    write_rows(tmp_path / "mine/train.jsonl", "text", [*"abcdefgh", "a", " "])
+    for split, texts in (("train", "abc"), ("test", "de"), ("validation", "fa")):
+        write_rows(tmp_path / f"assigned/{split}.jsonl", "prompt", list(texts))
+    splits = {"iter1": "train", "iter2": "test", "iter3": "validation"}
+    assignment = params.Assignment(repo="../assigned", column="prompt", splits=splits)
+    local = params.PromptsAsset(repo="../mine", split="train", column="text", assignment=assignment)
+    settings = change(settings, "assets", prompts=local)
+    assert plan.count_prompts(recipe, settings) == 2, "six distinct ones of three iterations"
+    assert plan.measure_size(recipe, settings)[0].prompts == 2
+    assert plan.count_prompts(recipe, change(settings, "split", prompts_per_iteration=1)) == 1
+
+
+def test_a_local_evaluation_set_is_counted(tmp_path: Path) -> None:
+    settings, recipe = read_recipe(ROOT / "recipes/llama-3-8b"), tmp_path / "recipe"
+    assert plan.count_instructions(recipe, settings) == 805
+    files.write_json([{"instruction": text} for text in "abcde"], recipe / "data/alpaca_eval_set/instructions.json")
+    assert plan.count_instructions(recipe, settings) == 5, "those of an earlier run"
+    local = change(settings, "assets", alpaca_eval=params.EvaluationAsset(repo="../mine"))
+    assert plan.count_instructions(recipe, local) == 5, "the copy is left"
+    files.write_json([{"instruction": text} for text in "abc"], tmp_path / "mine/alpaca_eval_gpt4_baseline.json")
+    assert plan.count_instructions(recipe, local) == 3
+    assert plan.count_instructions(recipe, read_recipe(ROOT)) == 805, "the miniature's"
+    size, _ = plan.measure_size(recipe, local)
+    assert plan.estimate_work("answer", local, size).passes == 3 + 500
+    assert plan.estimate_work("evaluate-alpaca", local, size).dollars == pytest.approx(3 * 1250 * 10 / 1e6)
 
 
 def test_a_recipe_that_trains_nothing_is_planned_by_its_base_model() -> None:
@@ -210,6 +281,31 @@ def test_the_readme_of_a_large_recipe_has_the_hours_of_its_plan(name: str) -> No
         hours.append(sum(count * plan.estimate_hours(work, gpu, size.parameters, 8) for work, count in works))
     expected = f"estimates {hours[0]:.1f} hours on 8 × H100 and {hours[1]:.1f} hours on 8 × A100"
     assert expected in (folder / "README.md").read_text()
+
+
+def test_the_readme_has_the_hours_of_the_plans() -> None:
+    """And for the large recipes up to twice as many."""
+    rows = {cells[1].partition("]")[0].strip(" ["): cells for line in README if len(cells := line.split("|")) == 6}
+    large = [read_hours(name, "8 × H100") for name in LARGE]
+    assert rows["llama-3-8b"][4].startswith(f" {min(large):.0f} to {2 * max(large):.0f} on 8 × H100")
+    assert rows["llama-3-8b-published"][4].startswith(f" {read_hours('llama-3-8b-published', 'one H100'):.0f} on an H100")
+    for name in SMALL:
+        (hours,) = re.findall(r"RTX 4090 is ([\d.]+) hours", (ROOT / "recipes" / name / "README.md").read_text())
+        assert rows[name][4].startswith(f" {float(hours):.0f} on an RTX 4090")
+
+
+def read_hours(name: str, hardware: str) -> float:
+    (hours,) = re.findall(rf"([\d.]+) hours on {hardware}", (ROOT / "recipes" / name / "README.md").read_text())
+    return float(hours)
+
+
+def test_the_checkpoints_of_full_training_are_counted() -> None:
+    """Those of 8.03 billion parameters: docs/reproducing.md says 128 GB."""
+    settings = read_recipe(ROOT / "recipes/llama-3-8b")
+    size = plan.Size(prompts=10, prompt_tokens=100, response_tokens=200, parameters=8.03e9)
+    assert " 128 GB in scratch/" in plan.explain_plan(size, [], settings)
+    for changed in ({"checkpoint_steps": 0}, {"lora": params.Lora(rank=4, alpha=4)}):
+        assert "scratch/" not in plan.explain_plan(size, [], change(settings, "train", **changed))
 
 
 @pytest.mark.slow
@@ -293,3 +389,14 @@ def test_a_stage_whose_code_differs_from_its_fingerprint_is_stale(pipeline: Path
     monkeypatch.setattr(repository, "fingerprint", lambda stage: changed.get(stage) or fingerprint(stage))
     (pipeline / "sources").write_text("other code")
     assert plan.find_stale_stages(pipeline) == {"code": "changed", "split": "changed", "generate": "follows"}
+
+
+@pytest.mark.slow
+def test_a_plan_neither_waits_for_a_running_dvc_nor_disturbs_it(pipeline: Path) -> None:
+    (pipeline / "params.yaml").write_text("x: 2\ny: 1\n")
+    with Repo(str(pipeline)) as repo, lock_repo(repo), rwlock(repo.tmp_dir, repo.fs, "dvc", [], [str(pipeline / "a")], False):
+        before = (pipeline / ".dvc/tmp/rwlock").read_text()
+        with pytest.raises(LockError):
+            Repo(str(pipeline)).status()
+        assert plan.find_stale_stages(pipeline) == {"split": "changed", "generate": "follows"}
+        assert (pipeline / ".dvc/tmp/rwlock").read_text() == before
