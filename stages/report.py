@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from stages.artifacts import harness_sets
 from stages.artifacts.schemas import model_names
 from stages.reporting import cards, health, inputs, pages, provenance, results
 from stages.reporting.health import Health
@@ -38,7 +39,7 @@ def main(args: argparse.Namespace) -> None:
     )
     models, iterations = model_names(settings.iterations), settings.iterations
     published = read_published(args.published)
-    evaluations = inputs.read_evaluations(args.data, models, params.select_tasks(settings.tasks))
+    evaluations = inputs.read_evaluations(args.data, models, harness_sets.select_tasks(settings.tasks))
     comparison = inputs.read_comparison(args.data / "comparison.json", models)
     training = {name: health.measure_health(name, args.data, settings.eta, settings.train) for name in iterations}
     wins, tasks = results.compare_models(evaluations, iterations)

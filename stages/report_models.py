@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from stages.artifacts import harness_sets
 from stages.reporting import inputs, pages, provenance, results
 from stages.reporting.published import read_published
 from stages.runtime import params
@@ -31,7 +32,7 @@ def main(args: argparse.Namespace) -> None:
         "evaluate_lm",
     )
     published = read_published(args.published)
-    chosen = params.select_tasks(settings.evaluate_lm.tasks)
+    chosen = harness_sets.select_tasks(settings.evaluate_lm.tasks)
     evaluations = inputs.read_evaluations(args.data, list(settings.models), chosen, settings.answers, settings.rankers)
     names = [*settings.models, *settings.answers]
     comparisons = {
