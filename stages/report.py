@@ -6,9 +6,11 @@ from typing import Any
 
 import pandas as pd
 
+from stages.artifacts import harness_sets
 from stages.artifacts.schemas import model_names
-from stages.reporting import cards, health, inputs, pages, provenance, results
+from stages.reporting import answers, cards, headline, health, inputs, pages, provenance, results
 from stages.reporting.health import Health
+from stages.reporting.page import Background
 from stages.reporting.published import read_published
 from stages.runtime import params
 
@@ -38,12 +40,14 @@ def main(args: argparse.Namespace) -> None:
     )
     models, iterations = model_names(settings.iterations), settings.iterations
     published = read_published(args.published)
-    evaluations = inputs.read_evaluations(args.data, models, params.select_tasks(settings.tasks))
+    evaluations = inputs.read_evaluations(args.data, models, harness_sets.select_tasks(settings.tasks))
     comparison = inputs.read_comparison(args.data / "comparison.json", models)
     training = {name: health.measure_health(name, args.data, settings.eta, settings.train) for name in iterations}
     wins, tasks = results.compare_models(evaluations, iterations)
+    judged = answers.read_judged(args.data)
     sections = {
-        "alpaca_eval": pages.format_alpaca_eval(evaluations.alpaca, wins, published),
+        "alpaca_eval": pages.format_alpaca_eval(evaluations.alpaca, wins, published)
+        + pages.format_data_sets(evaluations.preferences, judged),
         "open_llm_leaderboard": pages.format_leaderboard(evaluations.harness, tasks, published),
         "ranker": pages.format_ranker(comparison),
         "health": health.format_health({name: result.metrics for name, result in training.items()}),
@@ -53,8 +57,9 @@ def main(args: argparse.Namespace) -> None:
     metrics = results.collect_metrics(evaluations, iterations, wins, tasks) | collect_metrics(comparison, training)
     tables = results.make_tables(evaluations) | make_tables(comparison, training)
     title = "SPPO: " + ", ".join(f"{name} from {start}" for name, start in iterations.items())
+    background = Background(headline.list_facts(settings), published, judged)
     model_cards = cards.format_cards(settings, published, evaluations, (wins, tasks), training, args.data)
-    results.write_reports(args.out, title, sections, evaluations, metrics, tables)
+    results.write_reports(args.out, title, sections, evaluations, metrics, tables, background)
     cards.write_cards(model_cards, args.out / cards.FOLDER)
 
 

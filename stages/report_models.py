@@ -3,7 +3,9 @@
 import argparse
 from pathlib import Path
 
-from stages.reporting import inputs, pages, provenance, results
+from stages.artifacts import harness_sets
+from stages.reporting import answers, headline, inputs, pages, provenance, results
+from stages.reporting.page import Background
 from stages.reporting.published import read_published
 from stages.runtime import params
 
@@ -31,7 +33,7 @@ def main(args: argparse.Namespace) -> None:
         "evaluate_lm",
     )
     published = read_published(args.published)
-    chosen = params.select_tasks(settings.evaluate_lm.tasks)
+    chosen = harness_sets.select_tasks(settings.evaluate_lm.tasks)
     evaluations = inputs.read_evaluations(args.data, list(settings.models), chosen, settings.answers, settings.rankers)
     names = [*settings.models, *settings.answers]
     comparisons = {
@@ -39,8 +41,10 @@ def main(args: argparse.Namespace) -> None:
     }
     starts = dict(zip(names[1:], names, strict=False))  # model: the one before
     wins, tasks = results.compare_models(evaluations, starts)
+    judged = answers.read_judged(args.data)
     sections = {
         "alpaca_eval": pages.format_alpaca_eval(evaluations.alpaca, wins, published)
+        + pages.format_data_sets(evaluations.preferences, judged)
         + "".join(pages.format_existing_ranker(name, comparison) for name, comparison in comparisons.items()),
         "open_llm_leaderboard": pages.format_leaderboard(evaluations.harness, tasks, published, list(settings.answers)),
         "samples": pages.format_samples(evaluations.answers, settings.seed),
@@ -50,4 +54,6 @@ def main(args: argparse.Namespace) -> None:
     if comparisons:
         metrics["rankers"] = {name: results.summarize_comparison(comparison) for name, comparison in comparisons.items()}
     title = f"Evaluation of {', '.join(names)}"
-    results.write_reports(args.out, title, sections, evaluations, metrics, results.make_tables(evaluations))
+    tables = results.make_tables(evaluations)
+    background = Background(headline.list_model_facts(settings), published, judged)
+    results.write_reports(args.out, title, sections, evaluations, metrics, tables, background)

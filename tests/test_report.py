@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from stages import report
-from stages.reporting import page
+from stages.reporting import charts, page
 from stages.runtime.paths import ROOT
 from support.reports import ALPACA, ITEMS, read_rows, write_evaluations, write_iteration, write_provenance
 from support.running import set_params
@@ -22,6 +22,7 @@ def write_reports(folder: Path, published: Path) -> dict[str, str]:
     report.add_arguments(parser)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr(charts, "bundle_vega", lambda: "")  # takes seconds
         report.main(parser.parse_args(["--data", "data", "--published", str(published), "--out", "reports"]))
     reports = folder / "reports"
     return {path.relative_to(reports).as_posix(): path.read_text() for path in reports.rglob("*") if path.is_file()}
@@ -36,7 +37,7 @@ def test_the_reports_cover_every_model_and_iteration(reports: dict[str, str]) ->
     pages = ["alpaca_eval", "open_llm_leaderboard", "ranker", "health", "samples", "provenance"]
     plots = {Path(source).name for plot in page.load_plots().values() for source in plot["y"]}
     items = {"preferences.csv", "harness.csv"}
-    assert set(reports) == {f"{name}.md" for name in pages} | plots | items | {"metrics.json", "index.html", "cards/iter1.md"}
+    assert set(reports) == {f"{name}.md" for name in pages} | plots | items | {"metrics.json", "summary.json", "index.html", "cards/iter1.md"}
     for name in ("alpaca_eval.md", "open_llm_leaderboard.md", "ranker.md"):
         assert [row[0] for row in read_rows(reports[name])[2:4]] == ["base", "iter1"]
     assert read_rows(reports["health.md"])[0] == ["metric", "iter1"]
@@ -97,7 +98,7 @@ def test_the_paired_differences_are_in_metrics_pages_and_html(reports: dict[str,
     assert all(value["difference"] == pytest.approx(0, abs=1e-9) for value in tasks.values())
     row = ["iter1", "base", "+0.00", "20.00", "-39.20 to +39.20", "1", "1", "0"]
     assert row in read_rows(reports["alpaca_eval.md"])
-    assert reports["index.html"].count("<h2>Paired differences</h2>") == 2
+    assert reports["index.html"].count("<h3>Paired differences</h3>") == 2
     assert "-39.20 to +39.20" in reports["index.html"]
 
 

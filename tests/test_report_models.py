@@ -10,7 +10,7 @@ import pytest
 
 from stages import report_models
 from stages.artifacts import files
-from stages.reporting import page
+from stages.reporting import charts, page
 from stages.runtime.errors import StageError
 from stages.runtime.paths import ROOT
 from support import figures
@@ -55,6 +55,7 @@ def run(folder: Path, **overrides: Any) -> None:
     report_models.add_arguments(parser)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr(charts, "bundle_vega", lambda: "")  # takes seconds
         published = ROOT / "recipes/llama-3-8b/published.yaml"
         report_models.main(parser.parse_args(["--data", "data", "--published", str(published), "--out", "reports"]))
 
@@ -68,11 +69,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_reports_are_the_declared_ones(folder: Path) -> None:
-    declared = {"alpaca_eval.md", "open_llm_leaderboard.md", "samples.md", "provenance.md", "metrics.json", "index.html"}
+    declared = {"summary.json", "alpaca_eval.md", "open_llm_leaderboard.md", "samples.md", "provenance.md", "metrics.json", "index.html"}
     items = {"preferences.csv", "harness.csv", "win_rate.csv", "length.csv"}
     assert {path.name for path in (folder / "reports").iterdir()} == declared | items
     html = (folder / "reports/index.html").read_text()
-    assert html.count("<figure>") == 2
+    assert html.count("<figure>") == 3
     assert "They say so, at length." in html
     sources = {page.name_source(plot) for plot in page.load_plots().values()}
     assert sources & items == {"win_rate.csv", "length.csv"}
@@ -120,21 +121,18 @@ def test_fewer_tasks_are_reported_as_such(tmp_path: Path) -> None:
     assert {row.partition(",")[0] for row in rows[1:]} == {"gsm8k"}
 
 
-def test_a_rankers_matrix_follows_the_judges_tables(
-    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rankers_matrix_follows_the_judges_tables(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_data(tmp_path / "data")
     files.write_json(COMPARISON, tmp_path / "data/alpaca_eval/pairrm/comparison.json")
     files.write_json("weights", tmp_path / "data/models/pairrm/PairRM/x.json")
-    monkeypatch.setattr(page, "draw_plots", lambda reports, sources: {})  # takes seconds
     run(tmp_path, rankers={"pairrm": {"repo": "./r", "base": {"repo": "./b"}}})
     assert not caplog.records, "pairrm belongs to a ranker in params.yaml"
     before, after = ((parent / "reports/alpaca_eval.md").read_text() for parent in (folder, tmp_path))
     assert after.startswith(before + "\n## Win rates according to pairrm\n")
     assert figures.read_tables(after)[-1][1:] == [
-        ["base", "–", "40.0 ± 1.0", "25.0 ± 2.0"],
-        ["iter1", "60.0 ± 1.0", "–", "30.0 ± 3.0"],
-        ["theirs", "75.0 ± 2.0", "70.0 ± 3.0", "–"],
+        ["base", "–", "40.00 ± 1.00", "25.00 ± 2.00"],
+        ["iter1", "60.00 ± 1.00", "–", "30.00 ± 3.00"],
+        ["theirs", "75.00 ± 2.00", "70.00 ± 3.00", "–"],
     ]
     before, after = (json.loads((parent / "reports/metrics.json").read_text()) for parent in (folder, tmp_path))
     errors = {"base": 0, "iter1": 1, "theirs": 2}

@@ -5,7 +5,7 @@ import argparse
 import pytest
 
 from stages import report
-from stages.reporting import page
+from stages.reporting import charts
 from stages.runtime.paths import ROOT
 from support import experiments, figures
 from support.running import set_params
@@ -21,7 +21,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> figures.Experiment:
     report.add_arguments(parser)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(page, "draw_plots", lambda reports, sources: {})  # takes seconds, and shows the figures of the CSV files
+        patch.setattr(charts, "bundle_vega", lambda: "")  # takes seconds
         options = ["--data", "data", "--published", str(ROOT / "published.yaml"), "--out", "reports"]
         report.main(parser.parse_args(options))
     return figures.Experiment(folder)

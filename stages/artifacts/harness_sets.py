@@ -5,6 +5,7 @@ The stock tasks load `allenai/ai2_arc`, `gsm8k` and so on by name. If the workin
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,11 @@ class ExactMatch(evaluate.Metric):
         equal = [plain(a) == plain(b) for a, b in zip(predictions, references)]
         return {"exact_match": sum(equal) / len(equal)}
 '''
+
+
+def select_tasks(tasks: Sequence[str] | None) -> list[str]:
+    """Return the tasks that `evaluate_lm.tasks` selects, in the order of the published tables. None: all of DATA_SETS."""
+    return list(DATA_SETS if tasks is None else tasks)
 
 
 def read_rows(task: str, asset: EvaluationAsset) -> dict[str, Splits]:

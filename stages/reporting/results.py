@@ -11,6 +11,7 @@ import pandas as pd
 from stages.artifacts import files
 from stages.reporting import markdown, page, pages, paired, per_item
 from stages.reporting.inputs import ALPACA_METRICS, Evaluations
+from stages.reporting.page import Background
 from stages.reporting.pages import Comparisons
 from stages.reporting.published import TASKS
 from stages.runtime.params import BASE
@@ -20,11 +21,18 @@ SUMMARY = "summary.json"
 
 
 def write_reports(
-    out: Path, title: str, sections: dict[str, str], evaluations: Evaluations, metrics: dict[str, Any], tables: dict[str, str]
+    out: Path,
+    title: str,
+    sections: dict[str, str],
+    evaluations: Evaluations,
+    metrics: dict[str, Any],
+    tables: dict[str, str],
+    background: Background,
 ) -> None:
     """Write the reports to the folder `out`.
 
     sections: name -> Markdown page. metrics: the content of metrics.json. tables: name -> CSV, the data of the plots to draw.
+    background: what only the HTML page shows.
     """
     for name, text in sections.items():
         write_text(text, out / f"{name}.md")
@@ -36,8 +44,8 @@ def write_reports(
     write_text(json.dumps(summarize(metrics), indent=1) + "\n", out / SUMMARY)
     # The page shows all answers, so it needs no samples.
     bodies = {name.replace("_", "-"): text for name, text in sections.items() if name != "samples"}
-    plots = page.draw_plots(out, {f"{name}.csv" for name in tables})
-    write_text(page.render_html(title, bodies, plots, join_answers(evaluations.answers)), out / "index.html")
+    md5 = files.dvc_md5(out / "metrics.json")
+    write_text(page.format_page(title, bodies, evaluations, metrics, tables, background, md5), out / "index.html")
 
 
 def write_text(text: str, path: Path) -> None:
@@ -163,11 +171,3 @@ def average_length(outputs: list[dict[str, Any]]) -> tuple[float, float]:
     """
     lengths = np.array([len(row["output"]) for row in outputs])
     return float(lengths.mean()), float(lengths.std(ddof=1)) / math.sqrt(len(lengths))
-
-
-def join_answers(answers: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Turn model -> answers into a list of objects with `instruction` and `answers` (model -> answer)."""
-    return [
-        {"instruction": row["instruction"], "answers": {name: outputs[index]["output"] for name, outputs in answers.items()}}
-        for index, row in enumerate(answers[BASE])
-    ]

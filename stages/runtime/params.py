@@ -364,11 +364,6 @@ class EvaluateLm(Section):
     batch_size: Positive
 
 
-def select_tasks(tasks: list[HarnessTask] | None) -> list[str]:
-    """Return the tasks that `evaluate_lm.tasks` selects, in the order of the published tables."""
-    return list(HarnessAsset.model_fields) if tasks is None else list(tasks)
-
-
 def _check_iterations(iterations: dict[str, str]) -> dict[str, str]:
     known = {BASE}
     for name, start in iterations.items():

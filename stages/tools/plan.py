@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from dvc.lock import LockNoop
 
-from stages.artifacts import files, pointers
+from stages.artifacts import files, harness_sets, pointers
 from stages.assets import alpaca_eval, prompts
 from stages.reporting import markdown
 from stages.runtime import params
@@ -190,7 +190,7 @@ def estimate_evaluate_alpaca(settings: Params | EvaluationParams, size: Size) ->
 
 
 def estimate_evaluate_lm(settings: Params | EvaluationParams, size: Size) -> Work:
-    names = params.select_tasks(settings.evaluate_lm.tasks)
+    names = harness_sets.select_tasks(settings.evaluate_lm.tasks)
     if any(getattr(settings.assets.harness, name).made_here for name in names):
         return Work()
     tokens = [HARNESS_TOKENS[name] for name in names]

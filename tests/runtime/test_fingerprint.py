@@ -143,7 +143,7 @@ def test_stages_that_share_no_code_do_not_share_fingerprints() -> None:
             "stages/method/sppo.py",
             "eta * (probabilities - 0.5)",
             "eta * (probabilities - 0.4)",
-            {"train", "reference", "rank", "compare", "report"},
+            {"train", "reference", "rank", "compare", "compare-answers", "report"},
         ),
         ("stages/engines/deberta.py", '"""', '"""Another text. ', set()),
         ("stages/runtime/logs.py", "%(message)s", "%(levelname)s %(message)s", set()),

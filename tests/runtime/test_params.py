@@ -8,6 +8,7 @@ from typing import Any, get_args
 import pytest
 from ruamel.yaml import YAML
 
+from stages.artifacts import harness_sets
 from stages.runtime import params
 from stages.runtime.errors import StageError
 from stages.runtime.paths import ROOT
@@ -247,7 +248,7 @@ def test_tasks_are_chosen_in_the_order_of_the_tables(tasks: Any, valid: bool, tm
     for key in ("evaluate_lm", "evaluate_lm.tasks"):
         if valid:
             loaded = params.load(key, path=path)
-            chosen = params.select_tasks(loaded.tasks if "." in key else loaded.evaluate_lm.tasks)
+            chosen = harness_sets.select_tasks(loaded.tasks if "." in key else loaded.evaluate_lm.tasks)
             assert chosen == (tasks or list(params.HarnessAsset.model_fields))
         else:
             with pytest.raises(StageError) as error:

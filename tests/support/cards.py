@@ -5,7 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from stages.artifacts import files
+from stages.artifacts import files, harness_sets
 from stages.artifacts.schemas import model_names
 from stages.reporting import cards, health, inputs, results
 from stages.reporting.published import read_published
@@ -36,7 +36,7 @@ def make_cards(folder: Path, recipe: Path = ROOT, *, second: bool = False, **cha
         iterations["iter2"] = "iter1"
         add_iteration(data)
     settings = load_settings(recipe, iterations, **changes)
-    evaluations = inputs.read_evaluations(data, model_names(settings.iterations), params.select_tasks(settings.tasks))
+    evaluations = inputs.read_evaluations(data, model_names(settings.iterations), harness_sets.select_tasks(settings.tasks))
     training = {name: health.measure_health(name, data, settings.eta, settings.train) for name in iterations}
     comparisons = results.compare_models(evaluations, settings.iterations)
     published = read_published(recipe / "published.yaml")

@@ -297,7 +297,7 @@ def check_alpaca_eval(experiment: Experiment) -> None:
     assert [row[0] for row in results[1:]] == experiment.models
     for model, *lengths_controlled, rate, error, length in results[1:]:
         expected = alpaca(experiment, model)
-        assert lengths_controlled == ["–", "–"]
+        assert not lengths_controlled
         assert shows(rate, expected["win_rate"])
         assert shows(error, expected["standard_error"])
         assert shows(length, expected["avg_length"])
@@ -407,10 +407,13 @@ def check_answers(experiment: Experiment) -> None:
     page = experiment.report("index.html").partition('id="data">')[2].partition("</script>")[0]
     instructions = [row["instruction"] for row in experiment.load("answers/base.json")]
     outputs = {model: experiment.answers(model) for model in experiment.models}
-    assert json.loads(page) == [
-        {"instruction": text, "answers": {model: texts[index] for model, texts in outputs.items()}}
-        for index, text in enumerate(instructions)
-    ]
+    shown = json.loads(page)["answers"]
+    assert shown["models"] == experiment.models
+    assert [row["instruction"] for row in shown["rows"]] == instructions
+    assert [row["answers"] for row in shown["rows"]] == [list(texts) for texts in zip(*outputs.values(), strict=True)]
+    for place, model in enumerate(experiment.models):
+        preferences = np.array([row["preferences"][place] for row in shown["rows"]], float)
+        np.testing.assert_allclose(preferences - 1, experiment.preferences(model), atol=6e-6)
     (table,) = read_tables(experiment.report("samples.md"))
     assert table[0] == ["instruction", *experiment.models]
     assert len(table) == 1 + 8
