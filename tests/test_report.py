@@ -36,8 +36,8 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_the_reports_cover_every_model_and_iteration(reports: dict[str, str]) -> None:
     pages = ["alpaca_eval", "open_llm_leaderboard", "ranker", "health", "samples", "provenance"]
     plots = {Path(source).name for plot in page.load_plots().values() for source in plot["y"]}
-    items = {"preferences.csv", "harness.csv"}
-    assert set(reports) == {f"{name}.md" for name in pages} | plots | items | {"metrics.json", "summary.json", "index.html", "cards/iter1.md"}
+    items = {"preferences.csv", "harness.csv", "metrics.json", "summary.json"}
+    assert set(reports) == {f"{name}.md" for name in pages} | plots | items | {"index.html", "cards/iter1.md"}
     for name in ("alpaca_eval.md", "open_llm_leaderboard.md", "ranker.md"):
         assert [row[0] for row in read_rows(reports[name])[2:4]] == ["base", "iter1"]
     assert read_rows(reports["health.md"])[0] == ["metric", "iter1"]

@@ -20,7 +20,7 @@ from stages.reporting import reproductions, seeds
 from stages.runtime import params
 from stages.runtime.errors import StageError, quote
 from stages.runtime.params import BASE
-from stages.tools import changes, diff, git, locks, options, plan
+from stages.tools import changes, git, locks, options, plan, revisions
 
 FOLDER = "reproductions"
 """In the root of the repository."""
@@ -55,10 +55,10 @@ def collect(folder: Path, emulated: str | None) -> dict[str, Any]:
 
     Raises StageError if the run is missing or incomplete, or HEAD has no results.
     """
-    committed, current = diff.read_revision("HEAD", folder), diff.read_revision(diff.WORKSPACE, folder)
+    committed, current = revisions.read_revision("HEAD", folder), revisions.read_revision(revisions.WORKSPACE, folder)
     require_complete(folder, current)
     if committed.stages is None:
-        raise StageError(f"HEAD has no {folder / diff.LOCK} to compare this run with: commit the run instead")
+        raise StageError(f"HEAD has no {folder / revisions.LOCK} to compare this run with: commit the run instead")
     comparison = locks.compare(committed.stages, current.stages or {})
     machine = describe_machine()
     paths = list_records(folder, current)
@@ -67,7 +67,7 @@ def collect(folder: Path, emulated: str | None) -> dict[str, Any]:
         "commit": git.head(folder),
         "dirty": bool(git.find_uncommitted(folder)),
         "recipe": folder.resolve().relative_to(git.root(folder)).as_posix(),
-        "lock_sha256": hashlib.sha256((folder / diff.LOCK).read_bytes()).hexdigest(),
+        "lock_sha256": hashlib.sha256((folder / revisions.LOCK).read_bytes()).hexdigest(),
         "machine": machine | {"gpus": dict(Counter(machine["gpus"])) or None, "emulated": emulated},
         "numerics": summarize_numerics(records),
         "versions": collect_versions(records),
@@ -76,26 +76,26 @@ def collect(folder: Path, emulated: str | None) -> dict[str, Any]:
         "outputs": comparison.outputs,
         "differing_outputs": comparison.differing,
         "not_run_here": find_foreign_stages(paths, folder, machine),
-        "figures": collect_figures(current.metrics or {}, folder / diff.PARAMS),
+        "figures": collect_figures(current.metrics or {}, folder / revisions.PARAMS),
         "note": None,
     }
 
 
-def require_complete(folder: Path, run: diff.Revision) -> None:
+def require_complete(folder: Path, run: revisions.Revision) -> None:
     """Raise StageError unless the experiment in `folder` has run to completion."""
-    for name, content in ((diff.LOCK, run.stages), (diff.METRICS, run.metrics)):
+    for name, content in ((revisions.LOCK, run.stages), (revisions.METRICS, run.metrics)):
         if content is None:
             raise StageError(f"{folder / name} is missing: run the experiment to completion with `dvc repro`")
     stale = [stage for stage in plan.find_stale_stages(folder) if stage != locks.CODE]
     if stale:
         raise StageError(
-            f"{folder / diff.LOCK}: {len(stale)} stages would run, first {stale[0]}: finish the run with `dvc repro`"
+            f"{folder / revisions.LOCK}: {len(stale)} stages would run, first {stale[0]}: finish the run with `dvc repro`"
         )
 
 
-def list_records(folder: Path, run: diff.Revision) -> list[Path]:
+def list_records(folder: Path, run: revisions.Revision) -> list[Path]:
     """Return the records of the run's stages, in the order of dvc.lock."""
-    outs = [path for entry in (run.stages or {}).values() for path in diff.hash_outputs(entry)]
+    outs = [path for entry in (run.stages or {}).values() for path in revisions.hash_outputs(entry)]
     return [folder / path for path in outs if Path(path).parent == RECORDS]
 
 
@@ -136,7 +136,7 @@ def find_foreign_stages(records: list[Path], folder: Path, machine: dict[str, An
     return foreign
 
 
-def collect_figures(metrics: diff.Flat, path: Path) -> dict[str, Any]:
+def collect_figures(metrics: changes.Flat, path: Path) -> dict[str, Any]:
     """Return the win rate of every model, and the gain of the last iteration (in params.yaml, `path`) with its paired error.
 
     Raises StageError if metrics.json lacks one of them.
@@ -149,7 +149,7 @@ def collect_figures(metrics: diff.Flat, path: Path) -> dict[str, Any]:
     for name in (BASE, last):
         if not seeds.is_number(rates.get(name)):
             raise StageError(
-                f"{path.parent / diff.METRICS}: 'alpaca_eval.{name}.win_rate' is missing or not a number: "
+                f"{path.parent / revisions.METRICS}: 'alpaca_eval.{name}.win_rate' is missing or not a number: "
                 "recreate it with `dvc repro`"
             )
     paired = ("alpaca_eval", last, "vs_base")

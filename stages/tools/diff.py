@@ -11,23 +11,21 @@ from pathlib import Path
 from stages.reporting import markdown, paired
 from stages.reporting.markdown import WORDS
 from stages.reporting.paired import BEYOND_ERROR
-from stages.tools import changes, options
-from stages.tools.changes import Change, standard_error
-from stages.tools.changes import Flat as Flat  # part of this module's interface, as are the next ones
-from stages.tools.changes import Key as Key
-from stages.tools.changes import is_error as is_error
-from stages.tools.revisions import LOCK as LOCK
-from stages.tools.revisions import METRICS as METRICS
-from stages.tools.revisions import PARAMS as PARAMS
-from stages.tools.revisions import SEEDS as SEEDS
-from stages.tools.revisions import WORKSPACE as WORKSPACE
-from stages.tools.revisions import Revision as Revision
-from stages.tools.revisions import find_changes as find_changes
-from stages.tools.revisions import find_hash as find_hash
-from stages.tools.revisions import find_limits, format_leaf
-from stages.tools.revisions import flatten as flatten
-from stages.tools.revisions import hash_outputs as hash_outputs
-from stages.tools.revisions import read_revision as read_revision
+from stages.tools import changes, options, summary
+from stages.tools.changes import Change, Flat, Key, is_error, standard_error
+from stages.tools.revisions import (
+    LOCK,
+    METRICS,
+    PARAMS,
+    SEEDS,
+    WORKSPACE,
+    Revision,
+    find_changes,
+    find_limits,
+    format_leaf,
+    hash_outputs,
+    read_revision,
+)
 
 BEYOND_NOISE = "beyond run-to-run noise"
 """Heading of the column that says whether a change exceeds the noise between runs."""
@@ -53,8 +51,6 @@ def compare(a: Revision, b: Revision, folder: Path) -> str:
 
     folder: that of dvc.yaml, which the page names unless it is the current one. The last line names what did not change.
     """
-    from stages.tools import summary  # which imports locks, which imports this module
-
     chart, artifacts = summary.draw_win_rates(a, b), compare_artifacts(a, b)
     text = summary.summarize(a, b, folder) + list_missing_files(a, b)
     text += compare_params(a, b) + compare_metrics(a, b) + compare_published(b)

@@ -9,7 +9,7 @@ import textwrap
 from pathlib import Path
 
 from stages.runtime.errors import StageError
-from stages.tools import changes, diff, git, locks, options
+from stages.tools import changes, git, locks, options, revisions
 
 WIDTH = 80
 LISTED = 5
@@ -33,12 +33,12 @@ def describe_drift(folder: Path) -> str:
 
     Raises StageError if there is no run, or no repository.
     """
-    committed, current = diff.read_revision("HEAD", folder), diff.read_revision(diff.WORKSPACE, folder)
+    committed, current = revisions.read_revision("HEAD", folder), revisions.read_revision(revisions.WORKSPACE, folder)
     if current.stages is None:
-        raise StageError(f"{folder / diff.LOCK} is missing: run the experiment with `dvc repro`")
+        raise StageError(f"{folder / revisions.LOCK} is missing: run the experiment with `dvc repro`")
     commit = git.head(folder)
     if committed.stages is None:
-        return f"Nothing to compare this run with: commit {commit[:7]} has no {folder / diff.LOCK}."
+        return f"Nothing to compare this run with: commit {commit[:7]} has no {folder / revisions.LOCK}."
     comparison = locks.compare(committed.stages, current.stages)
     if comparison.first_difference is None:
         return f"OK: all {comparison.outputs} outputs are those of commit {commit[:7]}."
@@ -63,7 +63,7 @@ def format_drift(comparison: locks.Comparison, commit: str) -> str:
     return textwrap.fill(text, WIDTH, break_on_hyphens=False) + "\n"
 
 
-def format_figures(committed: diff.Flat, current: diff.Flat, limits: dict[str, float]) -> str:
+def format_figures(committed: changes.Flat, current: changes.Flat, limits: dict[str, float]) -> str:
     """Format a table of the win rates that both runs have: both values, their difference, and whether noise explains it.
 
     limits: from `seeds.read_limits`.
@@ -80,6 +80,6 @@ def format_figures(committed: diff.Flat, current: diff.Flat, limits: dict[str, f
     note = (
         "noise: whether two runs that differ only in the seed may differ as much (at most t sqrt(2) SD: see reports/seeds.md)"
         if limits
-        else f"noise: unknown without {diff.SEEDS}, which `make seeds` writes"
+        else f"noise: unknown without {revisions.SEEDS}, which `make seeds` writes"
     )
     return "\n".join([*lines, "", textwrap.fill(note, WIDTH)])

@@ -6,7 +6,7 @@ from typing import Any
 
 from stages.reporting import per_item
 from stages.runtime.errors import StageError
-from stages.tools import diff
+from stages.tools import revisions
 
 CODE = "code"
 RECORDS = "data/records/"
@@ -44,7 +44,7 @@ def compare(committed: Stages, current: Stages) -> Comparison:
     records: list[str] = []
     outputs = differing = 0
     for stage in sort_stages({**current, **committed}):
-        before, after = (diff.hash_outputs(stages.get(stage, {})) for stages in (committed, current))
+        before, after = (revisions.hash_outputs(stages.get(stage, {})) for stages in (committed, current))
         changed = [path for path in {**before, **after} if before.get(path) != after.get(path)]
         records += [path for path in changed if path.startswith(RECORDS)]
         results = [path for path in changed if not path.startswith(NOT_RESULTS)]
@@ -59,13 +59,13 @@ def sort_stages(stages: Stages) -> list[str]:
 
     Raises StageError if stages depend on each other.
     """
-    owners = {path: stage for stage, entry in stages.items() for path in diff.hash_outputs(entry)}
+    owners = {path: stage for stage, entry in stages.items() for path in revisions.hash_outputs(entry)}
     graph = {stage: [owner for dep in _hash_deps(entry) for owner in _find(dep, owners)] for stage, entry in stages.items()}
     try:
         return list(TopologicalSorter(graph).static_order())
     except CycleError as error:
         circle = " -> ".join(error.args[1])
-        raise StageError(f"{diff.LOCK}: stages depend on each other: {circle}: {per_item.REMEDY}") from error
+        raise StageError(f"{revisions.LOCK}: stages depend on each other: {circle}: {per_item.REMEDY}") from error
 
 
 def _hash_deps(entry: dict[str, Any]) -> dict[str, str]:
@@ -88,15 +88,15 @@ def find_changed_inputs(committed: Stages, current: Stages) -> list[str]:
 
 def _list_inputs(stages: Stages) -> dict[str, Any]:
     """Return name -> value or hash of each input of a run."""
-    owners = {path: stage for stage, entry in stages.items() for path in diff.hash_outputs(entry)}
-    fingerprints = diff.hash_outputs(stages.get(CODE, {}))
+    owners = {path: stage for stage, entry in stages.items() for path in revisions.hash_outputs(entry)}
+    fingerprints = revisions.hash_outputs(stages.get(CODE, {}))
     inputs: dict[str, Any] = {
         f"code of {path.rpartition('/')[2].removesuffix('.json')}": md5 for path, md5 in fingerprints.items()
     }
     for stage, entry in stages.items():
         inputs[f"command of {stage}"] = entry.get("cmd")
         for file, values in entry.get("params", {}).items():
-            inputs |= {f"{'.'.join(key)} in {file}": value for key, value in diff.flatten(values).items()}
+            inputs |= {f"{'.'.join(key)} in {file}": value for key, value in revisions.flatten(values).items()}
         if stage != CODE:
             inputs |= {path: md5 for path, md5 in _hash_deps(entry).items() if not _find(path, owners)}
     return inputs

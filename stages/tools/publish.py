@@ -19,7 +19,7 @@ from stages.reporting import cards
 from stages.runtime import params
 from stages.runtime.errors import StageError, one_line
 from stages.runtime.paths import ROOT
-from stages.tools import attest, diff, git, options, sync
+from stages.tools import attest, git, options, revisions, sync
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 LICENSE_FILES = ["LICENSE*", "USE_POLICY*", "NOTICE*", "Notice*"]
@@ -68,7 +68,7 @@ def collect(iteration: str, to: str, folder: Path) -> Contents:
         raise StageError(f"--to {to}: expected ORG/NAME, such as my-name/Llama-3-8B-SPPO-Iter1")
     license_files = list_license_files(settings.assets.policy, name, folder)
     require_committed(folder)
-    run = diff.read_revision(diff.WORKSPACE, folder)
+    run = revisions.read_revision(revisions.WORKSPACE, folder)
     attest.require_complete(folder, run)
     stages = run.stages or {}
     checkpoint = require_intact(folder, f"data/models/{iteration}", stages)
@@ -76,7 +76,7 @@ def collect(iteration: str, to: str, folder: Path) -> Contents:
     model = pointers.check_model(checkpoint)
     names = name_models(name, iteration, list(settings.iterations))
     text = card.read_text(encoding="utf-8")
-    origin = describe_origin(folder, diff.find_hash(stages, f"data/models/{iteration}"))
+    origin = describe_origin(folder, revisions.find_hash(stages, f"data/models/{iteration}"))
     contents: Contents = {path.name: path for path in sorted(model.iterdir())}
     return {"README.md": finish_card(text, iteration, owner, names, origin).encode()} | contents | license_files
 
@@ -139,8 +139,10 @@ def require_committed(folder: Path) -> None:
 def require_intact(folder: Path, out: str, stages: dict[str, Any]) -> Path:
     """Return the path of an output in dvc.lock. Raises StageError if it is missing, or its content is not the one there."""
     path = files.require(folder / out)
-    if files.dvc_md5(path) != diff.find_hash(stages, out):
-        raise StageError(f"{path} differs from {folder / diff.LOCK}: `python -m stages.tools verify` says how to restore it")
+    if files.dvc_md5(path) != revisions.find_hash(stages, out):
+        raise StageError(
+            f"{path} differs from {folder / revisions.LOCK}: `python -m stages.tools verify` says how to restore it"
+        )
     return path
 
 
@@ -180,11 +182,11 @@ def describe_origin(folder: Path, md5: str | None) -> str:
     """Describe for a card where a model comes from, and how to make it again. md5: its hash in dvc.lock."""
     commit, address = git.head(folder), find_address(folder)
     place = folder.resolve().relative_to(git.root(folder).resolve())
-    lock = hashlib.sha256((folder / diff.LOCK).read_bytes()).hexdigest()
+    lock = hashlib.sha256((folder / revisions.LOCK).read_bytes()).hexdigest()
     clone = f"git clone {address} sppo && cd sppo\n" if address else ""
     return f"""\
 This model was made by the pipeline `{place / "dvc.yaml"}` at commit `{commit}`{f" of {address}" if address else ""}. The \
-SHA-256 of `{place / diff.LOCK}` there is `{lock}`, and the MD5 of this model in it is `{md5}`.
+SHA-256 of `{place / revisions.LOCK}` there is `{lock}`, and the MD5 of this model in it is `{md5}`.
 
 ```bash
 {clone}git checkout {commit}

@@ -20,7 +20,7 @@ from stages.artifacts import files
 from stages.reporting import seeds
 from stages.runtime import params, processes, scratch
 from stages.runtime.errors import StageError, one_line
-from stages.tools import diff, editing, git, repository
+from stages.tools import editing, git, repository, revisions
 
 FOLDER = scratch.FOLDER / "seeds"
 REPORTS = Path("reports")
@@ -50,7 +50,7 @@ def main(args: argparse.Namespace) -> None:
 
 def write_reports(finished: list[int]) -> None:
     """Write seeds.md and seeds.json from the clones of these seeds. Raises StageError for fewer than two."""
-    runs = {seed: _flatten(files.read_json(FOLDER / str(seed) / diff.METRICS)) for seed in finished}
+    runs = {seed: _flatten(files.read_json(FOLDER / str(seed) / revisions.METRICS)) for seed in finished}
     document = seeds.collect_figures(runs)
     files.write_json(document, REPORTS / "seeds.json")
     with files.replacing(REPORTS / "seeds.md") as partial:
@@ -59,16 +59,16 @@ def write_reports(finished: list[int]) -> None:
 
 
 def _flatten(metrics: dict[str, Any]) -> seeds.Flat:
-    return {".".join(key): value for key, value in diff.flatten(metrics).items()}
+    return {".".join(key): value for key, value in revisions.flatten(metrics).items()}
 
 
 def is_finished(seed: int) -> bool:
     """Return whether a seed's clone holds a finished run of HEAD's code and parameters."""
     folder = FOLDER / str(seed)
-    if not (folder / NOTE).exists() or not (folder / diff.LOCK).exists():
+    if not (folder / NOTE).exists() or not (folder / revisions.LOCK).exists():
         return False
     note = files.read_json(folder / NOTE)
-    same = note["lock"] == files.digest(folder / diff.LOCK) and params.read(folder / diff.PARAMS).get("seed") == seed
+    same = note["lock"] == files.digest(folder / revisions.LOCK) and params.read(folder / revisions.PARAMS).get("seed") == seed
     return same and git.has_same_inputs(Path(), note["commit"], "HEAD")
 
 
@@ -133,7 +133,7 @@ def prepare(seed: int) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         git.run_git(folder.parent, "clone", "--quiet", "--shared", "--no-checkout", str(git.root(Path())), folder.name)
     commit = git.head(Path())
-    if not (folder / diff.PARAMS).exists() or git.head(folder) != commit:
+    if not (folder / revisions.PARAMS).exists() or git.head(folder) != commit:
         git.run_git(folder, "fetch", "--quiet", "origin", "HEAD")
         git.run_git(folder, "checkout", "--quiet", "--force", "--detach", commit)
     link = folder / ".venv"
@@ -141,10 +141,10 @@ def prepare(seed: int) -> Path:
         link.symlink_to(Path(sys.prefix).parent)
     with repository.open_repository(Path()) as repo:
         (folder / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {repo.cache.local_cache_dir}\n", encoding="utf-8")
-    document = editing.load(folder / diff.PARAMS)
+    document = editing.load(folder / revisions.PARAMS)
     if document["seed"] != seed:
         document["seed"] = seed
-        (folder / diff.PARAMS).write_text(editing.dump(document), encoding="utf-8")
+        (folder / revisions.PARAMS).write_text(editing.dump(document), encoding="utf-8")
     return folder
 
 
@@ -155,6 +155,6 @@ def finish(seed: int, code: int) -> None:
         log = folder / LOG
         last = (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"])[-1]
         raise StageError(f"{folder}: seed {seed} failed ({one_line(last)}): see {log}, then run this again to resume")
-    note = {"commit": git.head(folder), "lock": files.digest(folder / diff.LOCK)}
+    note = {"commit": git.head(folder), "lock": files.digest(folder / revisions.LOCK)}
     files.write_json(note, folder / NOTE)
     print(f"seed {seed}: finished", flush=True)

@@ -8,7 +8,7 @@ import pytest
 
 from stages.reporting import seeds
 from stages.runtime import documents
-from stages.tools import diff
+from stages.tools import revisions
 from support.committed import read_committed
 
 DOCUMENT = json.loads(read_committed("reports/metrics.json"))
@@ -44,6 +44,6 @@ def test_the_noise_is_that_of_the_committed_experiment() -> None:
     """One of the runs with different seeds is the committed one: after a change of the results, run `make seeds`."""
     runs = json.loads(read_committed("reports/seeds.json"))
     place = runs["seeds"].index(documents.load_mapping(read_committed("params.yaml").encode(), "params.yaml")["seed"])
-    metrics = {".".join(key): value for key, value in diff.flatten(DOCUMENT).items() if seeds.is_number(value)}
+    metrics = {".".join(key): value for key, value in revisions.flatten(DOCUMENT).items() if seeds.is_number(value)}
     assert {key: values[place] for key, values in runs["figures"].items()} == metrics
     assert read_committed("reports/seeds.md") == seeds.format_seeds(runs)

@@ -25,6 +25,7 @@ RANKER = {"repo": "../../data/ranker/PairRM", "base": {"repo": "../../data/ranke
 def make_recipe(folder: Path, models: dict[str, Any], answers: dict[str, str], rankers: dict[str, Any]) -> Path:
     """Give the recipe the settings of the miniature in `folder`, and return the recipe's folder."""
     recipe = folder / EVALUATION
+    (recipe / ".dvcignore").unlink(missing_ok=True)
     training = YAML(typ="safe").load(folder / "params.yaml")
     assets = {key: training["assets"][key] for key in ("alpaca_eval", "harness")}
     rank = {key: training["rank"][key] for key in ("scale", "shard_size", "tokens_per_batch")}

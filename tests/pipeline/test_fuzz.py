@@ -22,7 +22,7 @@ from stages.reporting.published import TASKS
 from stages.runtime import params
 from stages.runtime.errors import StageError
 from stages.runtime.paths import ROOT
-from stages.tools import attest, diff, drift, locks, recipe
+from stages.tools import attest, diff, drift, locks, recipe, revisions
 from support import tables as examples
 from support.messages import assert_message
 from support.revisions import LOCK, commit, git, make_metrics
@@ -230,7 +230,7 @@ EXPERIMENT: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def experiment(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, diff.Revision]:
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, revisions.Revision]:
     """A repository with EXPERIMENT in its only commit, and that revision."""
     folder = tmp_path_factory.mktemp("experiment")
     for name, document in EXPERIMENT.items():
@@ -238,12 +238,12 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, diff.Rev
     git(folder, "init", "-q")
     commit(folder, "run")
     with contextlib.chdir(folder):
-        return folder, diff.read_revision("HEAD", Path())
+        return folder, revisions.read_revision("HEAD", Path())
 
 
-def compare_all(committed: diff.Revision) -> str:
+def compare_all(committed: revisions.Revision) -> str:
     """Do what `drift`, `diff` and `attest` do with the workspace."""
-    current = diff.read_revision(diff.WORKSPACE, Path())
+    current = revisions.read_revision(revisions.WORKSPACE, Path())
     before, after = committed.stages or {}, current.stages or {}
     text = diff.compare(committed, current, Path()) + diff.compare(current, committed, Path())
     text += drift.format_drift(locks.compare(before, after), "0" * 40)
@@ -255,7 +255,7 @@ def compare_all(committed: diff.Revision) -> str:
 
 @QUICK
 @given(data=st.data())
-def test_runs_of_any_kind_are_compared_or_rejected(data: st.DataObject, experiment: tuple[Path, diff.Revision]) -> None:
+def test_runs_of_any_kind_are_compared_or_rejected(data: st.DataObject, experiment: tuple[Path, revisions.Revision]) -> None:
     folder, committed = experiment
     name = data.draw(st.sampled_from(sorted(EXPERIMENT)))
     document = copy.deepcopy(EXPERIMENT[name])
@@ -272,7 +272,7 @@ def test_runs_of_any_kind_are_compared_or_rejected(data: st.DataObject, experime
         files.write_json(EXPERIMENT[name], folder / name)
 
 
-def test_the_example_of_a_run_is_valid(experiment: tuple[Path, diff.Revision]) -> None:
+def test_the_example_of_a_run_is_valid(experiment: tuple[Path, revisions.Revision]) -> None:
     folder, committed = experiment
     with contextlib.chdir(folder):
         assert "No changes in parameters, metrics, artifacts." in compare_all(committed)

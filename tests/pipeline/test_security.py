@@ -23,7 +23,7 @@ from stages.reporting import markdown
 from stages.runtime import params
 from stages.runtime.errors import StageError
 from stages.runtime.paths import ROOT
-from stages.tools import diff
+from stages.tools import diff, revisions
 from support import endpoint, judging, ranker
 from support.messages import assert_message
 from support.models import edit_json, make_model
@@ -256,8 +256,8 @@ def test_escaped_text_is_shown_verbatim_and_makes_no_element(first: str, second:
 def test_names_on_the_page_of_differences_are_text() -> None:
     hostile = "<img src=x onerror=alert(1)> | `a` [b](javascript:c)"
     key = ("alpaca_eval", hostile, "win_rate")
-    a = diff.Revision(hostile, {(hostile,): 1}, {key: 1}, {hostile: {"outs": []}})
-    b = diff.Revision(hostile, {(hostile,): 2}, {key: 2}, {})
+    a = revisions.Revision(hostile, {(hostile,): 1}, {key: 1}, {hostile: {"outs": []}})
+    b = revisions.Revision(hostile, {(hostile,): 2}, {key: 2}, {})
     page = Page(MarkdownIt("commonmark", {"html": True}).enable("table").render(diff.compare(a, b, Path(hostile))))
     assert "table" in page.elements
     assert not {"img", "script", "code", "a"} & set(page.elements)

@@ -7,7 +7,7 @@ import pytest
 
 from stages.reporting import results
 from stages.reporting.inputs import Evaluations
-from stages.tools import diff
+from stages.tools import changes, revisions
 
 
 def test_the_model_it_started_from_is_the_one_in_the_parameters() -> None:
@@ -47,7 +47,7 @@ def test_metrics_hold_the_values_and_beside_them_their_standard_errors() -> None
     values = results.split_errors({"mmlu": (28.0, 4.0), "average": (39.0, 2.0)})
     assert values == {"mmlu": 28.0, "average": 39.0, "standard_errors": {"mmlu": 4.0, "average": 2.0}}
     metrics: dict[str, Any] = {"open_llm_leaderboard": {"base": values}}
-    assert diff.standard_error(diff.flatten(metrics), ("open_llm_leaderboard", "base", "mmlu")) == 4
+    assert changes.standard_error(revisions.flatten(metrics), ("open_llm_leaderboard", "base", "mmlu")) == 4
 
 
 def test_the_interval_of_a_mean_length_is_that_of_its_standard_error() -> None:

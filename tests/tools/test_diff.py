@@ -39,7 +39,7 @@ def page(repository: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def compare(folder: Path, monkeypatch: pytest.MonkeyPatch, a: str, b: str, recipe: str = "") -> str:
     monkeypatch.chdir(folder)
-    return diff.compare(diff.read_revision(a, Path(recipe)), diff.read_revision(b, Path(recipe)), Path(recipe))
+    return diff.compare(revisions.read_revision(a, Path(recipe)), revisions.read_revision(b, Path(recipe)), Path(recipe))
 
 
 def read_rows(page: str) -> list[list[str]]:
@@ -225,7 +225,7 @@ def test_an_odd_file_is_refused(
     path.write_text(text.replace(old, new))
     monkeypatch.chdir(tmp_path / "clone")
     with pytest.raises(StageError) as error:
-        diff.read_revision("workspace", Path())
+        revisions.read_revision("workspace", Path())
     assert_message(str(error.value), name, "at workspace", *parts)
 
 
@@ -359,19 +359,19 @@ def test_a_file_that_is_not_yaml_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "dvc.lock").write_text("<<<<<<< HEAD\na: b\n=======\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(StageError) as error:
-        diff.read_revision("workspace", Path())
+        revisions.read_revision("workspace", Path())
     assert_message(str(error.value), "dvc.lock at workspace", "not valid YAML")
 
 
 def test_a_folder_without_a_repository_is_refused(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(repository)
     with pytest.raises(StageError) as error:
-        diff.read_revision("HEAD", tmp_path)
+        revisions.read_revision("HEAD", tmp_path)
     assert_message(str(error.value), str(tmp_path), "outside", "--recipe")
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(StageError) as error:
-        diff.read_revision("HEAD", Path())
+        revisions.read_revision("HEAD", Path())
     assert_message(str(error.value), str(tmp_path), "Git repository", "dvc.yaml")
 
 

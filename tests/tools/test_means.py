@@ -5,18 +5,18 @@ import pytest
 
 from stages.runtime.errors import StageError
 from stages.runtime.paths import ROOT
-from stages.tools import diff, means
+from stages.tools import means, revisions
 from support.messages import assert_message
 from support.running import run_tool
 
 
-def make_revision(title: str, rate: float | None) -> diff.Revision:
+def make_revision(title: str, rate: float | None) -> revisions.Revision:
     metrics: dict[str, Any] = {
         "alpaca_eval": {"iter1": {"win_rate": rate, "standard_error": 1.0}},
         "open_llm_leaderboard": {"iter1": {"mmlu": 30, "standard_errors": {"mmlu": 2.0}}},
         "training": {"iter1": {"pairs": 512}},
     }
-    return diff.Revision(title, {}, None if rate is None else diff.flatten(metrics), {})
+    return revisions.Revision(title, {}, None if rate is None else revisions.flatten(metrics), {})
 
 
 def test_means_and_deviations_are_over_the_runs() -> None:
