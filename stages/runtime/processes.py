@@ -5,14 +5,18 @@ stage gets SIGTERM and shuts down cleanly. A stage's own workers are killed at o
 leave behind.
 """
 
+import atexit
 import contextlib
 import ctypes
 import gc
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from types import FrameType
+from typing import NoReturn
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, `kill` or a shutdown, and a closed terminal."""
@@ -74,6 +78,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 @contextlib.contextmanager
 def block_sigint() -> Iterator[None]:
     """Start workers within this block: Ctrl-C reaches every process of a terminal but must stop only the stage itself."""
+    resource_tracker.ensure_running()  # the first worker's start would start it, which unblocks SIGINT
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
@@ -90,3 +95,15 @@ def setup_worker() -> None:
     assert parent.pid
     die_with_parent(parent.pid, signal.SIGKILL)
     gc.set_threshold(GC_THRESHOLD)
+
+
+def exit_worker() -> NoReturn:
+    """End a distributed worker that has done its work, with exit code 0 and without the destructors of C++ libraries.
+
+    With the threads of gloo and DeepSpeed, they sometimes abort the process ("terminate called without an active exception"),
+    and torchrun then stops the other workers: a finished training would be lost.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

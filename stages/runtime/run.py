@@ -77,10 +77,11 @@ def run_stage(name: str, main: Main, args: argparse.Namespace, write_record: Cal
             log_progress(name, stage)
         main(args)
         scratch.finish(stage, output_paths(args))
-        if not launched:
-            log_timing(name, time.monotonic() - started)
-            if stage and write_record:
-                write_record(stage)
+        if launched:
+            processes.exit_worker()
+        log_timing(name, time.monotonic() - started)
+        if stage and write_record:
+            write_record(stage)
         gc.freeze()  # otherwise Python scans every object of torch and vLLM before it exits: seconds
     except processes.Stopped as stopped:
         print(f"{name}: stopped by {stopped.name}: re-run to resume", file=sys.stderr)

@@ -66,6 +66,7 @@ MUTANTS: dict[str, Callable[..., Any]] = {
     "devices.explain_out_of_memory": do_nothing,
     "devices.is_main_process": lambda: True,  # False means that another process writes the outputs
     "processes.block_sigint": do_nothing,
+    "processes.exit_worker": ignore,
     "processes.setup_worker": ignore,
     "processes.die_with_parent": ignore,
     "processes.die_with_launcher": ignore,

@@ -212,6 +212,12 @@ def main(args):
         elif sys.argv[1] == "ranks":
             from stages.engines import distributed
             distributed.launch(2, {}, lambda _: work())
+        elif sys.argv[1] == "aborting ranks":
+            import ctypes
+            from stages.engines import distributed
+            libc = ctypes.CDLL(None)
+            abort_at_exit = lambda _: libc.__cxa_atexit(libc.abort, None, None) or work()
+            distributed.launch(2, {}, abort_at_exit)
         partial.write_text("whole")
 
 if __name__ == "__main__":
@@ -296,6 +302,24 @@ def test_a_stage_ends_its_worker_processes(
         assert process.returncode == 128 + number
         (line,) = [line for line in stderr.splitlines() if "stage" in line or "Traceback" in line]
         assert_message(line, "stage: ", number.name, "re-run to resume")
+
+
+@pytest.mark.slow
+def test_workers_ignore_the_terminals_ctrl_c(start: Callable[..., "subprocess.Popen[str]"], tmp_path: Path) -> None:
+    start(2, sys.executable, "stage.py", "workers")
+    for path in tmp_path.glob("working-*"):
+        status = Path(f"/proc/{path.name.partition('-')[2]}/status").read_text(encoding="utf-8")
+        (blocked,) = [int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigBlk:")]
+        assert blocked >> (signal.SIGINT - 1) & 1
+
+
+@pytest.mark.slow
+def test_a_library_that_aborts_at_exit_does_not_undo_the_workers_work(
+    start: Callable[..., "subprocess.Popen[str]"], tmp_path: Path
+) -> None:
+    process = start(2, sys.executable, "stage.py", "aborting ranks", SECONDS="0")
+    assert process.wait(60) == 0, (tmp_path / "stderr").read_text()
+    assert (tmp_path / "out").read_text() == "whole"
 
 
 @pytest.fixture
