@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from stages import report
-from stages.reporting import charts, page
+from stages.reporting import charts
 from stages.runtime.paths import ROOT
+from support.plots import load_plots
 from support.reports import ALPACA, ITEMS, read_rows, write_evaluations, write_iteration, write_provenance
 from support.running import set_params
 
@@ -35,7 +36,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def test_the_reports_cover_every_model_and_iteration(reports: dict[str, str]) -> None:
     pages = ["alpaca_eval", "open_llm_leaderboard", "ranker", "health", "samples", "provenance"]
-    plots = {Path(source).name for plot in page.load_plots().values() for source in plot["y"]}
+    plots = {Path(source).name for plot in load_plots().values() for source in plot["y"]}
     items = {"preferences.csv", "harness.csv", "metrics.json", "summary.json"}
     assert set(reports) == {f"{name}.md" for name in pages} | plots | items | {"index.html", "cards/iter1.md"}
     for name in ("alpaca_eval.md", "open_llm_leaderboard.md", "ranker.md"):
@@ -104,7 +105,7 @@ def test_the_paired_differences_are_in_metrics_pages_and_html(reports: dict[str,
 
 def test_the_plots_data_have_the_columns_that_the_plots_name(reports: dict[str, str]) -> None:
     tables = {name: pd.read_csv(StringIO(text)) for name, text in reports.items() if name.endswith(".csv")}
-    for plot in page.load_plots().values():
+    for plot in load_plots().values():
         ((source, y),) = plot["y"].items()
         assert {plot["x"], y} <= set(tables[Path(source).name].columns)
     win_rate = tables["win_rate.csv"].iloc[0]

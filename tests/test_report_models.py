@@ -10,11 +10,12 @@ import pytest
 
 from stages import report_models
 from stages.artifacts import files
-from stages.reporting import charts, page
+from stages.reporting import charts
 from stages.runtime.errors import StageError
 from stages.runtime.paths import ROOT
 from support import figures
 from support.messages import assert_message
+from support.plots import load_plots, name_source
 from support.reports import ALPACA, HARNESS, QUESTIONS, RECORD, read_rows, write_evaluations
 from support.running import set_params
 
@@ -75,7 +76,7 @@ def test_the_reports_are_the_declared_ones(folder: Path) -> None:
     html = (folder / "reports/index.html").read_text()
     assert html.count("<figure>") == 3
     assert "They say so, at length." in html
-    sources = {page.name_source(plot) for plot in page.load_plots().values()}
+    sources = {name_source(plot) for plot in load_plots().values()}
     assert sources & items == {"win_rate.csv", "length.csv"}
 
 

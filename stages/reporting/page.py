@@ -20,10 +20,6 @@ from stages.reporting.published import Published
 from stages.runtime.params import BASE
 
 TEMPLATE, STYLE, SCRIPT = (Path(__file__).with_name(f"page.{suffix}") for suffix in ("html.j2", "css", "js"))
-PLOTS = Path(__file__).with_name("plots.yaml")
-
-Plot = dict[str, Any]
-"""A plot's definition as in dvc.yaml: x, y (CSV file -> column), template, title, x_label, y_label."""
 
 
 @dataclass(frozen=True)
@@ -35,20 +31,6 @@ class Background:
     published: Published | None
     judged: list[Judged]
     """By instruction, in the order of the answers."""
-
-
-def load_plots() -> dict[str, Plot]:
-    """Return the plots of plots.yaml: name -> definition."""
-    from ruamel.yaml import YAML
-
-    definitions: list[dict[str, Plot]] = YAML(typ="safe").load(PLOTS)
-    return {name: plot for definition in definitions for name, plot in definition.items()}
-
-
-def name_source(plot: Plot) -> str:
-    """Return the name of the CSV file, in the folder of reports, that a plot is drawn from."""
-    (source,) = plot["y"]
-    return Path(source).name
 
 
 def format_page(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stages.runtime.errors import StageError, one_line
 
-INPUTS = ("stages", "requirements", ".dvc/plots")
+INPUTS = ("stages", "requirements")
 """What determines results, besides an experiment's own files; relative to the root of the repository."""
 EXPERIMENT = ("dvc.yaml", "params.yaml", "published.yaml")
 """The same in the folder of an experiment."""

@@ -18,7 +18,7 @@ from stages.tools import recipe
 
 TABLES = ["alpaca_eval", "open_llm_leaderboard"]
 """The reports whose tables are in README.md, each between comments with its name."""
-PLOTS = "plots:  # written by make sync from stages/reporting/plots.yaml\n"
+PLOTS = "plots:  # written by make sync from stages/tools/plots.yaml\n"
 """The line of dvc.yaml below which everything is generated."""
 EVALUATION = "recipes/miniature-published"
 """The recipe with the pipeline that evaluates existing models."""
@@ -58,7 +58,7 @@ def documents(root: Path) -> dict[Path, str]:
             reproductions,
         ),
         pipeline: replace_plots(
-            pipeline.read_text(encoding="utf-8"), (root / "stages/reporting/plots.yaml").read_text(encoding="utf-8"), pipeline
+            pipeline.read_text(encoding="utf-8"), (root / "stages/tools/plots.yaml").read_text(encoding="utf-8"), pipeline
         ),
     }
     return generated | generate_pipelines(root, generated[pipeline])

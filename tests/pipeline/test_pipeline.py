@@ -15,13 +15,13 @@ from dvc.repo import Repo
 from ruamel.yaml import YAML
 
 from stages.artifacts.schemas import model_names
-from stages.reporting.page import load_plots, name_source
 from stages.reporting.published import read_published
 from stages.runtime import catalog, params
 from stages.runtime.paths import ROOT
 from stages.tools import sync
 from stages.train import NOT_IN_RESUME_KEY
 from support.messages import assert_message
+from support.plots import load_plots, name_source
 from support.running import run_stage
 
 ALL_RECIPES = sorted(path.parent for path in ROOT.glob("recipes/*/dvc.yaml"))

@@ -138,6 +138,7 @@ def test_every_function_of_runtime_is_listed_here() -> None:
         "params.is_evaluation",
         "run.build_parser",
         "run.run_stage",
+        *(f"run.{name}" for name in ("log_progress", "read_timings", "describe_progress", "format_duration")),
     }
     assert public_functions() <= VALUES | other | MUTANTS.keys()
 

@@ -7,6 +7,7 @@ import pytest
 from stages.reporting import charts, markdown, page
 from stages.runtime.documents import load_mapping
 from stages.runtime.paths import ROOT
+from support.plots import load_plots
 from support.sample_run import HOSTILE, make_evaluations, make_page
 
 
@@ -91,4 +92,4 @@ def test_a_table_scrolls_in_a_box_of_its_own_and_headings_are_one_level_lower() 
 
 def test_dvc_draws_the_plots_of_the_list() -> None:
     definitions = load_mapping((ROOT / "dvc.yaml").read_bytes(), "dvc.yaml")["plots"]
-    assert definitions == [{name: plot} for name, plot in page.load_plots().items()], "run `python -m stages.tools sync`"
+    assert definitions == [{name: plot} for name, plot in load_plots().items()], "run `python -m stages.tools sync`"

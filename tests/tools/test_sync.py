@@ -64,7 +64,7 @@ def test_the_plots_are_the_end_of_the_pipeline() -> None:
 
 
 def test_a_new_reproduction_is_a_new_row(tmp_path: Path) -> None:
-    for name in ("README.md", "params.yaml", "dvc.yaml", "stages/reporting/plots.yaml"):
+    for name in ("README.md", "params.yaml", "dvc.yaml", "stages/tools/plots.yaml"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, tmp_path / name)
     for name in ("docs", "reports", "reproductions"):
