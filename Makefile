@@ -1,5 +1,10 @@
 # `make repro` and `make test` do all set-up on a fresh machine with Python 3, a C++ compiler, Git and a package index.
 
+# Every path below is relative to the folder of this file.
+ifneq ($(strip $(MAKEFILE_LIST)),Makefile)
+$(error this Makefile works in its own folder only: use `make -C FOLDER TARGET`)
+endif
+
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/main/bin:$(PATH)
 
@@ -61,12 +66,16 @@ bench: env  ## compare the stages' speed with the usual implementations, and wri
 	@requirements/install.sh bench
 	python -m benchmarks
 
-# Names may contain spaces: they are kept apart by NUL bytes, and quoted.
-clean:  ## remove unfinished work: scratch/ and partial files, also in recipes/; results and caches stay
-	@shopt -s nullglob; \
+# Names may contain spaces: they are kept apart by NUL bytes, and quoted. A recipe that is a link is another repository's, and
+# of links only data and reports themselves are followed, which may be on another disk.
+clean:  ## list and remove unfinished work: scratch/ and partial files, also in recipes/; results and caches stay
+	@mapfile -d '' folders < <( \
+		find ./data ./reports -maxdepth 0 -print0 2>/dev/null; \
+		find ./recipes -mindepth 2 -maxdepth 2 '(' -name data -o -name reports ')' -print0 2>/dev/null); \
 	mapfile -d '' found < <( \
-		find scratch recipes/*/scratch -maxdepth 0 -print0 2>/dev/null; \
-		find -H data reports recipes/*/data recipes/*/reports -name '.*.partial' -prune -print0 2>/dev/null); \
+		find ./scratch -maxdepth 0 -print0 2>/dev/null; \
+		find ./recipes -mindepth 2 -maxdepth 2 -name scratch -print0 2>/dev/null; \
+		[ "$${#folders[@]}" = 0 ] || find -H "$${folders[@]}" -name '.*.partial' -prune -print0 2>/dev/null); \
 	if [ "$${#found[@]}" = 0 ]; then echo "Nothing to remove"; exit; fi; \
 	echo "Removing:"; \
 	du -shc -- "$${found[@]}"; \

@@ -2,8 +2,10 @@
 
 import argparse
 import importlib
+import os
 import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from stages.runtime import catalog, errors, run
@@ -11,6 +13,9 @@ from stages.runtime.paths import ROOT
 
 WITHOUT_RECORD = ("code", "report", "report-models")
 """Stages without a record: `code` computes no results, and the reports read the records of the other stages."""
+
+NAMES = "--names"
+"""In place of a stage: only check the names in params.yaml, as dvc.yaml's commands do before the shell expands the rest."""
 
 
 def list_stages() -> str:
@@ -20,6 +25,41 @@ def list_stages() -> str:
         path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
         lines.append(f"  {name:<20}{catalog.summary(path)}")
     return "\n".join(lines)
+
+
+def check_names() -> None:
+    """Check what dvc.yaml inserts from params.yaml, if there is such a file, into commands and paths: the names of iterations,
+    models and rankers, and the files of answers.
+
+    Raises StageError for a name that is not valid, and for a file's name that could end the quotes around it.
+    """
+    from stages.runtime import params
+
+    path = Path("params.yaml")
+    document = params.read(path) if path.is_file() else {}
+    for section in ("iterations", "models", "answers", "rankers"):
+        values = getattr(params.load(section, path=path), section) if section in document else {}
+        for name, file in values.items() if section == "answers" else ():
+            if not file.isprintable() or {"'", "\\"} & set(file):
+                raise errors.StageError(
+                    f"{path}: answers: the file of {name}, {errors.quote(file)}, contains a quotation mark, a backslash or a "
+                    "character that cannot be printed: rename the file"
+                )
+
+
+def require_recordable(outputs: list[Path]) -> None:
+    """Raise StageError if DVC, which runs this stage, could not record its outputs: in a Git repository, it does not follow
+    links to folders outside, but says so only after the stage's work."""
+    root = Path(os.environ.get("DVC_ROOT", "")).resolve()
+    if "DVC_STAGE" not in os.environ or not (root / ".git").exists():
+        return
+    for path in outputs:
+        if not path.parent.resolve().is_relative_to(root):
+            raise errors.StageError(
+                f"{path}: {path.parent} leads to {path.parent.resolve()}, and DVC does not record outputs outside of the "
+                "repository: replace the link by a folder, and keep only DVC's cache on the other disk, with `dvc cache dir "
+                "FOLDER` and `dvc config cache.type symlink`, or mount the disk at the folder"
+            )
 
 
 def start_numerics(name: str) -> str | None:
@@ -37,6 +77,7 @@ def start_numerics(name: str) -> str | None:
 
 def run_main(stage: Any, numerics_used: str | None, args: argparse.Namespace) -> None:
     """Run a stage's `main`, then verify that its numerics were in effect. Raises StageError."""
+    require_recordable(run.output_paths(args))
     stage.main(args)
     if numerics_used:
         from stages.engines import numerics
@@ -51,16 +92,21 @@ def main(argv: list[str]) -> None:
         sys.exit(0 if argv else 2)
     name, modules = argv[0], catalog.stage_modules()
     try:
-        if name not in modules:
+        if name not in modules and name != NAMES:
             raise errors.StageError(f"{errors.quote(name)} is not a stage: `python -m stages --help` lists them")
         run.enter_environment(catalog.environment_of(name))
     except errors.StageError as error:
         errors.exit_with(error, "stages: ")
     run.prepare_process(online=catalog.may_go_online(name))
+    used = None
     try:
-        used = None if {"-h", "--help"} & set(argv) else start_numerics(name)  # before the stage imports numerical libraries
-    except errors.StageError as error:
-        errors.exit_with(error, f"{name}: ")
+        if not {"-h", "--help"} & set(argv):
+            check_names()
+            used = start_numerics(name) if name != NAMES else None  # before the stage imports numerical libraries
+    except Exception as error:
+        errors.exit_with(error, "stages: " if name == NAMES else f"{name}: ")
+    if name == NAMES:
+        return
     from stages.artifacts import records
 
     stage = importlib.import_module(modules[name])

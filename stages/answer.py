@@ -1,13 +1,14 @@
 """Answer the AlpacaEval instructions with a policy, as alpaca-eval's model_outputs.json, and the hold-out, as Parquet.
 
-Without --hold-out and --out-hold-out, it answers the instructions only.
+Without --hold-out and --out-hold-out, it answers the instructions only. Prompts of the hold-out that do not leave room for an
+answer are left out, as in generate; every instruction must be answered.
 """
 
 import argparse
 from pathlib import Path
 
 from stages.artifacts import files, schemas, tables
-from stages.engines.answering import draw_answers, format_outputs
+from stages.engines.answering import draw_answers, format_outputs, select_fitting
 from stages.runtime import params
 from stages.runtime.errors import StageError
 
@@ -28,7 +29,8 @@ def main(args: argparse.Namespace) -> None:
     instructions = files.read_records(args.instructions, ["dataset", "instruction"])
     texts = [row["instruction"] for row in instructions]
     if args.hold_out:  # both at once, so that vLLM starts only once
-        texts += tables.read(args.hold_out, schemas.SPLIT)["prompt"].to_pylist()
+        hold_out = tables.read(args.hold_out, schemas.SPLIT)
+        texts += select_fitting(args.model, hold_out, settings.engine.max_model_length, settings.answer)["prompt"].to_pylist()
     responses = draw_answers("answer", args.model, args.name, texts, settings.seed, settings.engine, settings.answer)
     files.write_json(format_outputs(args.name, instructions, responses.slice(0, len(instructions))), args.out)
     if args.out_hold_out:

@@ -108,6 +108,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     section = params.load("evaluate_alpaca").evaluate_alpaca
     outputs, references, length_control = read_inputs(args.answers, args.reference_outputs, args.alpaca_eval_set)
+    if section.judge == "gold":
+        gold.check_instructions(args.reference_outputs, [row["instruction"] for row in references])
     metrics, annotations = evaluate(outputs, references, section, length_control)
     checks.check_annotations(f"the annotations by {section.judge}", annotations, args.answers, outputs)
     if not length_control:

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from stages.artifacts import files, harness_sets, pointers
+from stages.artifacts import files, harness_sets, models, pointers
 from stages.engines.harness import TASKS, evaluate_tasks, read_score
 from stages.runtime import params
 from stages.runtime.errors import StageError
@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     settings = params.load("evaluate_lm").evaluate_lm
-    files.require(args.data_sets / "exact_match" / "exact_match.py")
+    harness_sets.refuse_code(files.require(args.data_sets))
+    models.check_form(pointers.resolve(args.model))
     tasks = harness_sets.select_tasks(settings.tasks)
     results = evaluate_tasks(pointers.check_model(args.model), args.data_sets, tasks, settings.dtype, settings.batch_size)
     items = {task: result.pop("items") for task, result in results.items()}
@@ -40,18 +41,22 @@ def main(args: argparse.Namespace) -> None:
         files.write_json(summary, partial / "summary.json")
     for task, row in summary.items():
         log.info("%s: %s %.1f +- %.1f on %d questions", task, row["metric"], row["value"], row["standard_error"], row["n"])
+        if "cut" in row:
+            log.warning(
+                "%s: %d of %d prompts did not fit into the model and were cut off at the start", task, row["cut"], row["n"]
+            )
 
 
 def summarize(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Compute the Leaderboard's scores from the harness's results for each task.
 
-    Returns task -> metric, shots, value and standard_error in percent, n: the number of questions. MMLU's value is the plain
-    mean over its 57 subjects, its standard error that of a mean of independent values. Its `weighted` is the harness's own
-    mean, weighted by the subjects' numbers of questions, and `weighted_standard_error` is sqrt(sum_i w_i^2 se_i^2), the error
-    of that mean of independent values. The harness's own error is not used: for a group, lm-eval 0.4.1 (evaluator.evaluate)
-    puts squared standard errors into the formula for the combined variance of samples, which gives about the standard deviation
-    between the subjects instead of the standard error of their mean (0.144 for Mistral-7B; replaced in
-    lm-evaluation-harness#1390).
+    Returns task -> metric, shots, value and standard_error in percent, n: the number of questions, and, unless it is 0, cut:
+    how many of these had a prompt that did not fit into the model. MMLU's value is the plain mean over its 57 subjects, its
+    standard error that of a mean of independent values. Its `weighted` is the harness's own mean, weighted by the subjects'
+    numbers of questions, and `weighted_standard_error` is sqrt(sum_i w_i^2 se_i^2), the error of that mean of independent
+    values. The harness's own error is not used: for a group, lm-eval 0.4.1 (evaluator.evaluate) puts squared standard errors
+    into the formula for the combined variance of samples, which gives about the standard deviation between the subjects instead
+    of the standard error of their mean (0.144 for Mistral-7B; replaced in lm-evaluation-harness#1390).
     Raises StageError if a value is not a finite number or a subject is missing.
     """
     summary = {}
@@ -68,6 +73,8 @@ def summarize(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
             "standard_error": 100 * math.hypot(*errors) / len(subtasks),
             "n": sum(result["n"].values()),
         }
+        if "cut" in result:
+            summary[name]["cut"] = sum(result["cut"].values())
         if name == "mmlu":
             sizes = [result["n"][subtask] for subtask in subtasks]
             weighted_errors = [size * error for size, error in zip(sizes, errors, strict=True)]

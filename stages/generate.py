@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from stages.artifacts import schemas, tables
+from stages.artifacts import models, schemas, tables
 from stages.engines import sampling
 from stages.runtime import params
 
@@ -27,6 +27,7 @@ def main(args: argparse.Namespace) -> None:
         name=args.iteration,
     )
     prompts = tables.read(args.prompts, schemas.SPLIT)
+    models.rehearse_saving(args.model)  # train will save it: known before anything is sampled
     responses = sampling.sample_responses(
         "generate", prompts, args.model, settings.engine, draw, generate.shard_size, skip_too_long=True
     )

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from stages.artifacts import schemas, shards, tables
+from stages.artifacts import models, schemas, shards, tables
 from stages.engines import distributed, training
 from stages.method import chat, packing, seeding
 from stages.runtime import params, scratch
@@ -46,6 +46,8 @@ def run(args: argparse.Namespace, settings: Any, group: distributed.Group) -> No
     """Build and score the pairs in one process of the group; the main one writes them."""
     folder = scratch.folder("reference", {**group.digests, **settings.model_dump()})
     training.quiet_libraries()
+    if is_main_process():
+        models.check_policy(args.model)
     distributed.start_group(group)
     seeding.make_deterministic(0)
     arguments = training.training_arguments(folder, settings.device_batch, settings.dtype, seed=0)

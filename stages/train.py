@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from stages.artifacts import files, pointers, schemas, tables
+from stages.artifacts import files, models, pointers, schemas, tables
 from stages.engines import checkpoints, distributed, training
 from stages.method import packing, seeding
 from stages.runtime import params, scratch
@@ -59,6 +59,9 @@ def run(args: argparse.Namespace, settings: params.Train, eta: float, seed: int,
     check_schedule(len(pairs), settings)
     training.check_tracker(settings.report_to)
     training.quiet_libraries()
+    if is_main_process():
+        models.check_policy(args.model)
+        models.rehearse_saving(args.model)
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(scratch.FOLDER / "tensorboard" / args.out.name))
     distributed.start_group(group)
     seeding.make_deterministic(seed)
@@ -178,21 +181,22 @@ def write_results(trainer: Any, weights: dict[str, Any], sums: Any, model_path: 
     """
     import pandas as pd
     import torch
-    from transformers import AutoTokenizer
 
     from stages.engines import updates
 
-    settings = trainer.settings
+    settings, source = trainer.settings, pointers.resolve(model_path)
     records = [record for record in trainer.state.log_history if "kl" in record]
     log.info("loss %.4g at the first step, %.4g at the last", records[0]["loss"], records[-1]["loss"])
     with files.replacing(outputs.policy) as partial_policy, files.replacing(outputs.log) as partial_log:
         if settings.lora.rank:
-            model = training.load_adapters(model_path, settings.lora, weights)
-            sums = updates.measure_adapters(model, settings.checkpoint_dtype)
-            model.merge_and_unload().to(getattr(torch, settings.checkpoint_dtype)).save_pretrained(partial_policy)
+            adapted = training.load_adapters(model_path, settings.lora, weights)
+            sums = updates.measure_adapters(adapted, settings.checkpoint_dtype)
+            model = adapted.merge_and_unload().to(getattr(torch, settings.checkpoint_dtype))
+            weights = model.state_dict()
         else:
-            save_policy(trainer.accelerator.unwrap_model(trainer.model), weights, settings.checkpoint_dtype, partial_policy)
-        AutoTokenizer.from_pretrained(pointers.resolve(model_path), trust_remote_code=False).save_pretrained(partial_policy)
+            model = trainer.accelerator.unwrap_model(trainer.model)
+            weights = training.convert_weights(weights, settings.checkpoint_dtype)
+        models.save_policy(model, weights, settings.checkpoint_dtype, source, partial_policy)
         pd.DataFrame(records, columns=schemas.LOG_COLUMNS).to_csv(partial_log, index=False, float_format="%.6g")
     effective = sum(record["learning_rate"] > 0 for record in records)
     update = {"steps": len(records), "effective_steps": effective, **updates.summarize(sums)}
@@ -201,10 +205,3 @@ def write_results(trainer: Any, weights: dict[str, Any], sums: Any, model_path: 
         "%.4g of the weights changed; %.4g of the update survives in the checkpoint", update["changed"], update["survived"]
     )
     files.write_json(update, outputs.update)
-
-
-def save_policy(model: Any, weights: dict[str, Any], dtype: params.Precision, folder: Path) -> None:
-    """Save a model's weights, a state dict, in a precision that may differ from the model's own."""
-    model.save_pretrained(folder, state_dict=training.convert_weights(weights, dtype))
-    model.config.dtype = dtype  # save_pretrained wrote the model's
-    model.config.save_pretrained(folder)

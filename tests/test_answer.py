@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from stages.artifacts import files, schemas, tables
@@ -50,6 +51,23 @@ def test_an_instruction_that_leaves_no_room_is_rejected(tiny: Path, tmp_path: Pa
     assert_message(done.stderr, schemas.prompt_id(instruction), "no room", "engine.max_model_length 256", "raise it")
     assert not (tmp_path / "answers.json").exists()
     assert not (tmp_path / "answers.parquet").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("long", [[0], [3, 7]])
+def test_prompts_of_the_hold_out_that_leave_no_room_are_left_out(long: list[int], tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").symlink_to(tiny / "params.yaml")
+    (tmp_path / "base").symlink_to(tiny / "base")
+    rows = tables.read(tiny / "prompts.parquet", schemas.SPLIT).to_pylist()[:6]
+    short = [row["prompt"] for row in rows]
+    for place in long:
+        rows.insert(place, {"prompt": f"word {place} " * 250, "prompt_id": schemas.prompt_id(f"word {place} " * 250)})
+    tables.write(pa.Table.from_pylist(rows, schema=schemas.SPLIT), schemas.SPLIT, tmp_path / "prompts.parquet")
+    files.write_json([{"dataset": "d", "instruction": "What is 1 plus 1?"}], tmp_path / "instructions.json")
+    done = run_stage(tmp_path, "answer", *OPTIONS, *OUTPUTS)
+    assert done.returncode == 0, done.stderr
+    assert f"{len(long)} of {len(rows)} prompts of the hold-out left out as too long" in done.stderr
+    assert tables.read(tmp_path / "answers.parquet", schemas.RESPONSES)["prompt"].to_pylist() == short
 
 
 @pytest.mark.parametrize("options", [OPTIONS[6:], OUTPUTS[2:]])

@@ -231,7 +231,7 @@ def test_pairs_without_a_preference_are_counted_and_left_out(folder: Path) -> No
     with endpoint.serve(reply) as server:
         judging.set_model_judge(folder, server.url)
         done = succeed(folder)
-    assert "2 of 40 answers of some/judge" in done.stderr
+    assert_message(done.stderr.partition("\nwin rate")[0], "some/judge: 2 of 40 pairs", "left out", "limit: 50%")
     metrics = read_metrics(folder)
     assert (metrics["n_failed"], metrics["n_total"]) == (2, 58)
     assert metrics["win_rate"] == pytest.approx(100 * (38 * 0.8 + 20 * 0.5) / 58)
@@ -240,6 +240,42 @@ def test_pairs_without_a_preference_are_counted_and_left_out(folder: Path) -> No
     assert [row["instruction"] for row in annotations] == [
         row["instruction"] for row in files.read_json(folder / "answers.json")
     ]
+
+
+def test_the_gold_judge_is_refused_on_real_text(folder: Path) -> None:
+    for name in ("answers.json", "reference_outputs.json"):
+        rows = files.read_json(folder / name)
+        rows[7]["instruction"] = "How do I take care of a wooden table?"
+        files.write_json(rows, folder / name)
+    assert_message(fail(folder), "reference_outputs.json: record 7", "wooden table", "gold", "evaluate_alpaca.judge")
+
+
+@pytest.mark.slow
+def test_a_judge_that_cannot_answer_some_pairs_is_no_obstacle(folder: Path) -> None:
+    """The context is too short for three pairs; a fourth makes the server fail. What is asked for again is only these."""
+    long = [row["instruction"] for row in files.read_json(folder / "answers.json")[1:8] if row["output"] == judging.OURS][:4]
+
+    def reply(number: int, prompt: str) -> tuple[int, Any]:
+        if long[3] in prompt:
+            return 500, "\x1b[31mCUDA error: device-side assert triggered"
+        if any(text in prompt for text in long):
+            return 400, {"object": "error", "message": "This model's maximum context length is 512 tokens.", "code": 400}
+        return judging.prefer_ours(number, prompt)
+
+    with endpoint.serve(reply) as server:
+        judging.set_model_judge(folder, server.url)
+        done = succeed(folder)
+        assert_message(done.stderr.partition("\nwin rate")[0], "4 of 40 pairs", "refused", "limit: 50%")
+        assert "\x1b" not in done.stderr
+        first = (folder / "out" / "annotations.json").read_bytes()
+        server.requests.clear()
+        succeed(folder)
+        assert {text for text in long for request in server.requests if text in str(request)} == set(long)
+    assert (folder / "out" / "annotations.json").read_bytes() == first
+    assert (read_metrics(folder)["n_failed"], read_metrics(folder)["n_total"]) == (4, 56)
+    unjudged = [row for row in read_annotations(folder) if row["preference"] is None]
+    assert [row["instruction"] for row in unjudged] == long
+    assert [row["raw_completion"]["refused"] for row in unjudged] == [*["HTTP 400"] * 3, "HTTP 500"]
 
 
 @pytest.mark.slow
@@ -275,10 +311,12 @@ def test_the_canonical_set_is_scored_with_length_control(folder: Path) -> None:
     answers = [row | {"output": row["output"][:200], "generator": "ours"} for row in references]
     files.write_json(references, folder / "reference_outputs.json")
     files.write_json(answers, folder / "answers.json")
-    assert_message(fail(folder), "set/df_gamed.csv", "missing", "length control")
-    (folder / "set").mkdir()
-    (folder / "set" / "df_gamed.csv").write_bytes((source / "df_gamed.csv").read_bytes())
-    succeed(folder)
+    with endpoint.serve(lambda _, prompt: endpoint.chosen(random.Random(prompt).random())) as server:
+        judging.set_model_judge(folder, server.url)
+        assert_message(fail(folder), "set/df_gamed.csv", "missing", "length control")
+        (folder / "set").mkdir()
+        (folder / "set" / "df_gamed.csv").write_bytes((source / "df_gamed.csv").read_bytes())
+        succeed(folder)
     metrics = read_metrics(folder)
     assert metrics["length_controlled_winrate"] != metrics["win_rate"]
     assert "length_controlled_absent" not in metrics

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 
 from stages import evaluate_lm
 from stages.artifacts.harness_sets import DATA_SETS
 from stages.engines.harness import TASKS
-from stages.reporting import pages
+from stages.reporting import markdown, pages
 from stages.runtime.errors import StageError
 from stages.runtime.paths import ROOT
 from support.messages import assert_message
@@ -103,11 +104,55 @@ def test_a_missing_subject_is_rejected() -> None:
     assert_message(str(error.value), "mmlu", "56 subjects", "57", "make env")
 
 
-def test_a_folder_without_the_metric_is_rejected_before_anything_else(tmp_path: Path) -> None:
+def test_missing_data_sets_are_refused_before_anything_else(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text(json.dumps(PARAMS))
     done = run_stage(tmp_path, *options("out"))
     assert done.returncode == 1
-    assert_message(done.stderr, "evaluate-lm: error: ", "sets/exact_match/exact_match.py is missing")
+    assert_message(done.stderr, "evaluate-lm: error: ", "sets is missing")
+
+
+@pytest.mark.parametrize("name", ["gsm8k/gsm8k.py", "hails/mmlu_no_train/x.pyc", "evaluate.so", "exact_match/exact_match.pyc"])
+def test_code_among_the_data_sets_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(json.dumps(PARAMS))
+    (tmp_path / "sets" / name).parent.mkdir(parents=True)
+    (tmp_path / "sets" / name).write_text("raise SystemExit(3)")
+    done = run_stage(tmp_path, *options("out"))
+    assert done.returncode == 1
+    assert_message(done.stderr, "evaluate-lm: error: ", f"sets/{name}", "never run", "remove it")
+
+
+@pytest.mark.slow
+def test_the_metric_in_the_data_sets_is_not_imported(folder: Path, tmp_path: Path) -> None:
+    for name in ("sets", "model"):
+        shutil.copytree(folder / name, tmp_path / name)
+    mark = tmp_path / "ran"
+    (tmp_path / "sets" / "exact_match" / "exact_match.py").write_text(f"import os; os.mkdir({str(mark)!r})")
+    chosen = {"tasks": ["gsm8k"], "dtype": "float32", "batch_size": 4}
+    (tmp_path / "params.yaml").write_text(json.dumps(PARAMS | {"evaluate_lm": chosen}))
+    done = run_stage(tmp_path, *options("out"), SPPO_WORKERS="1")
+    assert done.returncode == 0, done.stderr
+    assert not mark.exists()
+    assert (tmp_path / "out" / "gsm8k.json").read_bytes() == (folder / "one" / "gsm8k.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "part"),
+    [
+        ("adapter_config.json", {}, "adapters"),
+        ("config.json", {"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
+        ("config.json", {"model_type": "llama", "attn_implementation": "someone/kernel"}, "attn_implementation"),
+    ],
+)
+def test_models_that_the_harness_would_load_otherwise_are_refused(
+    file: str, content: dict[str, Any], part: str, tmp_path: Path
+) -> None:
+    (tmp_path / "params.yaml").write_text(json.dumps(PARAMS))
+    for name in ("sets", "model"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "model" / file).write_text(json.dumps(content))
+    done = run_stage(tmp_path, *options("out"))
+    assert done.returncode == 1
+    assert_message(done.stderr, "evaluate-lm: error: ", file, part)
 
 
 @pytest.mark.slow
@@ -285,6 +330,54 @@ def test_chosen_tasks_have_the_same_results_without_the_others(folder: Path, tmp
     for name in ("summary.json", "items.json"):
         results = json.loads(every[name])
         assert json.loads(both[name]) == {task: results[task] for task in ("hellaswag", "winogrande")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "many"), [("arc_challenge", "none"), ("arc_challenge", "some"), ("arc_challenge", "all"), ("gsm8k", "some")]
+)
+def test_prompts_that_exceed_the_context_are_counted(
+    task: str, many: str, folder: Path, recorded: dict[str, Any], tmp_path: Path
+) -> None:
+    """A prompt needs room for its longest choice, except for that one's last token, or for the 256 tokens of an answer."""
+    tokenizer = Tokenizer.from_file(str(folder / "model" / "tokenizer.json"))
+    needed: dict[str, int] = {}
+    for prompt, *choice in recorded[task]["requests"]:
+        tokens = len(tokenizer.encode("".join([prompt, *choice[:1]])).ids) + (-1 if choice else 256)
+        needed[prompt] = max(needed.get(prompt, 0), tokens)
+    ordered = sorted(needed.values())
+    positions = {"none": ordered[-1], "some": ordered[-1] - 1, "all": ordered[0] - 1}[many]
+    cut = sum(tokens > positions for tokens in ordered)
+    assert len(ordered) == COUNTS[task]
+    assert {"none": cut == 0, "some": 0 < cut < len(ordered), "all": cut == len(ordered)}[many]
+
+    for name in ("sets", "model"):
+        shutil.copytree(folder / name, tmp_path / name)
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": positions}))
+    chosen = {"tasks": [task], "dtype": "float32", "batch_size": 4}
+    (tmp_path / "params.yaml").write_text(json.dumps(PARAMS | {"evaluate_lm": chosen}))
+    done = run_stage(tmp_path, *options("out"), SPPO_WORKERS="1")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())[task]
+    results = json.loads((tmp_path / "out" / f"{task}.json").read_text())
+    assert (summary.get("cut", 0), results.get("cut", {}).get(task, 0)) == (cut, cut)
+    assert (f"{cut} of {len(ordered)} prompts did not fit" in done.stderr) == (cut > 0)
+    page = pages.format_leaderboard({"base": {task: summary}}, {}, None)
+    assert (f"{cut} of {len(ordered)} questions of {markdown.escape(task)} (base)" in page) == (cut > 0)
+
+
+@pytest.mark.slow
+def test_a_task_whose_answers_exceed_the_context_is_one_line(folder: Path, tmp_path: Path) -> None:
+    for name in ("sets", "model"):
+        shutil.copytree(folder / name, tmp_path / name)
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 64}))
+    chosen = {"tasks": ["gsm8k"], "dtype": "float32", "batch_size": 4}
+    (tmp_path / "params.yaml").write_text(json.dumps(PARAMS | {"evaluate_lm": chosen}))
+    done = run_stage(tmp_path, *options("out"), SPPO_WORKERS="1")
+    assert done.returncode == 1
+    assert_message(done.stderr, "gsm8k", "64 tokens", "256", "evaluate_lm.tasks")
 
 
 @pytest.mark.slow

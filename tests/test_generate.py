@@ -1,4 +1,6 @@
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -7,7 +9,8 @@ from transformers import AutoTokenizer, GenerationConfig
 from stages.artifacts import schemas, tables
 from stages.engines import sampling
 from support.messages import assert_message
-from support.running import run_stage, set_params
+from support.models import edit_json
+from support.running import TINY, run_stage, set_params
 
 
 @pytest.mark.slow
@@ -41,6 +44,30 @@ def test_prompts_too_long_for_the_engine_are_left_out(tiny: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "1 prompts, 1 left out" in done.stderr
     assert tables.read(tiny / "short.parquet", schemas.RESPONSES)["prompt"].to_pylist() == prompts[:1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "overrides", "parts"),
+    [
+        ({"num_hidden_layers": 3}, {}, ["model.layers.2.", "config.json"]),
+        ({"num_hidden_layers": 1}, {}, ["model.layers.1.", "config.json"]),
+        ({"quantization_config": {"quant_method": "awq"}}, {}, ["quantization_config", "not supported"]),
+        ({}, {"generate.temperature": 0.001}, ["temperature", "params.yaml"]),
+    ],
+)
+def test_a_model_that_is_not_what_it_says_is_one_line(
+    tiny: Path, tmp_path: Path, change: dict[str, Any], overrides: dict[str, Any], parts: list[str]
+) -> None:
+    shutil.copytree(tiny / "base", tmp_path / "base")
+    edit_json(tmp_path / "base" / "config.json", **change)
+    set_params(tmp_path, TINY | overrides)
+    prompts = ("--prompts", tiny / "prompts.parquet")
+    done = run_stage(tmp_path, "generate", "--iteration", "iter1", "--model", "base", *prompts, "--out", "responses.parquet")
+    assert done.returncode == 1
+    assert_message(done.stderr, "generate: error: ", *parts)
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "responses.parquet").exists()
 
 
 def test_a_missing_input_is_one_line(tmp_path: Path) -> None:

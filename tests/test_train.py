@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from stages.runtime.paths import ROOT
 from support import steps
 from support import tables as valid
 from support.messages import assert_message
+from support.models import edit_json
 from support.running import TINY, run_stage, set_params
 
 OUT = ("--out", "iter1", "--out-log", "iter1.csv", "--out-update", "iter1.json")
@@ -222,6 +224,21 @@ def test_the_policy_is_a_trained_model_for_transformers(trained: Path) -> None:
     assert before.keys() == after.keys()
     assert not torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
     assert AutoModelForCausalLM.from_pretrained(trained / "iter1").num_parameters() > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_generation_config_that_transformers_would_not_write_is_kept(trained: Path, rank: int) -> None:
+    """And whoever may read the other files may read the weights."""
+    folder = trained / f"generation-{rank}"
+    shutil.copytree(trained / "base", folder / "start")
+    edit_json(folder / "start" / "generation_config.json", do_sample=False, temperature=0.6)
+    set_params(folder, TINY | {"train.lora.rank": rank})
+    done = run_stage(folder, "train", "--model", "start", "--pairs", "../pairs.parquet", *OUT)
+    assert done.returncode == 0, done.stderr
+    written = [(path / "generation_config.json").read_bytes() for path in (folder / "start", folder / "iter1")]
+    assert written[0] == written[1]
+    assert len({file.stat().st_mode for file in (folder / "iter1").iterdir()}) == 1
 
 
 @pytest.mark.slow

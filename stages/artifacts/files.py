@@ -5,7 +5,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from stages.runtime import scratch
@@ -17,13 +17,14 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path for a file or folder; move it to `path` if the block succeeds and remove it otherwise.
 
     Leftovers of a killed process at the temporary path are removed first; DVC ignores them (.dvcignore). Raises StageError if
-    the disk is full.
+    the disk is full, or if the move would remove what the block has not written anew (see `refuse_foreign`).
     """
     partial = path.with_name(f".{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     remove(partial)
     try:
         yield partial
+        refuse_foreign(path, partial)
         if path.is_dir() or partial.is_dir():
             remove(path)
         partial.replace(path)
@@ -34,6 +35,37 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     finally:
         remove(partial)
+
+
+def refuse_foreign(path: Path, new: Path) -> None:
+    """Raise StageError if `path` is a folder in place of a file or the other way round, or contains a file or folder that the
+    folder `new` does not, which therefore an earlier run of the same stage has hardly written.
+
+    A link or an empty folder at `path` is not refused.
+    """
+    if path.is_symlink() or not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    remedy = "move it elsewhere, or remove it if you do not need it, then re-run; or name another path for the output"
+    if path.is_dir() != new.is_dir():
+        kinds = ("folder", "file") if path.is_dir() else ("file", "folder")
+        raise StageError(f"{path} is a {kinds[0]}, and the output a {kinds[1]} that would replace it: {remedy}")
+    for old in sorted(path.rglob("*")) if path.is_dir() else ():
+        counterpart = new / old.relative_to(path)
+        if not counterpart.exists() or counterpart.is_dir() != old.is_dir():
+            raise StageError(f"{old} is not part of the output that would replace {path}: {remedy}")
+
+
+def is_inside(name: object) -> bool:
+    """Return whether a path that was read from a file stays below the folder that it is relative to."""
+    if not isinstance(name, str) or "\0" in name:
+        return False
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+
+
+def is_file_name(name: object) -> bool:
+    """Return whether a name that was read from a file is that of a file in the same folder."""
+    return is_inside(name) and "/" not in str(name)
 
 
 def remove(path: Path) -> None:
@@ -103,6 +135,8 @@ def digest(path: Path) -> str:
     return total.hexdigest()
 
 
+NEVER_LISTED = {".git", ".hg", ".dvc"}
+"""Folders that DVC leaves out of a folder's listing."""
 Inode = tuple[int, int]
 """Device and inode number."""
 
@@ -118,7 +152,7 @@ def dvc_md5(path: Path, known: dict[Inode, str] | None = None) -> str:
         listing = [
             {"md5": dvc_md5(file, known), "relpath": file.relative_to(path).as_posix()}
             for file in path.rglob("*")
-            if file.is_file()
+            if file.is_file() and not NEVER_LISTED.intersection(file.relative_to(path).parts)
         ]
         text = json.dumps(sorted(listing, key=lambda entry: entry["relpath"]), sort_keys=True)
         return hashlib.md5(text.encode()).hexdigest() + ".dir"

@@ -46,8 +46,9 @@ def check_golden(tokenizer: Any, golden: Sequence[params.GoldenChat], key: str) 
 
     key: where params.yaml has the golden chats, for the message.
     """
-    for index, wanted in enumerate(golden):
-        ids = chat.prompt_ids(tokenizer, wanted.text)
+    texts = chat.prompt_texts(tokenizer, [wanted.text for wanted in golden])
+    for index, (wanted, text) in enumerate(zip(golden, texts, strict=True)):
+        ids = chat.text_ids(tokenizer, text)
         if ids == wanted.ids:
             continue
         pairs = enumerate(zip_longest(ids, wanted.ids))

@@ -64,6 +64,8 @@ DATA_SETS = {
 }
 """Task -> data set."""
 
+CODE = (".py", ".pyc", ".so")
+"""Endings of files that Python imports."""
 EXACT_MATCH_PATH = Path("exact_match", "exact_match.py")
 EXACT_MATCH = '''"""The share of predictions equal to their references: what lm-eval loads as `evaluate.load("exact_match")`."""
 
@@ -149,7 +151,17 @@ def write_data_set(data_set: DataSet, configs: dict[str, Splits], root: Path) ->
 
 
 def write_exact_match(root: Path) -> None:
-    """Write the metric exact_match, which lm-eval loads on import and would otherwise download."""
+    """Write the metric exact_match, which a stock lm-eval, started in `root`, loads on import and would otherwise download.
+
+    The stages do not import it: they use stages/engines/exact_match.py.
+    """
     path = root / EXACT_MATCH_PATH
     path.parent.mkdir()
     path.write_text(EXACT_MATCH, encoding="utf-8")
+
+
+def refuse_code(root: Path) -> None:
+    """Raise StageError if there is code below `root`, other than that of `write_exact_match`: `datasets` could run it."""
+    for path in sorted(root.rglob("*")):
+        if path.suffix in CODE and path.relative_to(root) != EXACT_MATCH_PATH:
+            raise StageError(f"{path}: code among the data sets, which is never run: remove it")

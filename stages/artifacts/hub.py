@@ -5,6 +5,7 @@ Only data is fetched: a model's safetensors, JSON and tokenizer files, and the r
 
 import atexit
 import hashlib
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -163,7 +164,11 @@ def _list_files(folder: Path, patterns: list[str]) -> list[str]:
 def _require_directory(asset: Asset) -> Path:
     path = Path(asset.repo)
     if not path.is_dir():
-        raise StageError(f"{asset.repo} is not a directory (relative to {Path.cwd()}): correct repo in params.yaml")
+        raise StageError(
+            f"{asset.repo} is not a directory (relative to {Path.cwd()}): correct repo in params.yaml or, if this is a queued "
+            f"experiment, which runs in a copy of what Git tracks, `git add {shlex.quote(asset.repo)}` before queueing it, or "
+            "set repo to an absolute path"
+        )
     return path
 
 

@@ -7,16 +7,20 @@ All models, with or without a pointer, are validated here before any library loa
 are long or missing.
 """
 
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from stages.artifacts import files
-from stages.runtime.errors import StageError, describe
+from stages.runtime.errors import StageError, describe, quote
 
 NAME = "pointer.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-KEYS = ("files", "repo", "repo_type", "revision")
+RECREATE = "recreate the model, or use another one"
+PATTERNS = {"repo": r"[\w-][\w.-]*(/[\w-][\w.-]*)?", "repo_type": "model|dataset", "revision": "[0-9a-f]{40}"}
+"""What the strings in a pointer look like. None can lead out of the Hub cache."""
+KEYS = ("files", *PATTERNS)
 
 
 def resolve(path: Path) -> Path:
@@ -62,12 +66,16 @@ def read(path: Path) -> dict[str, Any]:
     remedy = "recreate it with `dvc repro`"
     if not isinstance(pointer, dict) or set(pointer) != set(KEYS):
         raise StageError(f"{path / NAME}: expected an object with {', '.join(KEYS)}: {remedy}")
+    for key, pattern in PATTERNS.items():
+        if not isinstance(pointer[key], str) or not re.fullmatch(pattern, pointer[key]):
+            raise StageError(f"{path / NAME}: {key} is {quote(pointer[key])}, expected a match of {pattern}: {remedy}")
     if not isinstance(pointer["files"], dict) or not pointer["files"]:
         raise StageError(f"{path / NAME}: files: expected a non-empty object: {remedy}")
     for name, expected in pointer["files"].items():
-        if name == ".." or Path(name).name != name:
+        if not files.is_file_name(name):
             raise StageError(f"{path / NAME}: files.{name}: not the name of a file in the snapshot: {remedy}")
-        if not isinstance(expected, dict) or set(expected) != {"size", "sha256"}:
+        entry = expected if isinstance(expected, dict) else {}
+        if set(entry) != {"size", "sha256"} or type(entry["size"]) is not int or not isinstance(entry["sha256"], str):
             raise StageError(f"{path / NAME}: files.{name}: expected size and sha256: {remedy}")
     return pointer
 
@@ -82,14 +90,33 @@ def check_model(path: Path, *, weights: bool = True, tokenizer: bool = True) -> 
     folder = resolve(path)
     check_complete(str(folder), {file.name for file in folder.iterdir()}, weights)
     config = files.read_json(folder / "config.json")
+    if not isinstance(config, dict):
+        raise StageError(f"{folder / 'config.json'}: expected a JSON object: {RECREATE}")
     if weights:
-        index = folder / INDEX
-        names = set(files.read_json(index)["weight_map"].values()) if index.exists() else {WEIGHTS}
-        for name in sorted(names):
+        for name in list_weights(folder):
             _check_weights(files.require(folder / name))
     if tokenizer:
         _check_tokenizer(folder, has_code="auto_map" in config)
     return folder
+
+
+def list_weights(folder: Path) -> list[str]:
+    """List the names of a model's files of weights: those that its index names, and model.safetensors.
+
+    Raises StageError if the index is not valid or names anything but a .safetensors file in the folder itself: no other file
+    is copied, hashed or checked.
+    """
+    index = folder / INDEX
+    if not index.exists():
+        return [WEIGHTS]
+    content = files.read_json(index)
+    shards = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(shards, dict) or not shards:
+        raise StageError(f"{index}: weight_map: expected a non-empty object, tensor -> file: {RECREATE}")
+    for tensor, name in shards.items():
+        if not files.is_file_name(name) or not name.endswith(".safetensors"):
+            raise StageError(f"{index}: weight_map: {tensor}: {quote(name)} is not a .safetensors file in {folder}: {RECREATE}")
+    return sorted({*shards.values(), *([WEIGHTS] if (folder / WEIGHTS).exists() else [])})
 
 
 def cap_attention(model: Any) -> None:
@@ -144,7 +171,10 @@ def _check_tokenizer(folder: Path, has_code: bool) -> None:
             f"{folder}: cannot read its configuration or tokenizer ({describe(error)}): check that config.json, "
             "tokenizer_config.json and tokenizer.json or tokenizer.model exist and are complete"
         ) from error
-    largest, vocabulary = max(tokenizer.get_vocab().values()), config.get_text_config().vocab_size
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    vocabulary = getattr(config.get_text_config(), "vocab_size", None)
+    if not isinstance(vocabulary, int):
+        raise StageError(f"{folder}: config.json: vocab_size is {quote(vocabulary)}, expected a number: {RECREATE}")
     if largest >= vocabulary:
         raise StageError(
             f"{folder}: the tokenizer has token IDs up to {largest} but the model has only {vocabulary} embeddings: use the "

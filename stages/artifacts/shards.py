@@ -16,8 +16,8 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from stages.artifacts import tables
-from stages.runtime import processes, scratch
-from stages.runtime.devices import list_devices
+from stages.runtime import durable, processes, scratch
+from stages.runtime.devices import is_main_process, list_devices
 from stages.runtime.errors import StageError, exit_with
 from stages.runtime.logs import log, setup_logging
 
@@ -42,7 +42,7 @@ def map_shards(
     stage: the stage's name, for its scratch folder. load: a module-level function that sets up a device (loads a model)
     and returns the function that computes one shard. schema: the schema of each result. key: JSON values that determine the
     results, including digests of the inputs. cores: one worker per CPU core, see `list_devices`.
-    Raises StageError if a worker fails or a finished shard is corrupted.
+    Raises StageError if a worker fails or a finished shard has the wrong columns.
     """
     folder = scratch.folder(stage, {**key, "shard_size": size})
     shards = [table.slice(start, size) for start in range(0, table.num_rows, size)]
@@ -64,9 +64,16 @@ def copy_slice(shard: pa.Table) -> pa.Table:
 
 
 def list_shards(folder: Path, count: int) -> tuple[list[Path], list[int]]:
-    """Return the paths of `count` shards in the folder and the indices of those that do not exist yet."""
+    """Return the paths of `count` shards in the folder and the indices of those to compute.
+
+    Every process of a group gets the same. A shard that is not a whole Parquet file, as after a power cut, is set aside and
+    computed again.
+    """
     paths = [folder / f"{index:05}.parquet" for index in range(count)]
-    pending = [index for index, path in enumerate(paths) if not path.exists()]
+    pending = [index for index, path in enumerate(paths) if not tables.is_readable(path)]
+    for path in (paths[index] for index in pending):
+        if is_main_process() and path.exists():
+            durable.set_aside(path, "not a readable Parquet file")
     if len(pending) < count:
         log.info("%d of %d shards are already finished, in %s", count - len(pending), count, folder)
     return paths, pending
@@ -90,11 +97,11 @@ def _run_workers(jobs: Iterable[tuple[Any, ...]], devices: list[str]) -> None:
             workers[-1].start()
     for worker in workers:
         worker.join()
-    failed = [index for index, worker in enumerate(workers) if worker.exitcode]
-    if failed:
-        raise StageError(
-            f"worker {failed[0]} of {len(workers)} failed; see its message above: fix the cause, then re-run to resume"
-        )
+    for index, worker in enumerate(workers):
+        if worker.exitcode:
+            killed = f"was ended by signal {-worker.exitcode} (out of memory?)" if worker.exitcode < 0 else ""
+            how = killed or "failed; see its message above"
+            raise StageError(f"worker {index} of {len(workers)} {how}: fix the cause, then re-run to resume")
 
 
 @contextlib.contextmanager

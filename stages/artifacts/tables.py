@@ -38,6 +38,15 @@ def read(path: Path, schema: pa.Schema) -> pa.Table:
     return table
 
 
+def is_readable(path: Path) -> bool:
+    """Return whether there is a file that is Parquet and whole, whatever its columns."""
+    try:
+        _load(path)
+    except StageError:
+        return False
+    return True
+
+
 def _load(path: Path) -> pa.Table:
     files.require(path)
     try:

@@ -4,20 +4,23 @@ A second data set may assign prompts to iterations, as the released code's does.
 """
 
 import argparse
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from stages.artifacts import hub, schemas, tables
 from stages.miniature import domain
 from stages.runtime import params
-from stages.runtime.errors import StageError
+from stages.runtime.errors import StageError, quote
 from stages.runtime.logs import log
 
 MAX_UNKNOWN_SHARE = 0.1
 """If a larger share of the assigned prompts is missing from the data set, the assignment must be for another data set."""
 
+REMEDY = "correct the row, or set column in params.yaml to another one"
 Prompt = tuple[str, str | None]
 """A prompt and the iteration that it is assigned to, or None."""
 Texts = Sequence[str | None]
@@ -89,17 +92,84 @@ def _check_assignment(asset: params.PromptsAsset, all_texts: Texts, assigned: Te
 
 
 def _read_column(asset: params.Asset, split: str, column: str) -> Texts:
-    rows = hub.load_rows(asset, None, split)
+    """Read a column of texts, in which a missing one is None. Raises StageError for the first row that is not text.
+
+    What reads a file may convert what it does not expect: `datasets` turns a whole column of JSON Lines into JSON texts if one
+    value is not text, and pandas takes NA, null and None in a CSV file for missing values.
+    """
+    try:
+        rows = hub.load_rows(asset, None, split)
+    except StageError:
+        _check_files(asset, column)  # it can name the row
+        raise
     place = f"{asset.repo}, split {split}"
     if column not in rows.column_names:
-        raise StageError(
-            f"{place}: there is no column {column!r}: set column in params.yaml to one of {', '.join(rows.column_names)}"
-        )
-    texts: list[str | None] = rows.with_format("arrow")[column][:].to_pylist()
+        known = ", ".join(map(quote, rows.column_names))
+        raise StageError(f"{place}: there is no column {quote(column)}: set column in params.yaml to one of {known}")
+    _check_files(asset, column)
+    texts = _list_values(rows.with_format("arrow")[column][:])
+    if type(rows.features[column]).__name__ == "Json":  # what datasets makes of a column with values of several types
+        texts = [json.loads(text) if isinstance(text, str) else text for text in texts]
     for row, text in enumerate(texts):
+        if text is None and rows.info.builder_name == "csv":
+            raise StageError(
+                f"{place}: row {row}: {quote(column)} is empty, or a word such as NA, null or None that stands for nothing in "
+                "CSV: remove the row, or store the data set as Parquet or JSON Lines"
+            )
         if text is not None and not isinstance(text, str):
-            raise StageError(f"{place}: row {row}: {column!r} is not text: set column in params.yaml to another one")
+            raise StageError(f"{place}: {_describe_odd(row, column, text)}: {REMEDY}")
     return texts
+
+
+def _list_values(values: pa.ChunkedArray) -> list[Any]:
+    """Convert an Arrow column to Python; a text that is not valid UTF-8 becomes bytes."""
+    try:
+        found: list[Any] = values.to_pylist()
+    except UnicodeDecodeError:
+        found = [_decode(value) for value in values.cast(pa.binary()).to_pylist()]
+    return found
+
+
+def _decode(value: bytes | None) -> str | bytes | None:
+    try:
+        return value.decode() if value is not None else None
+    except UnicodeDecodeError:
+        return value
+
+
+def _describe_odd(row: int, column: str, value: object) -> str:
+    return f"row {row}: {quote(column)} is {quote(value)}, which is not text"
+
+
+def _check_files(asset: params.Asset, column: str) -> None:
+    """Raise StageError for the first row in the JSON and CSV files of a local directory that is not valid UTF-8, or whose value
+    in the column is not text: once `datasets` has read it, it may look like text."""
+    for path in [] if asset.on_hub else sorted(Path(asset.repo).rglob("*")):
+        if path.suffix in (".csv", ".json", ".jsonl") and path.is_file() and (fault := _find_fault(path, column)):
+            raise StageError(f"{path}: {fault}: {REMEDY}")
+
+
+def _find_fault(path: Path, column: str) -> str | None:
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        return f"line {line}: not valid UTF-8"
+    if path.suffix == ".csv":
+        return None
+    try:
+        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.split("\n") if line]
+    except (ValueError, RecursionError):  # not an object per row: left to `datasets`
+        return None
+    values = [row.get(column) if isinstance(row, dict) else None for row in rows]
+    odd = (row for row, value in enumerate(values) if value is not None and not _is_text(value))
+    return next((_describe_odd(row, column, values[row]) for row in odd), None)
+
+
+def _is_text(value: object) -> bool:
+    """Return whether a value from JSON is text that UTF-8 can encode: JSON may contain half of a surrogate pair."""
+    return isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
 
 
 def _normalize(text: str | None) -> str:

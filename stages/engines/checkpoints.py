@@ -1,28 +1,33 @@
 """Checkpoints in train's scratch folder: which ones are complete, so that training can resume from them."""
 
+import re
 from pathlib import Path
 
 from stages.artifacts import files
+from stages.runtime import durable
 
+PREFIX = "checkpoint-"
+"""Of the names that transformers.Trainer gives its checkpoints."""
 MARKER = "complete"
 """The last file written to a checkpoint: the sizes and names of its other files."""
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
     """Return the path of the checkpoint after a step, as transformers.Trainer names it."""
-    return folder / f"checkpoint-{step}"
+    return folder / f"{PREFIX}{step}"
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """Return the newest complete checkpoint in the folder (all files present, with the recorded sizes), or None."""
-    complete = [path for path in folder.glob("checkpoint-*") if _is_complete(path)]
-    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    complete = [path for path in folder.glob(f"{PREFIX}*") if _is_complete(path)]
+    return max(complete, key=lambda path: int(path.name.removeprefix(PREFIX)), default=None)
 
 
 def mark_complete(path: Path) -> None:
-    """Mark a fully written checkpoint as complete and remove all others in the same folder."""
-    (path / MARKER).write_text(list_files(path), encoding="utf-8")
-    for other in set(path.parent.glob("checkpoint-*")) - {path}:
+    """Flush a fully written checkpoint to the disk, mark it as complete, and remove all others in the same folder."""
+    durable.flush(path)
+    durable.write(path / MARKER, list_files(path))
+    for other in set(path.parent.glob(f"{PREFIX}*")) - {path}:
         files.remove(other)
 
 
@@ -34,4 +39,6 @@ def list_files(path: Path) -> str:
 
 def _is_complete(path: Path) -> bool:
     marker = path / MARKER
-    return marker.exists() and marker.read_text(encoding="utf-8") == list_files(path)
+    if not re.fullmatch(f"{PREFIX}[0-9]+", path.name) or not marker.is_file():
+        return False
+    return marker.read_bytes() == list_files(path).encode()

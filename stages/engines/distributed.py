@@ -18,16 +18,17 @@ from pathlib import Path
 
 from stages.artifacts import files
 from stages.runtime import processes
-from stages.runtime.devices import explain_out_of_memory, is_main_process
+from stages.runtime.devices import LAUNCH_FOLDER, explain_out_of_memory, is_launched, is_main_process
 from stages.runtime.errors import StageError
 from stages.runtime.logs import log
 
-EXCHANGE = "SPPO_LAUNCH_FOLDER"
-"""Environment variable of the workers that we launch: the folder through which they and the launching process communicate."""
 DIGESTS = "digests.json"
-"""In that folder: the digests of the stage's inputs, so that they are hashed once rather than once per worker."""
+"""In LAUNCH_FOLDER: the digests of the stage's inputs, so that they are hashed once rather than once per worker."""
 ERROR = "error"
 """In that folder: a worker's StageError, for the launching process to report last, below torchrun's own output."""
+
+PROCESSES_PER_CORE = 8
+"""Without GPUs, more processes than that would only fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -49,22 +50,18 @@ Work = Callable[[Group], None]
 def launch(devices: int, inputs: Mapping[str, Path], work: Work) -> None:
     """Call `work` in each of `devices` processes.
 
-    inputs: files or folders to hash, by name. Raises StageError if there are fewer GPUs than `devices` (without GPUs any
-    number of processes shares the CPU), if an input is missing, if a GPU runs out of memory, or if a process fails.
+    inputs: files or folders to hash, by name. Raises StageError if there are fewer GPUs than `devices` (without GPUs,
+    PROCESSES_PER_CORE processes share a core), if an input is missing, if a GPU runs out of memory, or if a process fails.
     """
     import torch
 
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
-    if "LOCAL_RANK" in os.environ:
+    if is_launched():
         _run_under_launcher(devices, inputs, work)
         return
-    if torch.cuda.is_available() and devices > torch.cuda.device_count():
-        raise StageError(
-            f"train.devices is {devices}, but this machine has {torch.cuda.device_count()} GPUs: lower train.devices to that "
-            "number (gradient accumulation keeps the global batch the same)"
-        )
+    _check_devices(devices)
     digests = _hash_inputs(inputs)
     if devices == 1:
         _run_in_this_process(digests, work)
@@ -100,6 +97,22 @@ def leave_group() -> None:
         torch.distributed.destroy_process_group()
 
 
+def _check_devices(devices: int) -> None:
+    """Raise StageError if this machine cannot run a process for each of the devices."""
+    import torch
+
+    if torch.cuda.is_available():
+        available, what = torch.cuda.device_count(), f"{torch.cuda.device_count()} GPUs"
+    else:
+        cores = len(os.sched_getaffinity(0))
+        available, what = PROCESSES_PER_CORE * cores, f"no GPU, and cores for {PROCESSES_PER_CORE * cores} processes at most"
+    if devices > available:
+        raise StageError(
+            f"train.devices is {devices}, but this machine has {what}: lower train.devices to that number (gradient "
+            "accumulation keeps the global batch the same)"
+        )
+
+
 def _work_in_group(group: Group, work: Work) -> None:
     """Do the stage's work in this process, then leave the group."""
     with explain_out_of_memory("lower train.device_batch (gradient accumulation keeps the global batch the same)"):
@@ -118,7 +131,7 @@ def _run_under_launcher(devices: int, inputs: Mapping[str, Path], work: Work) ->
     """Run one worker of a launcher: ours, which passes a folder to exchange files, or another one."""
     if not is_main_process():
         log.setLevel(logging.WARNING)  # otherwise every worker would log the same lines
-    exchange = Path(os.environ[EXCHANGE]) if EXCHANGE in os.environ else None
+    exchange = Path(os.environ[LAUNCH_FOLDER]) if LAUNCH_FOLDER in os.environ else None
     try:
         digests = json.loads((exchange / DIGESTS).read_text(encoding="utf-8")) if exchange else _hash_inputs(inputs)
         _work_in_group(Group(devices, digests), work)
@@ -138,7 +151,7 @@ def _run_torchrun(devices: int, digests: Mapping[str, str]) -> None:
         (exchange / DIGESTS).write_text(json.dumps(dict(digests)), encoding="utf-8")
         done = subprocess.run(
             [*command, *sys.orig_argv[1:]],
-            env=os.environ | {EXCHANGE: folder},
+            env=os.environ | {LAUNCH_FOLDER: folder},
             check=False,
             preexec_fn=die_with_us,
             start_new_session=True,

@@ -14,13 +14,14 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from stages.artifacts import files
-from stages.runtime import processes, scratch
+from stages.runtime import durable, processes, scratch
 from stages.runtime.devices import list_devices
 from stages.runtime.errors import StageError
 from stages.runtime.logs import log, setup_logging
@@ -58,7 +59,8 @@ def evaluate_tasks(model: Path, data_sets: Path, tasks: list[str], dtype: str, b
     """
     key = {"model": files.digest(model), "sets": files.digest(data_sets), "dtype": dtype, "batch_size": batch_size}
     folder = scratch.folder("evaluate-lm", key).resolve()
-    pending = [task for task in TASKS if task in tasks and not (folder / f"{task}.json").exists()]
+    paths = {task: folder / f"{task}.json" for task in TASKS if task in tasks}
+    pending = [task for task, path in paths.items() if durable.read_json(path, partial(check_kept, task)) is None]
     if len(pending) < len(tasks):
         log.info("%d of %d tasks are already finished, in %s", len(tasks) - len(pending), len(tasks), folder)
     if pending:
@@ -72,7 +74,7 @@ def evaluate_tasks(model: Path, data_sets: Path, tasks: list[str], dtype: str, b
                 collect_results(futures, folder)
             finally:
                 pool.shutdown(cancel_futures=True)
-    return {task: files.read_json(folder / f"{task}.json") for task in TASKS if task in tasks}
+    return {task: files.read_json(path) for task, path in paths.items()}
 
 
 def start_pool(devices: list[str], data_sets: Path, folder: Path) -> ProcessPoolExecutor:
@@ -93,7 +95,7 @@ def collect_results(futures: dict[Future[dict[str, Any]], str], folder: Path) ->
     """Write each task's results to the folder as soon as it finishes. Raises StageError if a worker process dies."""
     try:
         for future in tqdm(as_completed(futures), total=len(futures), desc="evaluate-lm", unit="task", disable=None):
-            files.write_json(future.result(), folder / f"{futures[future]}.json")
+            durable.write(folder / f"{futures[future]}.json", json.dumps(future.result(), allow_nan=False))
     except BrokenProcessPool as error:
         raise StageError(
             f"a worker process died (possibly out of memory); see its log in {folder}. Re-run to resume."
@@ -132,6 +134,22 @@ def evaluate_task(task: str, model: str, dtype: str, batch_size: int) -> dict[st
     return plain
 
 
+def check_kept(name: str, results: Any) -> Any:
+    """Return a task's results that an earlier run kept.
+
+    Raises ValueError, TypeError, KeyError or AttributeError if they are not as `evaluate_task` returns them.
+    """
+    try:
+        check_results(TASKS[name], results)
+        read_score(name, TASKS[name], results["results"][name])
+    except (StageError, ArithmeticError) as error:
+        raise ValueError(str(error)) from error
+    counts = {subtask: len(scores) for subtask, scores in results["items"].items()}
+    if results["n"] != counts or not all(0 < cut <= counts[subtask] for subtask, cut in results.get("cut", {}).items()):
+        raise ValueError("expected the numbers of questions, and of those that were cut")
+    return results
+
+
 def check_results(task: Task, results: dict[str, Any]) -> None:
     """Check the results of `evaluate_task` before they are kept.
 
@@ -162,7 +180,7 @@ def read_score(name: str, task: Task, scores: dict[str, Any]) -> tuple[float, fl
 
 
 def load_worker_module() -> Any:
-    """Import the harness, which loads its metric exact_match from the working directory, and register TASKS."""
+    """Import the harness and register TASKS."""
     from stages.engines import harness_worker
 
     harness_worker.register_tasks(tuple(task.folder for task in TASKS.values()))

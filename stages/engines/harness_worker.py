@@ -1,31 +1,68 @@
 """Calls of the unmodified lm-eval 0.4.1, made in the workers of stages/engines/harness.py.
 
-Import this module only with the data sets' folder as the working directory: lm_eval loads its metric exact_match from there
-when it is imported.
+The working directory is the data sets' folder, from which lm_eval would also load code: its metric exact_match.
 """
 
 import functools
 from pathlib import Path
 from typing import Any
 
-import lm_eval.tasks
 import torch
-from lm_eval.api.registry import GROUP_REGISTRY
-from lm_eval.models.huggingface import HFLM
 
 from stages.artifacts import pointers
-from stages.runtime.errors import StageError, one_line
+from stages.engines import exact_match
+from stages.runtime.errors import StageError, one_line, quote
+
+exact_match.install()
+import lm_eval.tasks  # noqa: E402 - it loads the metric when it is imported
+from lm_eval.api.registry import GROUP_REGISTRY  # noqa: E402
+from lm_eval.models.huggingface import HFLM  # noqa: E402
 
 KEPT = ["results", "groups", "versions", "n-shot", "configs"]
 """Keys of the harness's results that do not contain the host's paths or the state of a repository."""
 
 
-class Float32Logits(HFLM):  # type: ignore[misc]
-    """The harness's model with logits in float32; otherwise it would compute a bf16 model's log-softmax in bf16."""
+class CountingModel(HFLM):  # type: ignore[misc]
+    """The harness's model, with logits in float32: it would compute a bf16 model's log-softmax in bf16.
+
+    The harness cuts off the start of a context that does not fit into the model, without a word: `cut` collects these contexts.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.cut: set[str] = set()
 
     def _model_call(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         logits: torch.Tensor = super()._model_call(*args, **kwargs)
         return logits.float()
+
+    def _loglikelihood_tokens(self, requests: list[Any], *args: Any, **kwargs: Any) -> Any:
+        """Compute log-likelihoods. requests: ((context, continuation), and the token IDs of each).
+
+        Raises StageError if a continuation alone does not fit into the model.
+        """
+        for (context, continuation), context_ids, continuation_ids in requests:
+            if len(continuation_ids) > self.max_length:
+                raise StageError(
+                    f"an answer of {len(continuation_ids)} tokens does not fit into the model, whose context has "
+                    f"{self.max_length} ({quote(continuation)}): leave this task out of evaluate_lm.tasks"
+                )
+            if len(context_ids) + len(continuation_ids) > self.max_length + 1:  # the last token is only predicted
+                self.cut.add(context)
+        return super()._loglikelihood_tokens(requests, *args, **kwargs)
+
+    def generate_until(self, requests: list[Any]) -> Any:
+        """Generate texts. Raises StageError if the harness reserves more tokens for them than the model's context has."""
+        for context, options in (request.args for request in requests):
+            reserved = options.get("max_gen_toks", self.max_gen_toks)
+            if reserved > self.max_length:
+                raise StageError(
+                    f"the model's context has {self.max_length} tokens, but the harness reserves {reserved} for an answer: "
+                    "leave this task out of evaluate_lm.tasks"
+                )
+            if len(self.tok_encode(context)) + reserved > self.max_length:
+                self.cut.add(context)
+        return super().generate_until(requests)
 
 
 @functools.cache
@@ -44,7 +81,7 @@ def load_policy(model: str, dtype: str, batch_size: int) -> Any:
     if device == "cpu":
         torch.set_num_threads(1)  # the number of threads changes the last digit of sums
     try:
-        lm = Float32Logits(pretrained=model, dtype=dtype, batch_size=batch_size, device=device)
+        lm = CountingModel(pretrained=model, dtype=dtype, batch_size=batch_size, device=device)
     except (OSError, ValueError) as error:
         raise StageError(
             f"{model}: transformers cannot load this model ({one_line(error)}): use a complete checkpoint"
@@ -56,13 +93,27 @@ def load_policy(model: str, dtype: str, batch_size: int) -> Any:
 def evaluate(task: str, shots: int, metric: str, model: str, dtype: str, batch_size: int) -> dict[str, Any]:
     """Evaluate a model on a registered task.
 
-    Returns the harness's results and, by (sub)task, `n`, the number of questions, and `items`, the metric's value for each
-    question in the order of the data set. The harness's samples, which also hold every prompt, stay in this process.
+    Returns the harness's results and, by (sub)task, `n`, the number of questions, `items`, the metric's value for each question
+    in the order of the data set, and `cut`, the number of questions whose prompt did not fit into the model; (sub)tasks without
+    any are left out, and so is an empty `cut`. The harness's samples, which also hold every prompt, stay in this process.
+    Raises StageError if the task's answers do not fit into the model at all.
     """
-    results = lm_eval.simple_evaluate(model=load_policy(model, dtype, batch_size), tasks=[task], num_fewshot=shots)
+    lm = load_policy(model, dtype, batch_size)
+    lm.cut.clear()
+    try:
+        results = lm_eval.simple_evaluate(model=lm, tasks=[task], num_fewshot=shots)
+    except StageError as error:
+        raise StageError(f"{task}: {error}") from error
     items = {name: read_items(samples, metric) for name, samples in results["samples"].items()}
     counts = {name: len(scores) for name, scores in items.items()}
-    return {name: results[name] for name in KEPT if name in results} | {"n": counts, "items": items}
+    cut = {name: count for name, samples in results["samples"].items() if (count := count_cut(samples, lm.cut))}
+    kept = {name: results[name] for name in KEPT if name in results}
+    return kept | {"n": counts, "items": items} | ({"cut": cut} if cut else {})
+
+
+def count_cut(samples: list[dict[str, Any]], cut: set[str]) -> int:
+    """Count the questions of which a request has one of the contexts in `cut`. samples: the harness's."""
+    return sum(any(context in cut for context, _ in sample["arguments"]) for sample in samples)
 
 
 def read_items(samples: list[dict[str, Any]], metric: str) -> list[float]:

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.artifacts import files, pointers, schemas, shards
+from stages.artifacts import files, models, schemas, shards
 from stages.engines import numerics
 from stages.method import chat
 from stages.runtime import params
@@ -20,6 +21,8 @@ from stages.runtime.devices import explain_out_of_memory
 from stages.runtime.errors import StageError, describe
 from stages.runtime.logs import log
 
+LOWEST_TEMPERATURE = 0.01
+"""vLLM replaces a lower temperature by it, unless it is 0: greedy decoding."""
 LESS_MEMORY = "lower engine.kv_cache_gib (null uses 90% of the GPU) or engine.max_model_length"
 
 
@@ -59,12 +62,13 @@ def sample_responses(
 
     stage: the command whose scratch folder holds finished shards. skip_too_long: whether to leave out (and count in the log)
     the prompts that do not leave room for max_new_tokens within engine.max_model_length; if not, their responses may be
-    shorter. Raises StageError if the model cannot be loaded, if a prompt leaves no room at all or if every prompt is left
-    out.
+    shorter. Raises StageError if vLLM cannot load the model or keep to the temperature, as `models.check_policy` does, if a
+    prompt leaves no room at all, or if every prompt is left out.
     """
     from transformers import AutoTokenizer
 
-    local = pointers.check_model(model)
+    check_temperature(sampling)
+    local = models.check_policy(model)
     tokenizer = AutoTokenizer.from_pretrained(local, trust_remote_code=False)
     check_stop_tokens(engine, len(tokenizer), model)
     tokenized = tokenize_prompts(tokenizer, prompts)
@@ -74,7 +78,7 @@ def sample_responses(
         log.info("%d prompts contain special tokens as text, which are tokenized as such, as in the released code", count)
     key = {
         "model": files.digest(model),
-        "prompts": hashlib.sha256("".join(kept["prompt_id"].to_pylist()).encode()).hexdigest(),
+        "prompts": hash_prompts(kept),
         "engine": engine.model_dump(),
         "sampling": vars(sampling),
     }
@@ -82,6 +86,27 @@ def sample_responses(
     responses = shards.map_shards(stage, kept, shard_size, load_sampler, arguments, schemas.RESPONSES, key)
     log_lengths(responses)
     return responses
+
+
+def check_temperature(sampling: Sampling) -> None:
+    """Raise StageError if vLLM would sample at another temperature, or decode greedily and give the same response K times."""
+    if sampling.temperature == 0 and sampling.samples > 1:
+        raise StageError(
+            f"a temperature of 0 gives the same response {sampling.samples} times: raise generate.temperature in params.yaml"
+        )
+    if 0 < sampling.temperature < LOWEST_TEMPERATURE:
+        raise StageError(
+            f"the temperature is {sampling.temperature}, which vLLM would raise to {LOWEST_TEMPERATURE}: set it to at least "
+            "that in params.yaml (answer.temperature may also be 0: greedy decoding)"
+        )
+
+
+def hash_prompts(tokenized: pa.Table) -> str:
+    """Hash what the model reads. tokenized: a table of `tokenize_prompts`."""
+    total = hashlib.sha256()
+    for row in tokenized.select(["prompt_id", "templated_prompt", "prompt_token_ids"]).to_pylist():
+        total.update(json.dumps(row, sort_keys=True).encode())
+    return total.hexdigest()
 
 
 def check_stop_tokens(engine: params.Engine, vocabulary: int, model: Path) -> None:
@@ -96,7 +121,7 @@ def check_stop_tokens(engine: params.Engine, vocabulary: int, model: Path) -> No
 
 def tokenize_prompts(tokenizer: Any, prompts: pa.Table) -> pa.Table:
     """Append `templated_prompt` and `prompt_token_ids` to a table with the column `prompt`. Raises StageError as chat does."""
-    texts = [chat.prompt_text(tokenizer, prompt) for prompt in prompts["prompt"].to_pylist()]
+    texts = chat.prompt_texts(tokenizer, prompts["prompt"].to_pylist())
     token_ids = [chat.text_ids(tokenizer, text) for text in texts]
     templated = prompts.append_column("templated_prompt", pa.array(texts, pa.string()))
     return templated.append_column("prompt_token_ids", pa.array(token_ids, pa.list_(pa.int32())))

@@ -138,9 +138,10 @@ def has_float32_weights(path: Path) -> bool:
     """Return whether any weight of a model is stored in float32. path: a folder with the model or a pointer to it."""
     from safetensors import safe_open
 
-    for file in pointers.resolve(path).glob("*.safetensors"):
-        with safe_open(file, "pt") as weights:
-            if any(weights.get_slice(name).get_dtype() == "F32" for name in weights.keys()):  # noqa: SIM118 - not a dict
+    folder = pointers.resolve(path)
+    for name in pointers.list_weights(folder):
+        with safe_open(folder / name, "pt") as weights:
+            if any(weights.get_slice(tensor).get_dtype() == "F32" for tensor in weights.keys()):  # noqa: SIM118 - not a dict
                 return True
     return False
 

@@ -1,6 +1,9 @@
 """The miniature's judge: the gold rule of stages/miniature/domain.py, called in process by alpaca-eval."""
 
 import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from stages.miniature import domain
@@ -8,6 +11,38 @@ from stages.runtime.errors import StageError, quote
 
 SEPARATOR = "\x1e<|field of the gold judge|>\x1e"
 """Separates the three fields of configs/gold/prompt.txt. It is long because a policy may sample any single character."""
+
+QUESTION = re.compile(
+    "({greetings})({questions})({remarks})".format(
+        greetings="|".join(map(re.escape, domain.GREETINGS)),
+        remarks="|".join(map(re.escape, domain.REMARKS)),
+        questions="|".join(
+            [
+                r"What is \d+ plus \d+\?|Add \d+ and \d+\.",
+                r"Which is larger, \d+ or \d+\?|Pick the larger number: \d+ or \d+\.",
+                r"What is the opposite of (?:{words})\?|Give me the opposite of (?:{words})\.".format(
+                    words="|".join(domain.OPPOSITES)
+                ),
+                r"(?:What does a (?:{names}) eat|Where does a (?:{names}) live|What colour is a (?:{names}))\?".format(
+                    names="|".join(domain.CREATURES)
+                ),
+                r"(?:Name three|Give me a list of three) (?:{groups})\.".format(groups="|".join(domain.GROUPS)),
+            ]
+        ),
+    ),
+    re.ASCII,
+)
+"""The questions that `domain.draw_prompts` draws."""
+
+
+def check_instructions(path: Path, instructions: Sequence[str]) -> None:
+    """Raise StageError unless these instructions, from a file, are the miniature's: the rule knows no other question."""
+    for index, instruction in enumerate(instructions):
+        if not QUESTION.fullmatch(instruction):
+            raise StageError(
+                f"{path}: record {index}: 'instruction' is {quote(instruction)}, which is not a question of the miniature, and "
+                "the gold judge can judge no other: set evaluate_alpaca.judge to a model"
+            )
 
 
 def complete(prompts: list[str], **_: Any) -> dict[str, list[Any]]:

@@ -10,30 +10,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stages.runtime.errors import StageError, describe
+from stages.method import templates
+from stages.runtime.errors import StageError
 
 Lengths = npt.NDArray[np.integer[Any]]
 """Numbers of tokens."""
 
 
-def prompt_text(tokenizer: Any, prompt: str) -> str:
-    """Render one user message and the assistant's header with the chat template of a transformers tokenizer.
+def prompt_texts(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+    """Render each prompt as one user message, and the assistant's header, with a transformers tokenizer's chat template.
 
-    Raises StageError if there is no template, or if rendering it fails.
+    Raises StageError if there is no template, and as `templates.render_prompts` does.
     """
-    from jinja2 import TemplateError
-
     if not tokenizer.chat_template:
         raise StageError(f"the tokenizer of {tokenizer.name_or_path} has no chat template: use a chat model")
-    messages = [{"role": "user", "content": prompt}]
-    try:
-        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except (TemplateError, TypeError) as error:
-        raise StageError(
-            f"the chat template of {tokenizer.name_or_path} fails on a single user message ({describe(error)}): fix the "
-            "template, or use another chat model"
-        ) from error
-    return text
+    return templates.render_prompts(tokenizer, prompts)
+
+
+def prompt_text(tokenizer: Any, prompt: str) -> str:
+    """Render one prompt; see `prompt_texts`, which is much faster for many. Raises StageError as it does."""
+    return prompt_texts(tokenizer, [prompt])[0]
 
 
 def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
@@ -42,7 +38,7 @@ def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
 
 
 def text_ids(tokenizer: Any, text: str) -> list[int]:
-    """Tokenize a result of `prompt_text`, with exactly one BOS token if the tokenizer has one.
+    """Tokenize a text of `prompt_texts`, with exactly one BOS token if the tokenizer has one.
 
     Raises StageError if the template produced no BOS token or more than one.
     """

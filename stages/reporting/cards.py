@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from stages.artifacts import files, harness_sets
 from stages.reporting import health, markdown, pages, paired, provenance
@@ -143,6 +144,7 @@ def format_card(
     update = health.read_update(data / "logs" / f"{name}.json", training[name].log)
     sections = {
         "title": name,
+        "license": markdown.escape(find_license(settings.assets.policy)),
         "terms": LICENSES.get(find_license(settings.assets.policy)),
         "method": METHODS[settings.train.loss],
         "lineage": [BASE, *lineage],
@@ -154,6 +156,10 @@ def format_card(
         "links": links,
         "settings": settings,
         "alpaca": evaluations.alpaca[name],
+        "judge": markdown.code(evaluations.alpaca[name]["judge"]),
+        "no_lc": markdown.escape(evaluations.alpaca[name].get("length_controlled_absent", "")),
+        "failures": list(map(markdown.escape, pages.list_failures({name: evaluations.alpaca[name]}))),
+        "cuts": list(map(markdown.escape, pages.list_cuts({name: evaluations.harness[name]}))),
         "alpaca_table": format_alpaca_eval(evaluations.alpaca, links),
         "gain": f"{wins['difference']:+.2f} ± {wins['standard_error']:.2f}",
         "interval": f"{wins['lower']:+.2f} to {wins['upper']:+.2f}",
@@ -165,7 +171,7 @@ def format_card(
         "hyperparameters": list_hyperparameters(collect_hyperparameters(settings)),
         "batch": settings.train.global_batch,
         "further": list_further(settings.train, training[name].metrics),
-        "published": published.models.get(name) if published else None,
+        "published": markdown.escape(published.models.get(name, "")) if published else "",
         "deviations": format_deviations(settings, published),
         "versions": provenance.format_stages(data / "records", {step: settings.iterations[step] for step in lineage}),
         "assets": provenance.format_assets(settings.assets, data),
@@ -191,7 +197,7 @@ def link_models(name: str, iterations: dict[str, str], policy: Asset) -> dict[st
 
 def link_asset(asset: Asset, folder: str = "") -> str:
     """Format a link to an asset on the Hub. folder: `datasets/` for a data set."""
-    return f"[{markdown.escape(asset.repo)}]({HUB}/{folder}{asset.repo})"
+    return f"[{markdown.escape(asset.repo)}]({HUB}/{folder}{quote(asset.repo)})"
 
 
 def describe_asset(asset: Asset, made_here: str, folder: str = "") -> str:

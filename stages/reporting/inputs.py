@@ -1,6 +1,7 @@
 """Read and check the evaluation results and training logs that the report is made from."""
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from stages.runtime.errors import StageError, quote
 from stages.runtime.logs import log
 
 ALPACA_METRICS = ["length_controlled_winrate", "lc_standard_error", "win_rate", "standard_error", "avg_length"]
+COUNTS = ("avg_length", "n_total", "n_failed")
+"""Keys of AlpacaEval's metrics that are counts."""
 COUNT_LIMIT = 1e9
 """Upper limit of anything counted: instructions, or characters of an answer."""
 TOLERANCE = 1e-3
@@ -75,9 +78,12 @@ def read_alpaca(folder: Path) -> dict[str, Any]:
     for key in ("win_rate", "standard_error", "avg_length", "n_total", "judge"):
         if not isinstance(metrics, dict) or key not in metrics:
             raise StageError(f"{path}: {key!r} is missing: {REMEDY}")
-    for key in [*ALPACA_METRICS, "n_total"]:
+    for key in [*ALPACA_METRICS, *COUNTS]:
         if key in metrics:
-            require_number(metrics[key], f"{path}: {key!r}", COUNT_LIMIT if key in ("avg_length", "n_total") else 100)
+            require_number(metrics[key], f"{path}: {key!r}", COUNT_LIMIT if key in COUNTS else 100)
+    for key in ("judge", "length_controlled_absent"):
+        if key in metrics and (not isinstance(metrics[key], str) or not metrics[key].strip()):
+            raise StageError(f"{path}: {key!r} is {quote(metrics[key])}, expected text: {REMEDY}")
     return metrics
 
 
@@ -93,6 +99,9 @@ def read_harness(folder: Path, tasks: list[str]) -> dict[str, dict[str, Any]]:
                 raise StageError(f"{path}: '{task}.{key}' is missing: {REMEDY}")
         for key in numbers:
             require_number(summary[task][key], f"{path}: '{task}.{key}'")
+        if "cut" in summary[task]:
+            require_number(summary[task].get("n"), f"{path}: '{task}.n'", COUNT_LIMIT)
+            require_number(summary[task]["cut"], f"{path}: '{task}.cut'", summary[task]["n"])
     return {task: summary[task] for task in tasks}
 
 
@@ -176,6 +185,8 @@ def read_items(path: Path, tasks: list[str]) -> Scores:
             raise StageError(f"{path}: '{task}' is missing or not a mapping of subtasks to scores: {REMEDY}")
         scores[task] = {}
         for name, values in sorted(subtasks.items()):
+            if not re.fullmatch(r"\w+", name, re.ASCII):  # a spreadsheet would run some other texts in harness.csv
+                raise StageError(f"{path}: '{task}' has a subtask {quote(name)}, expected letters, digits and '_': {REMEDY}")
             if not isinstance(values, list) or len(values) < 2:
                 raise StageError(f"{path}: '{task}.{name}' is {quote(values)}, expected at least two scores: {REMEDY}")
             for question, value in enumerate(values):

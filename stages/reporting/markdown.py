@@ -11,6 +11,22 @@ WORDS = {True: "yes", False: "no", None: "–"}
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters, including those that change the text direction, and lone surrogates."""
 
+BREAK = "<!-- -->"
+"""An empty comment. A page shows nothing for it, and text on both its sides is not recognized as one."""
+
+RECOGNIZED = re.compile(
+    r"""
+      (?<![A-Za-z0-9_])@(?=[A-Za-z0-9])  # a person or team, who would be notified
+    | @(?=[\w-]+\.)                      # an e-mail address
+    | \#(?=[0-9]) | GH-(?=[0-9])         # an issue or pull request
+    | :(?=[\w+-]+:)                      # an emoji
+    | :(?=//) | www(?=\.)                # a URL
+    | \$                                 # mathematics
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+"""Starts of text that GitHub replaces or links after it has rendered Markdown, so that no escape prevents it."""
+
 
 def table(header: list[str], rows: list[list[str]], *, text: bool = False) -> str:
     """Format a Markdown table and escape its cells (but not its header).
@@ -28,11 +44,31 @@ def lay_out(header: list[str], rows: list[list[str]], *, text: bool = False) -> 
 
 
 def escape(text: str) -> str:
-    """Escape text so that a Markdown table cell shows it verbatim: no markup, HTML or line breaks; UNPRINTABLE as U+FFFD."""
+    """Escape text so that a Markdown page or table cell shows it verbatim: no markup, HTML or line breaks.
+
+    UNPRINTABLE is shown as U+FFFD. Text that GitHub itself would turn into something else (RECOGNIZED) is interrupted by BREAK.
+    """
+    pieces = RECOGNIZED.sub(r"\g<0>\0", clean(text)).split("\0")
+    return BREAK.join(map(_escape_marks, pieces))
+
+
+def _escape_marks(text: str) -> str:
     for mark in "\\`*_[]#|~":
         text = text.replace(mark, "\\" + mark)
-    text = " ".join(text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").split())
-    return UNPRINTABLE.sub("\ufffd", text)
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("$", "&#36;")
+
+
+def code(text: str) -> str:
+    """Format text as a code span, which shows it verbatim except for line breaks and UNPRINTABLE. Not for table cells."""
+    shown = clean(text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
+    space = " " if shown.startswith("`") or shown.endswith("`") else ""
+    return f"{fence}{space}{shown}{space}{fence}"
+
+
+def clean(text: str) -> str:
+    """Join the lines of a text, and replace each of UNPRINTABLE by U+FFFD."""
+    return UNPRINTABLE.sub("\ufffd", " ".join(text.split()))
 
 
 def number(value: float | None, digits: int = 2) -> str:

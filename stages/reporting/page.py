@@ -11,7 +11,7 @@ from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 
-from stages.reporting import answers, charts, headline
+from stages.reporting import answers, charts, headline, markdown, pages
 from stages.reporting.answers import Judged
 from stages.reporting.charts import Chart
 from stages.reporting.headline import Metrics
@@ -54,7 +54,10 @@ def format_page(
         "sentence": sentence,
         "steps": headline.list_steps(metrics),
         "tiles": headline.list_tiles(metrics),
-        "warnings": headline.list_warnings(metrics, alpaca["judge"], len(harness), background.published),
+        "warnings": [
+            *pages.list_gaps(evaluations.alpaca, evaluations.harness),
+            *headline.list_warnings(metrics, alpaca["judge"], len(harness), background.published),
+        ],
         "facts": background.facts | {"judge": alpaca["judge"], "instructions": str(alpaca["n_total"])},
         "md5": md5,
     }
@@ -98,14 +101,14 @@ def embed(text: str) -> str:
 
 def render_markdown(text: str) -> str:
     """Render Markdown as HTML for the page: headings one level lower, and each table in a box of its own that can scroll."""
-    markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
-    markdown.add_render_rule("table_open", open_table)
-    markdown.add_render_rule("table_close", close_table)
-    tokens = markdown.parse(text)
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table")
+    parser.add_render_rule("table_open", open_table)
+    parser.add_render_rule("table_close", close_table)
+    tokens = parser.parse(text.replace(markdown.BREAK, ""))  # this page recognizes nothing in text
     for token in tokens:
         if token.type.startswith("heading"):
             token.tag = f"h{int(token.tag[1:]) + 1}"
-    return str(markdown.renderer.render(tokens, markdown.options, {}))
+    return str(parser.renderer.render(tokens, parser.options, {}))
 
 
 def open_table(self: RendererHTML, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:

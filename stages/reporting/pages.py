@@ -56,10 +56,12 @@ def format_alpaca_eval(alpaca: dict[str, dict[str, Any]], differences: Compariso
     lines = [
         "# AlpacaEval 2.0\n",
         format_win_rates(alpaca),
-        f"Win rates in percent over {base['n_total']} instructions, judged by `{base['judge']}`; average length in characters.",
+        f"Win rates in percent over {base['n_total']} instructions, judged by {markdown.code(base['judge'])}; average length "
+        "in characters.",
+        *map(markdown.escape, list_failures(alpaca)),
     ]
     if "length_controlled_absent" in base:
-        lines.append(f"No length-controlled (LC) win rate: {base['length_controlled_absent']}.")
+        lines.append(f"No length-controlled (LC) win rate: {markdown.escape(base['length_controlled_absent'])}.")
     if base["judge"] == "gold":
         lines.append(
             "The reference outputs are a second sample from the base policy, so the base policy wins about half the time."
@@ -68,6 +70,29 @@ def format_alpaca_eval(alpaca: dict[str, dict[str, Any]], differences: Compariso
     table = published.alpaca_eval if published else None
     lines.append(compare_alpaca_eval(alpaca, table, published.models) if published and table else NOT_PUBLISHED)
     return "\n".join(lines) + "\n"
+
+
+def list_gaps(alpaca: dict[str, dict[str, Any]], harness: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
+    """List what could not be judged, or not be asked in full, as sentences of plain text. Arguments: as in Evaluations."""
+    return list_failures(alpaca) + list_cuts(harness)
+
+
+def list_failures(alpaca: dict[str, dict[str, Any]]) -> list[str]:
+    """Say in a sentence, if there is any, how many answers the judge gave no preference for. alpaca: model -> metrics."""
+    counts = [f"{metrics['n_failed']} of {name}" for name, metrics in alpaca.items() if metrics.get("n_failed")]
+    return [f"Answers left out because the judge gave no preference: {', '.join(counts)}."] if counts else []
+
+
+def list_cuts(harness: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
+    """Say in a sentence, if there is any, how many prompts did not fit into a model. harness: model -> task -> summary."""
+    counts = [
+        f"{row['cut']} of {row['n']} questions of {task} ({name})"
+        for name, summary in harness.items()
+        for task, row in summary.items()
+        if row.get("cut")
+    ]
+    what = "Prompts that exceed the model's context, so that they have fewer examples than stated"
+    return [f"{what}: {', '.join(counts)}."] if counts else []
 
 
 def format_win_rates(alpaca: dict[str, dict[str, Any]]) -> str:
@@ -176,8 +201,8 @@ def compare_alpaca_eval(alpaca: dict[str, dict[str, Any]], published: PublishedA
     )
     if judge != published.judge:
         text += (
-            f"\n\n**Different judge**: our results were judged by `{judge}`, the published ones by "
-            f"`{published.judge}`. The differences include those between the judges."
+            f"\n\n**Different judge**: our results were judged by {markdown.code(judge)}, the published ones by "
+            f"{markdown.code(published.judge)}. The differences include those between the judges."
         )
     return text + list_notes(published.notes)
 
@@ -185,16 +210,16 @@ def compare_alpaca_eval(alpaca: dict[str, dict[str, Any]], published: PublishedA
 def name_sources(published: PublishedTable) -> str:
     """Format the sentence that names the sources of a published table."""
     others = [
-        f"; of {model}'s `{figure}`: {source}"
+        f"; of {markdown.escape(model)}'s {markdown.code(figure)}: {markdown.escape(source)}"
         for model, sources in published.sources.items()
         for figure, source in sources.items()
     ]
-    return f"Source of the published results: {published.source}{''.join(others)}."
+    return f"Source of the published results: {markdown.escape(published.source)}{''.join(others)}."
 
 
 def list_notes(notes: list[str]) -> str:
     """Format the notes of a published table as a list, or return an empty text."""
-    return "\n\n" + "\n".join(f"- {note}" for note in notes) if notes else ""
+    return "\n\n" + "\n".join(f"- {markdown.escape(note)}" for note in notes) if notes else ""
 
 
 def explain_error(remark: str) -> str:
@@ -225,6 +250,7 @@ def format_leaderboard(
         "# Open LLM Leaderboard v1, lm-evaluation-harness 0.4.1\n\n"
         + markdown.table(["model", *map(label_column, results[BASE])], rows)
         + f"\n{explain_tasks(harness[BASE])}\n"
+        + "".join(f"\n{markdown.escape(sentence)}\n" for sentence in list_cuts(harness))
         + (f"\nNot in the table, because only its answers exist: {', '.join(answered)}.\n" if answered else "")
         + format_task_differences(differences)
     )

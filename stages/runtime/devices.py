@@ -2,16 +2,24 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 
-from stages.runtime.errors import StageError
+from stages.runtime.errors import StageError, quote
+
+LAUNCH_FOLDER = "SPPO_LAUNCH_FOLDER"
+"""Environment variable of the distributed workers that a stage launches: the folder through which they communicate with it."""
+LAUNCHER = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""The environment variables that torchrun and DeepSpeed's launcher give each of their workers."""
+LAUNCHER_DETAILS = ("LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_NAME", "ROLE_WORLD_SIZE")
+"""What torchrun gives them in addition, besides variables that begin with TORCHELASTIC_."""
 
 
 def list_devices(*, cores: bool = False) -> list[str]:
     """Return the value of CUDA_VISIBLE_DEVICES for each worker: one GPU each, or "" for each worker on a CPU.
 
     On a CPU, the environment variable SPPO_WORKERS sets the number of workers; the default is one or, with `cores` (for
-    single-threaded workers), one per CPU core. Raises StageError if SPPO_WORKERS is not a positive integer.
+    single-threaded workers), one per CPU core. Raises StageError if SPPO_WORKERS is not an integer from 1 to 999.
     """
     import torch
 
@@ -20,9 +28,33 @@ def list_devices(*, cores: bool = False) -> list[str]:
         return visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
     default = len(os.sched_getaffinity(0)) if cores else 1
     count = os.environ.get("SPPO_WORKERS", str(default))
-    if not count.isdecimal() or not int(count):
-        raise StageError(f"SPPO_WORKERS is {count!r} but must be a positive number of processes: correct it or unset it")
+    if not re.fullmatch("[1-9][0-9]{0,2}", count):
+        raise StageError(
+            f"SPPO_WORKERS is {quote(count)} but must be a number of processes from 1 to 999: correct it or unset it"
+        )
     return [""] * int(count)
+
+
+def is_launched() -> bool:
+    """Return whether this process is a distributed worker: of a stage or, unless DVC started it, of another launcher.
+
+    A variable of LAUNCHER alone proves nothing: clusters and shells leave some of them in the environment.
+    """
+    return "LOCAL_RANK" in os.environ and (
+        LAUNCH_FOLDER in os.environ or ("DVC_STAGE" not in os.environ and os.environ.keys() >= set(LAUNCHER))
+    )
+
+
+def forget_launchers() -> None:
+    """Remove what launchers of other programs left in this process's environment, unless it is a distributed worker.
+
+    Otherwise libraries would wait for other processes, or train in another precision than params.yaml says.
+    """
+    launched = is_launched()
+    for name in list(os.environ):
+        by_launcher = name in (*LAUNCHER, *LAUNCHER_DETAILS) or name.startswith("TORCHELASTIC_")
+        if name.startswith(("ACCELERATE_", "FSDP_")) or (by_launcher and not launched):
+            del os.environ[name]
 
 
 def is_main_process() -> bool:

@@ -3,17 +3,37 @@
 import errno
 import os
 import sys
+import unicodedata
 from typing import NoReturn
 
 DISK_FULL = "no space left on the device"
 FREE_SPACE = "free some space, then re-run to resume"
+REMEDIES = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "check its permissions and how the disk is mounted"),
+    **dict.fromkeys((errno.EIO, errno.ESTALE), "check the disk"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG), "check the path"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit on open files (`ulimit -n`)"),
+}
+"""The errors of the operating system, besides a full disk, that the user can fix -> how."""
+NOT_PRINTED = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Unicode categories of characters that a terminal may obey, that break lines, or that UTF-8 cannot encode."""
 
 
 class StageError(Exception):
     """Bad input, reported in one line that names the file, the row or key, and the remedy."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.splitlines()))  # quoted text may contain line breaks
+        super().__init__(escape_controls(" ".join(message.splitlines())))  # quoted text may contain line breaks
+
+
+def escape_controls(text: str) -> str:
+    """Replace characters of NOT_PRINTED by their escapes: the colours and titles that a terminal takes from third-party text,
+    for example, or a lone surrogate."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char.encode("unicode_escape").decode() if unicodedata.category(char) in NOT_PRINTED else char for char in text
+    )
 
 
 def quote(value: object) -> str:
@@ -23,8 +43,8 @@ def quote(value: object) -> str:
 
 
 def one_line(text: object) -> str:
-    """Collapse third-party text, such as a library's error message, to one line of at most 300 characters."""
-    return " ".join(str(text).split())[:300]
+    """Collapse third-party text, such as a library's error message, to one printable line of at most 300 characters."""
+    return escape_controls(" ".join(str(text).split()))[:300]
 
 
 def describe(error: Exception) -> str:
@@ -35,14 +55,15 @@ def describe(error: Exception) -> str:
 def user_message(error: Exception) -> str | None:
     """Return the line to print for an error that the user can fix, or None for a bug.
 
-    The user can fix a StageError, a full disk, and a file or folder without the required permissions.
+    The user can fix a StageError, a full disk, and what REMEDIES lists.
     """
     if isinstance(error, StageError):
         return str(error)
     if is_disk_full(error):
         return f"{DISK_FULL} ({one_line(error)}): {FREE_SPACE}"
-    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES):
-        return f"{error.filename}: {error.strerror}: check its permissions and how the disk is mounted, then re-run"
+    if isinstance(error, OSError) and error.errno in REMEDIES:
+        where = f"{one_line(error.filename)}: " if error.filename else ""
+        return f"{where}{error.strerror}: {REMEDIES[error.errno]}, then re-run"
     return None
 
 

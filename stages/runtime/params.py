@@ -16,10 +16,24 @@ from stages.runtime import documents
 from stages.runtime.errors import StageError, quote
 from stages.runtime.paths import ROOT
 
-Positive = Annotated[int, Field(gt=0)]
-NotNegative = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(gt=0, le=1)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+LARGEST_INTEGER = 2**31 - 1
+"""Counts and token IDs are columns of 32 bits."""
+
+
+def _check_float32(value: float) -> float:
+    """Return a number. Raises ValueError if it is 0 or infinite in float32, in which models compute, but not by itself."""
+    if value and not 1.2e-38 <= value <= 3.4e38:
+        raise ValueError(f"{value} does not fit in float32: use a number from 1.2e-38 to 3.4e38")
+    return value
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""NumPy takes no larger seed."""
+Positive = Annotated[int, Field(gt=0, le=LARGEST_INTEGER)]
+NotNegative = Annotated[int, Field(ge=0, le=LARGEST_INTEGER)]
+Fraction = Annotated[float, Field(gt=0, le=1), AfterValidator(_check_float32)]
+PositiveFloat = Annotated[float, Field(gt=0), AfterValidator(_check_float32)]
+NotNegativeFloat = Annotated[float, Field(ge=0), AfterValidator(_check_float32)]
 Text = Annotated[str, Field(min_length=1)]
 Precision = Literal["float32", "bfloat16"]
 Numerics = Literal["portable", "fast"]
@@ -36,7 +50,7 @@ Named = TypeVar("Named")
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Asset(Section):
@@ -70,12 +84,18 @@ def _check_miniature(asset: Asset, key: str, value: object) -> None:
         raise ValueError(f"{key} {'is missing: repo is miniature' if asset.made_here else 'applies to repo: miniature only'}")
 
 
+MiniatureSize = Annotated[int, Field(gt=0, multiple_of=32, le=4096)]
+"""32 for each attention head."""
+MiniatureLayers = Annotated[int, Field(gt=0, le=100)]
+
+
 class MiniaturePolicy(Section):
     """Architecture and pre-training of the miniature's base policy."""
 
-    hidden_size: Positive
-    layers: Positive
-    vocabulary: Positive
+    hidden_size: MiniatureSize
+    layers: MiniatureLayers
+    vocabulary: Annotated[int, Field(ge=262, le=65536)]
+    """Maximum number of tokens, of which 256 are the bytes and 6 the special tokens."""
     right_answers: Positive
     """Number of clean right answers that it is trained on first."""
     mixed_answers: Positive
@@ -114,12 +134,13 @@ class PolicyAsset(ChatModelAsset):
 class MiniatureRanker(Section):
     """Architecture and training of the miniature's PairRM-shaped ranker."""
 
-    hidden_size: Positive
-    layers: Positive
+    hidden_size: MiniatureSize
+    layers: MiniatureLayers
     prompts: Positive
     """Training prompts, each with `candidates` responses."""
-    candidates: Annotated[int, Field(ge=2)]
-    noise: Annotated[float, Field(ge=0)]
+    candidates: Annotated[int, Field(ge=2, le=100)]
+    """Of the toy world's distinct answers to a question, which are a few hundred at least."""
+    noise: NotNegativeFloat
     """Standard deviation of the noise added to each gold score before preferences are drawn."""
     learning_rate: PositiveFloat
 
@@ -198,7 +219,7 @@ class Assets(EvaluationAssets):
 class Split(Section):
     prompts_per_iteration: Positive | None
     """null: all prompts that are assigned to the iteration."""
-    hold_out: Annotated[int, Field(ge=2)]
+    hold_out: Annotated[Positive, Field(ge=2)]
     """Prompts that no iteration trains on; the ranker compares the models on them."""
     contamination: Literal["count", "drop", "refuse"]
     """What to do about prompts that AlpacaEval also contains: count them, drop them, or stop."""
@@ -212,23 +233,30 @@ class Engine(Section):
     """Maximum number of prompt and response tokens together."""
     stop_token_ids: list[NotNegative]
     """Tokens that end a response, in addition to those of the model's generation config."""
-    kv_cache_gib: PositiveFloat | None
+    kv_cache_gib: Annotated[PositiveFloat, Field(le=100_000)] | None
     """Size of the KV cache in GiB; null: vLLM's default (most of the GPU)."""
 
 
 class Generate(Section):
-    samples: Annotated[int, Field(ge=2)]
-    """K responses per prompt."""
-    temperature: PositiveFloat
-    """Above 0: greedy decoding would give the same response K times."""
+    samples: Annotated[int, Field(ge=2, le=1000)]
+    """K responses per prompt, which the ranker compares in K (K - 1) pairs."""
+    temperature: Annotated[float, Field(ge=0.01, le=100)]
+    """At least 0.01, below which vLLM samples at 0.01 or greedily: that would give the same response K times."""
     top_p: Fraction
     max_new_tokens: Positive
     shard_size: Positive
     """Prompts per unit of work. The shard, not the number of devices, decides what is batched together."""
 
 
+def _check_temperature(value: float) -> float:
+    if 0 < value < 0.01:
+        raise ValueError(f"{value} is between 0 (greedy decoding) and 0.01, the lowest temperature that vLLM samples at")
+    return value
+
+
 class Answer(Section):
-    temperature: Annotated[float, Field(ge=0)]
+    temperature: Annotated[float, Field(ge=0, le=100), AfterValidator(_check_temperature)]
+    """0: greedy decoding."""
     top_p: Fraction
     max_new_tokens: Positive
     shard_size: Positive
@@ -293,13 +321,13 @@ class Train(Section):
     """Pairs per optimizer step, on any number of devices."""
     device_batch: Positive
     """Pairs per device and forward pass. Gradient accumulation makes up the rest of the global batch."""
-    devices: Positive
-    epochs: PositiveFloat
+    devices: Annotated[int, Field(gt=0, le=1024)]
+    epochs: Annotated[PositiveFloat, Field(le=10_000)]
     """Epochs of the learning-rate schedule."""
     stop_epoch: PositiveFloat
     """The epoch at which training stops; its checkpoint is passed on to the next iteration."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)]
-    max_grad_norm: Annotated[float, Field(ge=0)]
+    max_grad_norm: NotNegativeFloat
     """0: no clipping."""
     dtype: Precision
     """Precision of the forward and backward passes. The optimizer's weights are float32."""
@@ -334,9 +362,9 @@ class EvaluateAlpaca(Section):
     """`gold`, the miniature's own rule, or a model, by its name at an OpenAI-compatible endpoint."""
     base_url: Annotated[str, Field(pattern=r"^https?://[^@\s]+$")] | None = None
     """The model's endpoint, such as `http://127.0.0.1:8000/v1`; null: OpenAI's. OPENAI_API_KEY holds its key."""
-    price_per_million_tokens: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    price_per_million_tokens: NotNegativeFloat | None = None
     """In dollars, for the cost estimate before the first request; null: unknown."""
-    workers: Positive | None = None
+    workers: Annotated[int, Field(gt=0, le=1000)] | None = None
     """Concurrent requests to the endpoint; required with a model as judge."""
 
     @model_validator(mode="after")
@@ -378,12 +406,13 @@ def _check_iterations(iterations: dict[str, str]) -> dict[str, str]:
 class Params(Section):
     """The whole of params.yaml."""
 
-    seed: NotNegative
+    seed: Seed
     numerics: Numerics
     """portable: on CPUs, the same bytes on every x86-64 processor with AVX2 and for any number of cores. fast: whatever is
     fastest on this processor. GPUs are not affected. See stages/engines/numerics.py."""
-    eta: PositiveFloat
-    """SPPO's step size, 1/beta of the released code (eq. 4.7)."""
+    eta: Annotated[PositiveFloat, Field(le=1e18)]
+    """SPPO's step size, 1/beta of the released code (eq. 4.7). The loss starts at up to eta^2 / 4, which must fit in
+    float32."""
     iterations: Annotated[dict[str, str], Field(min_length=1), AfterValidator(_check_iterations)]
     """Iteration -> the model that it starts from."""
     assets: Assets
@@ -446,7 +475,7 @@ def _check_names(section: dict[str, Named]) -> dict[str, Named]:
 class EvaluationParams(Section):
     """The whole of params.yaml in a recipe that evaluates existing models, without training any."""
 
-    seed: NotNegative
+    seed: Seed
     numerics: Numerics
     models: Annotated[dict[str, ModelAsset], AfterValidator(_check_models)]
     """Model -> where it comes from; the first is `base`, and each is compared with it and with the one before."""

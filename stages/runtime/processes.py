@@ -18,6 +18,8 @@ from multiprocessing import resource_tracker
 from types import FrameType
 from typing import NoReturn
 
+from stages.runtime.devices import is_launched
+
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, `kill` or a shutdown, and a closed terminal."""
 GRACE_PERIOD = 60
@@ -53,13 +55,16 @@ def die_with_launcher() -> None:
     parent, group = os.getppid(), os.getpgrp()
     if "DVC_STAGE" in os.environ and group not in (os.getpid(), os.getpgid(parent)):
         parent = -1  # DVC and its stages share a process group, so this parent has adopted an orphan
-    die_with_parent(parent, signal.SIGKILL if "LOCAL_RANK" in os.environ else signal.SIGTERM)
+    die_with_parent(parent, signal.SIGKILL if is_launched() else signal.SIGTERM)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def handle_stop_signals() -> None:
-    """Raise Stopped on STOP_SIGNALS, so that half-written files are removed. Ignored signals (as under nohup) stay ignored."""
+    """Raise Stopped on STOP_SIGNALS, so that half-written files are removed.
+
+    Signals that whoever started this process ignores stay ignored: SIGHUP under nohup, SIGINT in a script's background job.
+    """
     for number in STOP_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)

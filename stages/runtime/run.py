@@ -1,16 +1,21 @@
 """Start and end a stage or a tool: its environment, arguments, signals, errors and exit code."""
 
 import argparse
+import codecs
+import contextlib
 import gc
+import io
 import json
+import locale
 import os
 import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypedDict
 
-from stages.runtime import processes, scratch
+from stages.runtime import devices, durable, processes, scratch
 from stages.runtime.errors import StageError, exit_with
 from stages.runtime.logs import log, setup_logging
 from stages.runtime.paths import ROOT
@@ -19,16 +24,43 @@ AddArguments = Callable[[argparse.ArgumentParser], None]
 Main = Callable[[argparse.Namespace], None]
 RUNNING = "SPPO_ENVIRONMENT"
 """Environment variable that names the environment whose interpreter this process has switched to."""
+UTF8 = "PYTHONUTF8"
+"""Environment variable that makes Python's encoding UTF-8, whatever the locale."""
 PROGRESS = "SPPO_PROGRESS"
 """Environment variable that makes each stage log how far the run has come, which `timings start` must precede."""
 PLAN, TIMINGS = scratch.FOLDER / "plan.json", scratch.FOLDER / "timings.jsonl"
 """What `python -m stages.tools timings start` expects to run, and one line for each stage that has run since then."""
 
 
+class Plan(TypedDict):
+    """PLAN: what `python -m stages.tools timings start` found out."""
+
+    started: float
+    """Unix time, in seconds."""
+    stages: dict[str, float | None]
+    """The stages that are stale -> the seconds of their last run, None if unknown."""
+    seconds: dict[str, float]
+    """The seconds of the last run of every stage."""
+
+
+class Timing(TypedDict):
+    """A line of TIMINGS."""
+
+    stage: str
+    """As in DVC_STAGE: with the path of its dvc.yaml, except for the root's."""
+    seconds: float
+    peak_gb: float
+
+
 def prepare_process(*, online: bool = False) -> None:
     """Prepare this process for a stage, before the imports that take seconds. online: whether it may use the network."""
-    if os.environ.keys() & {"DVC_STAGE", "LOCAL_RANK"}:  # either launcher may be killed during those imports
+    devices.forget_launchers()
+    if "DVC_STAGE" in os.environ or devices.is_launched():  # either launcher may be killed during those imports
         processes.die_with_launcher()
+    os.environ[UTF8] = "1"  # for the processes that this one starts
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     # OpenMP's waiting threads otherwise burn whole cores: several times slower when another process needs a core, no faster
     # when none does. OpenMP reads this when torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -41,9 +73,14 @@ def prepare_process(*, online: bool = False) -> None:
 def enter_environment(environment: str) -> None:
     """Replace this process with the same command in an environment's interpreter, unless it runs there already.
 
-    environment: a folder of .venv. Raises StageError if it is not installed.
+    Under a locale whose encoding is not UTF-8, also replace it with an interpreter that uses UTF-8, because libraries open
+    files without naming an encoding. environment: a folder of .venv. Raises StageError if it is not installed.
     """
+    is_utf8 = codecs.lookup(locale.getpreferredencoding(False)).name == "utf-8" or os.environ.get(UTF8) == "1"
+    os.environ[UTF8] = "1"
     if Path(sys.prefix).name == environment or os.environ.get(RUNNING) == environment:
+        if not is_utf8:
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
         return
     for home in (Path(sys.prefix).parent, ROOT / ".venv"):
         python = home / environment / "bin" / "python"
@@ -67,7 +104,7 @@ def run_stage(name: str, main: Main, args: argparse.Namespace, write_record: Cal
     write_record: called under DVC with the stage's name in dvc.yaml; None for a stage without a record.
     """
     stage = os.environ.get("DVC_STAGE", "").rpartition(":")[2]
-    launched = "LOCAL_RANK" in os.environ  # a torchrun worker; only the parent writes timings and the record
+    launched = devices.is_launched()  # a torchrun worker; only the parent writes timings and the record
     try:
         processes.handle_stop_signals()
         started = time.monotonic()
@@ -100,22 +137,52 @@ def log_timing(name: str, seconds: float) -> None:
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     stage = os.environ.get("DVC_STAGE", name)
     log.info("%s: %.1f s, peak memory %.1f GB", stage.rpartition(":")[2], seconds, peak / 2**20)
-    TIMINGS.parent.mkdir(parents=True, exist_ok=True)
-    with TIMINGS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"stage": stage, "seconds": round(seconds, 1), "peak_gb": round(peak / 2**20, 2)}) + "\n")
+    timing: Timing = {"stage": stage, "seconds": round(seconds, 1), "peak_gb": round(peak / 2**20, 2)}
+    durable.append_line(TIMINGS, json.dumps(timing))
 
 
 def log_progress(name: str, stage: str) -> None:
     """Log how far a run of several stages has come before it runs this one, if asked to. stage: its name in dvc.yaml."""
-    if stage and os.environ.get(PROGRESS) and PLAN.exists():
-        plan = json.loads(PLAN.read_text(encoding="utf-8"))
+    if stage and os.environ.get(PROGRESS) and (plan := read_plan()):
         log.info("%s: %s", name, describe_progress(plan["stages"], read_timings(), time.time() - plan["started"]))
+
+
+def read_plan() -> Plan | None:
+    """Return the plan of the run; None without one. A file that is not a plan is set aside."""
+    return durable.read_json(PLAN, _check_plan)
+
+
+def _check_plan(plan: Any) -> Plan:
+    """Return a plan. Raises ValueError, KeyError, TypeError or AttributeError if it is not one."""
+    times = [plan["started"], *plan["seconds"].values(), *(value for value in plan["stages"].values() if value is not None)]
+    if not all(map(_is_duration, times)):
+        raise ValueError("not the plan of a run")
+    return Plan(started=plan["started"], stages=plan["stages"], seconds=plan["seconds"])
+
+
+def _is_duration(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e12
+
+
+def read_rows() -> list[Timing]:
+    """Return the timings of the stages that have run since `timings start`, without lines that a crash cut off."""
+    if not TIMINGS.is_file():
+        return []
+    lines = TIMINGS.read_bytes().split(b"\n")
+    return [timing for timing in map(_parse_timing, lines) if timing]
+
+
+def _parse_timing(line: bytes) -> Timing | None:
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+        row = json.loads(line)
+        if isinstance(row["stage"], str) and _is_duration(row["seconds"]) and _is_duration(row["peak_gb"]):
+            return Timing(stage=row["stage"], seconds=row["seconds"], peak_gb=row["peak_gb"])
+    return None
 
 
 def read_timings() -> dict[str, float]:
     """Return the seconds of each stage that has run since `timings start`, by its name in dvc.yaml."""
-    rows = [json.loads(line) for line in TIMINGS.read_text(encoding="utf-8").splitlines()] if TIMINGS.exists() else []
-    return {row["stage"].rpartition(":")[2]: row["seconds"] for row in rows}
+    return {timing["stage"].rpartition(":")[2]: timing["seconds"] for timing in read_rows()}
 
 
 def describe_progress(planned: Mapping[str, float | None], done: Mapping[str, float], seconds: float) -> str:

@@ -14,18 +14,23 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from stages.runtime import durable
 from stages.runtime.devices import is_main_process
-from stages.runtime.errors import StageError
+from stages.runtime.errors import StageError, is_disk_full
 from stages.runtime.fingerprint import fingerprint
 from stages.runtime.logs import log
 from stages.runtime.versions import tool_versions
 
-FOLDER = Path(os.environ.get("SPPO_SCRATCH", "scratch"))
+VARIABLE = "SPPO_SCRATCH"
+"""Environment variable that moves this folder, to another disk for example."""
+FOLDER = Path(os.environ.get(VARIABLE) or "scratch")
 NUMERICS = "SPPO_NUMERICS"
 """Environment variable that a stage's process sets to its numerics, `portable` or `fast`, which are part of the key."""
 FINISHED = "finished"
 """The file that marks finished work; it contains the stage's name and the expected dvc.lock entry of each output."""
 LOCK = Path("dvc.lock")
+ATTEMPTS = 1000
+"""How often to try to lock a file that other processes keep removing, before giving up."""
 
 _open_folders: dict[Path, int] = {}
 """Folders that this process uses -> handle of the locked file in the folder."""
@@ -66,19 +71,44 @@ def _hash(value: Any) -> str:
 
 
 def _lock(path: Path) -> int:
-    """Create a file and lock it until the returned handle is closed. Raises BlockingIOError if another process holds it."""
-    while True:
-        with contextlib.suppress(FileNotFoundError):  # the process that finished removed the folder between our two steps
+    """Create a file and lock it until the returned handle is closed. Raises BlockingIOError if another process holds it, and
+    StageError if there is no folder for it or if it cannot be locked."""
+    for _ in range(ATTEMPTS):
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.samestat(path.stat(), os.fstat(handle)):
-                    return handle
-            except OSError:
-                os.close(handle)
+            if (handle := _try_lock(path)) is not None:
+                return handle
+        except (BlockingIOError, StageError):
+            raise
+        except OSError as error:
+            if is_disk_full(error):
                 raise
-            os.close(handle)  # another process has replaced the file by now
+            raise _unusable(path, error.strerror) from error
+    raise _unusable(path, "it disappears again and again")
+
+
+def _try_lock(path: Path) -> int | None:
+    """Lock a file as `_lock` does; None if the process that finished removed the file or its folder meanwhile."""
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(path.stat(), os.fstat(handle)):
+            return handle
+    except FileNotFoundError:
+        pass
+    except OSError:
+        os.close(handle)
+        raise
+    os.close(handle)
+    return None
+
+
+def _unusable(path: Path, reason: str | None) -> StageError:
+    remedy = f"unset {VARIABLE}, or set it to" if VARIABLE in os.environ else f"make {FOLDER}, or what {VARIABLE} names,"
+    return StageError(f"{path}: cannot be created or locked ({reason}): {remedy} a folder on a local disk")
 
 
 def finish(stage: str = "", outs: Iterable[Path] = ()) -> None:
@@ -90,8 +120,7 @@ def finish(stage: str = "", outs: Iterable[Path] = ()) -> None:
     if stage and folders:
         note = {"stage": stage, "outs": {str(path): _lock_entry(path) for path in outs if path.exists()}}
         for path in folders:
-            (path / "finishing").write_text(json.dumps(note), encoding="utf-8")
-            (path / "finishing").replace(path / FINISHED)
+            durable.write(path / FINISHED, json.dumps(note))
     for path in folders:
         if not (path / FINISHED).exists():
             _discard(path)
@@ -110,19 +139,41 @@ def sweep() -> None:
     for path in FOLDER.glob("*/*.discarded"):
         shutil.rmtree(path, ignore_errors=True)
     marks = list(FOLDER.glob(f"*/*/{FINISHED}"))
-    if not marks or not LOCK.exists():
-        return
-    from stages.runtime import documents
-
-    stages = documents.load_mapping(LOCK.read_bytes(), str(LOCK)).get("stages", {})
+    recorded = _read_recorded_outs() if marks and LOCK.exists() else {}
     for mark in marks:
         with contextlib.suppress(FileNotFoundError, BlockingIOError):  # another process sweeps it, or is reusing it
-            note = json.loads(mark.read_text(encoding="utf-8"))
-            outs = {out["path"]: out for out in stages.get(note["stage"], {}).get("outs", [])}
-            if all(entry.items() <= outs.get(path, {}).items() for path, entry in note["outs"].items()):
+            note = durable.read_json(mark, _check_note)
+            outs = recorded.get(note["stage"]) if note else None
+            if note and outs and all(entry.items() <= outs.get(path, {}).items() for path, entry in note["outs"].items()):
                 handle = _lock(mark.parent / "lock")
                 _discard(mark.parent)
                 os.close(handle)
+
+
+def _check_note(note: Any) -> dict[str, Any]:
+    """Return the content of FINISHED. Raises ValueError, TypeError or AttributeError if it is not as `finish` writes it."""
+    if set(note) != {"stage", "outs"} or not isinstance(note["stage"], str):
+        raise ValueError("expected a stage and its outs")
+    if not all(isinstance(entry, dict) for entry in note["outs"].values()):
+        raise ValueError("expected an entry of dvc.lock for each out")
+    return dict(note)
+
+
+def _read_recorded_outs() -> dict[str, dict[str, dict[str, Any]]]:
+    """Return what dvc.lock records: stage -> path of an out -> its entry. Of a lock that is not as DVC writes it, return what
+    can be read: DVC itself says what is wrong."""
+    from stages.runtime import documents
+
+    try:
+        stages = documents.load_mapping(LOCK.read_bytes(), str(LOCK)).get("stages")
+    except StageError:
+        return {}
+    recorded = {}
+    for stage, entry in stages.items() if isinstance(stages, dict) else ():
+        outs = entry.get("outs") if isinstance(entry, dict) else None
+        rows = [out for out in outs if isinstance(out, dict)] if isinstance(outs, list) else []
+        recorded[stage] = {out["path"]: out for out in rows if isinstance(out.get("path"), str)}
+    return recorded
 
 
 def _lock_entry(path: Path) -> dict[str, Any]:

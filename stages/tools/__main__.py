@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stages.runtime import catalog, errors, processes, run
 
-DVC_ONLY = {"diff", "means", "timings"}
+DVC_ONLY = {"diff", "gate", "means", "timings"}
 """Tools that run in any interpreter with DVC; the others switch to the main environment."""
 ONLINE = {"hub", "publish"}
 """Tools that may use the network."""

@@ -1,5 +1,12 @@
-"""Compare the stages of two dvc.lock files: which results differ, and whether code or parameters explain it."""
+"""Compare the stages of two dvc.lock files, or those of one with each other, by their hashes alone.
 
+Of two runs: which results differ, and whether code or parameters explain it. Within a run: which stages read something else
+than the stages that they depend on wrote.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
@@ -100,3 +107,54 @@ def _list_inputs(stages: Stages) -> dict[str, Any]:
         if stage != CODE:
             inputs |= {path: md5 for path, md5 in _hash_deps(entry).items() if not _find(path, owners)}
     return inputs
+
+
+def find_outdated(stages: Stages, listings: Mapping[str, str]) -> dict[str, list[str]]:
+    """Find the stages that have not run since a stage that they depend on wrote something else.
+
+    A folder has a single hash in dvc.lock, that of its listing. If a stage reads a part of a folder, or a folder of folders,
+    the two hashes can only be compared by way of the files: those that stages depend on one by one, and those in `listings`,
+    path -> MD5 (stages/reporting/listings.py). They are believed only if their hash is that of the folder.
+
+    Returns stage -> its dependencies that differ from what was written, or cannot be shown to be the same; without the others.
+    """
+    outs = {path: md5 for entry in stages.values() for path, md5 in revisions.hash_outputs(entry).items()}
+    known = {path: md5 for entry in stages.values() for path, md5 in _hash_deps(entry).items() if not _is_folder(md5)}
+    known |= listings
+    outdated = {}
+    for stage, entry in stages.items():
+        deps = _hash_deps(entry)
+        written = {path: _hash_written(path, outs, known) for path in deps if _find(path, outs)}
+        outdated[stage] = [path for path, md5 in written.items() if md5 != deps[path]]
+    return {stage: paths for stage, paths in outdated.items() if paths}
+
+
+def _is_folder(md5: str) -> bool:
+    return md5.endswith(".dir")
+
+
+def _hash_written(dep: str, outs: Mapping[str, str], known: Mapping[str, str]) -> str | None:
+    """Return the hash of a file or folder as the stages wrote it, None if it cannot be known from theirs.
+
+    dep: an output, a part of one, or a folder of outputs. outs, known: path -> hash of all outputs, and of files.
+    """
+    if dep in outs:
+        return outs[dep]
+    files: dict[str, str] = {}
+    for path in _find(dep, {path: path for path in outs}):
+        inside = _select(known, path) if _is_folder(outs[path]) else {path: outs[path]}
+        if _is_folder(outs[path]) and hash_listing(inside, path) != outs[path]:
+            return None
+        files |= inside
+    return files.get(dep) or hash_listing(_select(files, dep), dep)
+
+
+def _select(files: Mapping[str, str], folder: str) -> dict[str, str]:
+    return {path: md5 for path, md5 in files.items() if path.startswith(f"{folder}/")}
+
+
+def hash_listing(files: Mapping[str, str], folder: str) -> str:
+    """Return the hash that dvc.lock has for a folder with these files: path, which begins with the folder's -> MD5."""
+    listing = [{"md5": md5, "relpath": path.removeprefix(f"{folder}/")} for path, md5 in files.items()]
+    text = json.dumps(sorted(listing, key=lambda entry: entry["relpath"]), sort_keys=True)
+    return hashlib.md5(text.encode()).hexdigest() + ".dir"

@@ -10,6 +10,7 @@ interrupted, the same command resumes: files that have arrived are not sent agai
 import argparse
 import hashlib
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -183,7 +184,7 @@ def describe_origin(folder: Path, md5: str | None) -> str:
     commit, address = git.head(folder), find_address(folder)
     place = folder.resolve().relative_to(git.root(folder).resolve())
     lock = hashlib.sha256((folder / revisions.LOCK).read_bytes()).hexdigest()
-    clone = f"git clone {address} sppo && cd sppo\n" if address else ""
+    clone = f"git clone {shlex.quote(address)} sppo && cd sppo\n" if address else ""
     return f"""\
 This model was made by the pipeline `{place / "dvc.yaml"}` at commit `{commit}`{f" of {address}" if address else ""}. The \
 SHA-256 of `{place / revisions.LOCK}` there is `{lock}`, and the MD5 of this model in it is `{md5}`.
@@ -191,7 +192,7 @@ SHA-256 of `{place / revisions.LOCK}` there is `{lock}`, and the MD5 of this mod
 ```bash
 {clone}git checkout {commit}
 make env && source .venv/main/bin/activate
-dvc repro {place / "dvc.yaml"}
+dvc repro {shlex.quote(str(place / "dvc.yaml"))}
 ```"""
 
 

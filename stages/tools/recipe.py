@@ -14,12 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from stages.artifacts import files
 from stages.reporting.published import Published, read_published
-from stages.runtime import params
-from stages.runtime.errors import StageError
+from stages.runtime import documents, params
+from stages.runtime.errors import StageError, quote
 from stages.runtime.params import Params, Section
 from stages.runtime.paths import ROOT
 from stages.tools import editing, options
@@ -93,19 +91,21 @@ def create_recipe(
     with values as in params.yaml. Raises StageError, and writes nothing, if the folder exists, if the parameters would not be
     valid, or if another policy would be used with the miniature's settings.
     """
+    if not re.fullmatch("[a-z0-9][a-z0-9.-]*", name):
+        raise StageError(f"{quote(name)} is not a valid name for a recipe: use lowercase letters, digits, '-' and '.'")
     target = root / "recipes" / name
     folder = target.relative_to(root)
-    if not re.fullmatch("[a-z0-9][a-z0-9.-]*", name):
-        raise StageError(f"{name!r} is not a valid name for a recipe: use lowercase letters, digits, '-' and '.'")
     if target.exists():
         raise StageError(f"{folder} exists: choose another name, or remove it")
     original = params.validate_unpinned(params.read(source / "params.yaml"), source / "params.yaml")
     read_published(source / "published.yaml")  # raises StageError if it is not valid
     changes = [*(read_variant(variant) if variant else []), *map(parse_setting, settings)]
     text = edit_params(source, target, changes, removals)
-    text = f"# {folder}, created from {describe_source(source, root)}: {describe_changes(variant, removals, settings)}.\n{text}"
+    origin = f"created from {describe_source(source, root)}: {describe_changes(variant, removals, settings)}"
+    text = f"# {folder}, {' '.join(origin.split())}.\n{text}"
     text = re.sub(r"(hub --pin --recipe) [^\s`]+", rf"\1 {folder}", text)
-    changed = params.validate_unpinned(YAML(typ="safe").load(text), folder / "params.yaml")
+    document = documents.load_mapping(text.encode(errors="replace"), str(folder / "params.yaml"))
+    changed = params.validate_unpinned(document, folder / "params.yaml")
     check_policy(original, changed, {change.key for change in changes}, folder / "params.yaml")
     published = choose_published(source, variant, original, changed)
     pipeline = generate_pipeline(files.require(root / "dvc.yaml").read_text(encoding="utf-8"))
@@ -179,7 +179,7 @@ def describe_source(source: Path, root: Path) -> str:
 
 def describe_changes(variant: Path | None, removals: Sequence[str], settings: list[str]) -> str:
     changes = [*([variant.name] if variant else []), *(f"{key} removed" for key in removals), *settings]
-    return " ".join((", ".join(changes) or "nothing changed").split())
+    return ", ".join(changes) or "nothing changed"
 
 
 def choose_published(source: Path, variant: Path | None, original: Params, changed: Params) -> str:

@@ -104,9 +104,12 @@ def read_stages(lock: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _is_file_list(files: object) -> bool:
-    return isinstance(files, list) and all(
-        isinstance(file, dict) and isinstance(file.get("path"), str) and isinstance(file.get("md5", ""), str) for file in files
-    )
+    return isinstance(files, list) and all(isinstance(file, dict) and _is_file(file) for file in files)
+
+
+def _is_file(file: dict[str, Any]) -> bool:
+    path, counts = file.get("path"), [file.get(key, 0) for key in ("size", "nfiles")]
+    return isinstance(path, str) and path != "" and isinstance(file.get("md5", ""), str) and all(type(n) is int for n in counts)
 
 
 def read_items(read: Callable[[str], bytes | None], where: str, params: dict[str, Any], stages: dict[str, Any]) -> Items:

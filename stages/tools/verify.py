@@ -3,13 +3,15 @@
 DVC does not re-read files that it has hashed: it trusts the modification time of a file in the workspace and the write
 protection of a file in its cache. This tool reads every file in both places, and every file in the Hub's cache that a pointer
 stands for. It then checks the schemas of intact copies, and regenerates the reports from them, byte for byte, in a temporary
-folder. Nothing else is written.
+folder. Nothing else is written: paths in dvc.lock and in the cache's listings that lead out of the experiment's folder are
+refused. Inputs that no stage writes, such as local assets, are compared with dvc.lock too.
 """
 
 import argparse
 import hashlib
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -17,20 +19,24 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tqdm import tqdm
 
 from stages.artifacts import files, pointers, schemas, tables
-from stages.runtime import documents, params
-from stages.runtime.errors import StageError
+from stages.runtime import catalog, documents, params
+from stages.runtime.errors import StageError, escape_controls, one_line, quote
 from stages.runtime.paths import ROOT
-from stages.tools import options, repository
+from stages.tools import options, repository, revisions
 
 INTACT, MISSING, CORRUPTED = "intact", "missing", "corrupted"
 REPORTS = ("report", "report-models")
 """The stages that write reports; a pipeline has one of them."""
+CODE = "code"
+"""The stage that fingerprints the code."""
+RESTORE = "restore dvc.lock with Git, or run the experiment with `dvc repro`"
+MD5 = r"[0-9a-f]{32}(\.dir)?"
 
 Copies = dict[Path, Path | None]
 """Path in the workspace of a file that dvc.lock covers -> an intact copy, or None if there is none."""
@@ -66,7 +72,7 @@ class Cache:
 
     def check(self, path: Path, md5: str) -> str:
         """Return the state of a file or folder, in the cache or elsewhere, whose MD5 must be `md5`."""
-        if not path.exists():
+        if not path.is_file() and not path.is_dir():  # a device or a pipe could be read without end
             return MISSING
         return INTACT if files.dvc_md5(path, self.known) == md5 else CORRUPTED
 
@@ -93,7 +99,7 @@ def main(args: argparse.Namespace) -> None:
     """Print the faults. Exits with code 1 if there are any."""
     faults, summary = verify(args.recipe)
     for line in faults:
-        print(line)
+        print(escape_controls(line))
     count = pluralize(len(faults), "fault") if faults else "no faults"
     print(f"{count}: {summary}", file=sys.stderr if faults else sys.stdout)
     sys.exit(bool(faults))
@@ -113,6 +119,7 @@ def verify(folder: Path) -> tuple[list[str], str]:
     with tqdm(total=sum(artifact.size for artifact in artifacts), desc="verifying", unit="file") as bar:
         for artifact in artifacts:
             result.extend(check_artifact(artifact, folder, cache, bar))
+    result.faults += check_inputs(folder, stages, cache)
     faults, reports = check_reports(folder, stages, result.copies)
     size = sum(copy.stat().st_size for copy in result.copies.values() if copy)
     summary = (
@@ -127,11 +134,32 @@ def pluralize(count: int, noun: str) -> str:
 
 
 def read_lock(path: Path) -> dict[str, Any]:
-    """Return the stages of dvc.lock. Raises StageError if it is missing or not valid YAML."""
+    """Return the stages of dvc.lock.
+
+    Raises StageError if it is missing, not valid YAML or has another structure than DVC's, or if an output leads out of the
+    folder of dvc.lock, has no MD5, or is in another output.
+    """
     if not path.is_file():
         raise StageError(f"{path} is missing: run the experiment with `dvc repro`")
-    stages: dict[str, Any] = documents.load_mapping(path.read_bytes(), str(path)).get("stages", {})
+    stages = revisions.read_stages(documents.load_mapping(path.read_bytes(), str(path)), str(path))
+    known = dict[PurePosixPath, str]()
+    for stage, entry in stages.items():
+        for out in entry.get("outs", []):
+            place = f"{path}: stage {stage}: {quote(out['path'])}"
+            if not files.is_inside(out["path"]):
+                raise StageError(f"{place} is not a path below {path.resolve().parent}: {RESTORE}")
+            if not is_md5(out.get("md5")):
+                raise StageError(f"{place}: its hash is {quote(out.get('md5'))}, expected an MD5: {RESTORE}")
+            known[PurePosixPath(out["path"])] = place
+    for name, place in known.items():
+        if inside := next((other for other in known if other in name.parents), None):
+            raise StageError(f"{place} is in another output, {quote(str(inside))}: {RESTORE}")
     return stages
+
+
+def is_md5(value: object) -> bool:
+    """Return whether a value is an MD5 as in dvc.lock, and so leads to a place in DVC's cache."""
+    return isinstance(value, str) and re.fullmatch(MD5, value) is not None
 
 
 def list_artifacts(folder: Path, stages: dict[str, Any]) -> list[Artifact]:
@@ -153,9 +181,11 @@ def list_artifacts(folder: Path, stages: dict[str, Any]) -> list[Artifact]:
 
 def find_uncached(document: dict[str, Any]) -> set[str]:
     """Return the outputs in a dvc.yaml that are in Git instead of DVC's cache."""
-    stages = [stage.get("do", stage) for stage in document["stages"].values()]
-    outs = [out for stage in stages for out in stage.get("outs", []) if isinstance(out, dict)]
-    return {path for out in outs for path, settings in out.items() if settings.get("cache") is False}
+    stages = document.get("stages")
+    found = [stage.get("do", stage) for stage in stages.values() if isinstance(stage, dict)] if isinstance(stages, dict) else []
+    outs = [out for stage in found if isinstance(stage, dict) for out in stage.get("outs") or [] if isinstance(out, dict)]
+    settings = [item for out in outs for item in out.items()]
+    return {path for path, values in settings if isinstance(values, dict) and values.get("cache") is False}
 
 
 def recreate_command(folder: Path, stage: str) -> str:
@@ -198,12 +228,27 @@ def check_folder(artifact: Artifact, cache: Cache, bar: "tqdm[Any]") -> Result:
         here = cache.check(out, artifact.md5)
         copies: Copies = {path: path for path in list_files(out)} if here == INTACT else {out: None}
         return Result([describe_fault(artifact, out, here, there, listing)], copies)
-    md5s = {out / entry["relpath"]: entry["md5"] for entry in json.loads(listing.read_text(encoding="utf-8"))}
+    md5s = {out / name: md5 for name, md5 in read_listing(listing).items()}
     result = Result([f"{path}: does not belong to this artifact: remove it" for path in list_files(out) if path not in md5s])
     result.extend(check_files(artifact, md5s, cache, bar))
     if not out.exists() and not result.faults:
         result.faults = [describe_fault(artifact, out, MISSING, INTACT, listing)]
     return result
+
+
+def read_listing(path: Path) -> dict[str, str]:
+    """Read a folder's listing in DVC's cache: path of a file in the folder -> MD5.
+
+    Raises StageError if it is not valid, or a path leads out of the folder.
+    """
+    try:
+        entries = {entry["relpath"]: entry["md5"] for entry in json.loads(path.read_text(encoding="utf-8"))}
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise StageError(f"{path}: not a listing of a folder by DVC: remove it, then `dvc pull` or `dvc repro`") from error
+    for name, md5 in entries.items():
+        if not files.is_inside(name) or not is_md5(md5):
+            raise StageError(f"{path}: {quote(name)} is not a file with an MD5 below the folder: {RESTORE}")
+    return entries
 
 
 def check_files(artifact: Artifact, md5s: dict[Path, str], cache: Cache, bar: "tqdm[Any]") -> Result:
@@ -307,13 +352,33 @@ def check_pointer(path: Path, folder: Path) -> list[str]:
     return [f"{path}: {file} is {CORRUPTED}: `rm {shlex.quote(str(file))}`, then {fetch}" for file in corrupted]
 
 
+def check_inputs(folder: Path, stages: dict[str, Any], cache: Cache) -> list[str]:
+    """Compare with dvc.lock the inputs that no stage writes, such as local assets: a fault for each that has changed since.
+
+    The code and the inputs of the reports are left out: a change of them matters only if it changes a report.
+    """
+    outs = {PurePosixPath(out["path"]) for entry in stages.values() for out in entry.get("outs", [])}
+    faults = []
+    for stage, entry in stages.items():
+        for dep in entry.get("deps", []) if stage not in (CODE, *REPORTS) else ():
+            name = PurePosixPath(dep["path"])
+            if outs & {name, *name.parents} or any(name in out.parents for out in outs) or dep.get("nfiles") == 0:
+                continue
+            state = cache.check(folder / name, dep.get("md5", ""))
+            if state != INTACT:
+                word = {MISSING: "is missing", CORRUPTED: "has changed since"}[state]
+                faults.append(f"{stage}: the input {folder / name} {word}: restore it, or run `dvc repro`")
+    return faults
+
+
 def check_reports(folder: Path, stages: dict[str, Any], copies: Copies) -> tuple[list[str], str]:
     """Regenerate the reports if all of their inputs are intact. Returns the faults, and a phrase for the summary."""
     report = next((name for name in REPORTS if name in stages), None)
     if report is None:
         return [], "no reports among them"
-    deps = [folder / dep["path"] for dep in stages[report]["deps"]]
-    inputs = {path: copy for path, copy in copies.items() if any(path.is_relative_to(dep) for dep in deps)}
+    deps = [folder / dep["path"] for dep in stages[report].get("deps", [])]
+    data = {path: copy for path, copy in copies.items() if path.is_relative_to(folder / "data")}
+    inputs = {path: copy for path, copy in data.items() if any(path.is_relative_to(dep) for dep in deps)}
     intact = {path: copy for path, copy in inputs.items() if copy}
     if len(intact) < len(inputs):
         return [], "the reports not regenerated because their inputs have faults"
@@ -328,18 +393,21 @@ def regenerate_reports(folder: Path, report: str, entry: dict[str, Any], copies:
     with tempfile.TemporaryDirectory() as name:
         temporary = Path(name)
         for path, copy in copies.items():
-            link = temporary / path.relative_to(folder)
+            link = temporary / path.relative_to(folder)  # inside it: read_lock and read_listing refuse other paths
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(copy.resolve())
         arguments = ["--data", temporary / "data", "--published", "published.yaml", "--out", temporary / "reports"]
         command = [sys.executable, "-m", "stages", report, *map(str, arguments)]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "SPPO_SCRATCH": str(temporary / "scratch")}
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        environment["PYTHONDONTWRITEBYTECODE"] = "1"
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", errors="replace", check=False
+        )
         if done.returncode:
             cause = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            return [f"the reports cannot be regenerated ({cause}): {remedy}"]
+            return [f"the reports cannot be regenerated ({one_line(cause)}): {remedy}"]
         cache = Cache(temporary)
-        states = {folder / out["path"]: cache.check(temporary / out["path"], out["md5"]) for out in entry["outs"]}
+        states = {folder / out["path"]: cache.check(temporary / out["path"], out["md5"]) for out in entry.get("outs", [])}
     verbs = {MISSING: "is missing", CORRUPTED: "differs"}
     return [f"{path}: {verbs[state]} when regenerated: {remedy}" for path, state in states.items() if state != INTACT]
 
@@ -347,13 +415,13 @@ def regenerate_reports(folder: Path, report: str, entry: dict[str, Any], copies:
 def find_changes(folder: Path, entry: dict[str, Any], copies: dict[Path, Path]) -> Iterator[str]:
     """Yield a stage's code, other files outside data/, and parameters that differ from its dvc.lock entry."""
     cache = Cache(folder)
-    for dep in entry["deps"]:
+    for dep in entry.get("deps", []):
         path = folder / dep["path"]
-        if Path(dep["path"]).parent == repository.FINGERPRINTS:
+        if path.parent == folder / repository.FINGERPRINTS and path.stem in catalog.stage_modules():
             yield from repository.find_changed_code(path.stem, copies.get(path, path))
         elif dep["path"].startswith("data/") or dep.get("nfiles") == 0:  # DVC treats a folder below .dvc as empty
             continue
-        elif cache.check(path, dep["md5"]) != INTACT:
+        elif cache.check(path, dep.get("md5", "")) != INTACT:
             yield dep["path"]
     for name, values in entry.get("params", {}).items():
         document = params.read(folder / name)

@@ -3,11 +3,14 @@
 import errno
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stages.artifacts import files
 from stages.runtime import scratch
@@ -47,11 +50,99 @@ def test_leftovers_of_a_killed_run_are_replaced(tmp_path: Path) -> None:
     (tmp_path / ".out.partial").mkdir()
     (tmp_path / ".out.partial" / "old").touch()
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "older").touch()
-    with files.replacing(tmp_path / "out") as partial:
-        partial.mkdir()
-        (partial / "new").touch()
+    (tmp_path / "out" / "new").write_text("older")
+    write_folder(tmp_path / "out", "new")
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "new"]
+    assert (tmp_path / "out" / "new").read_text() == "new"
+
+
+def write_folder(path: Path, *names: str) -> None:
+    """Write a folder as stages do, whose files contain their own names."""
+    with files.replacing(path) as partial:
+        partial.mkdir()
+        for name in names:
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            (partial / name).write_text(name)
+
+
+def list_contents(folder: Path) -> dict[str, bytes | None]:
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+NAMES = st.lists(st.sampled_from(["a", "b", "notes.txt", "sub/a", "sub/c", "a.d/e", ".hidden", "x y"]), unique=True)
+
+
+@given(NAMES, NAMES)
+def test_only_an_output_with_nothing_else_in_it_is_replaced(before: list[str], after: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "out"
+        write_folder(path, *before)
+        for file in before:
+            (path / file).write_text("before")
+        kept = list_contents(path)
+        if set(before) <= set(after):
+            write_folder(path, *after)
+            assert {file: text for file, text in list_contents(path).items() if text is not None} == {
+                file: file.encode() for file in after
+            }
+            return
+        with pytest.raises(StageError) as error:
+            write_folder(path, *after)
+        assert_message(str(error.value), f"{path}", "not part of the output", "move it elsewhere")
+        assert list_contents(path) == kept
+        assert list(Path(name).iterdir()) == [path], "nothing half-written"
+
+
+def make_folder(path: Path) -> None:
+    path.mkdir()
+    (path / "thesis.md").write_text("mine")
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_an_output_of_another_kind_is_refused(folder: bool, tmp_path: Path) -> None:
+    path = tmp_path / "mine"
+    make_folder(path) if folder else path.write_text("mine")
+    before = list_contents(tmp_path)
+    with pytest.raises(StageError) as error:
+        files.write_json({}, path) if folder else write_folder(path, "a")
+    assert_message(str(error.value), f"{path} is a {'folder' if folder else 'file'}", "name another path")
+    assert list_contents(tmp_path) == before
+
+
+def test_an_empty_folder_and_a_link_are_replaced_and_not_followed(tmp_path: Path) -> None:
+    make_folder(tmp_path / "mine")
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    (tmp_path / "empty").mkdir()
+    for name in ("link", "empty"):
+        write_folder(tmp_path / name, "a")
+    assert list_contents(tmp_path) == {
+        "mine": None,
+        "mine/thesis.md": b"mine",
+        "link": None,
+        "link/a": b"a",
+        "empty": None,
+        "empty/a": b"a",
+    }
+
+
+OUTSIDE = ["", ".", "/", "/etc/passwd", "..", "../x", "a/../../x", "a/..", "a\0b", None, 5, ["a"], {"a": 1}, True]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_path_that_leads_elsewhere_is_not_inside(name: object) -> None:
+    assert not files.is_inside(name)
+    assert not files.is_file_name(name)
+
+
+@given(st.lists(st.sampled_from(["a", "..", ".", "", "b c", "~", "..."])).map("/".join))
+def test_what_is_inside_stays_below_the_folder(name: str) -> None:
+    folder = Path("/folder")
+    target = Path(os.path.normpath(folder / name))
+    if files.is_inside(name):
+        assert folder in target.parents
+    if files.is_file_name(name):
+        assert target == folder / name
+        assert target.parent == folder
 
 
 @pytest.mark.parametrize(("free", "named"), [(0, True), (2**30, False)])
@@ -168,6 +259,14 @@ def test_the_md5_is_the_one_in_dvc_lock(folder: Path) -> None:
     for path in (folder, folder / "b"):
         _, _, built = build(database, str(path), file_system, "md5")
         assert files.dvc_md5(path) == built.hash_info.value
+
+
+def test_the_md5_of_a_folder_leaves_out_what_dvc_never_lists(folder: Path) -> None:
+    digest = files.dvc_md5(folder)
+    for name in files.NEVER_LISTED:
+        (folder / name).mkdir()
+        (folder / name / "config").write_text("x")
+    assert files.dvc_md5(folder) == digest
 
 
 def test_a_known_md5_is_not_computed_again(folder: Path) -> None:

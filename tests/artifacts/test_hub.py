@@ -4,11 +4,14 @@ import functools
 import hashlib
 import io
 import json
+import shlex
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stages.artifacts import hub, pointers
 from stages.runtime.errors import StageError
@@ -317,3 +320,10 @@ def test_file_names_cannot_lead_out_of_the_snapshot(fake_hub: FakeHub, run: Run,
     assert done.stdout == "None\n", done.stdout + done.stderr
     assert not list(tmp_path.rglob("evil.json"))
     assert not any("evil" in path for path in fake_hub.requested)
+
+
+@given(st.text("a b'$`\"", min_size=1, max_size=8).map("./{}".format))
+def test_a_missing_directory_is_named_and_quoted_for_the_shell(repo: str) -> None:
+    with pytest.raises(StageError) as error:
+        hub.fetch_texts(Asset(repo=repo), ["*"])
+    assert_message(str(error.value), repo, "params.yaml", f"`git add {shlex.quote(repo)}`", "absolute path")

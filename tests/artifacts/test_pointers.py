@@ -105,6 +105,18 @@ def test_an_incomplete_snapshot_is_rejected(policy: Path, change: Callable[[Path
         (POINTER | {"files": {"config.json": {"size": 2}}}, ["files.config.json", "size and sha256"]),
         (POINTER | {"files": {"../config.json": {"size": 2, "sha256": "-"}}}, ["files.../config.json"]),
         (POINTER | {"files": {"..": {"size": 2, "sha256": "-"}}}, ["files..."]),
+        (POINTER | {"files": {"": {"size": 2, "sha256": "-"}}}, ["files."]),
+        (POINTER | {"files": {"a\0b": {"size": 2, "sha256": "-"}}}, ["files.a"]),
+        (POINTER | {"files": {"a": {"size": "2", "sha256": "-"}}}, ["files.a", "size and sha256"]),
+        (POINTER | {"files": {"a": {"size": 2, "sha256": None}}}, ["files.a", "size and sha256"]),
+        (POINTER | {"files": {"a": [2, "-"]}}, ["files.a", "size and sha256"]),
+        (POINTER | {"repo": "../model"}, ["repo is '../model'"]),
+        (POINTER | {"repo": "/etc"}, ["repo is '/etc'"]),
+        (POINTER | {"repo": ["some/model"]}, ["repo is ['some/model']"]),
+        (POINTER | {"repo_type": "space"}, ["repo_type is 'space'"]),
+        (POINTER | {"revision": "main"}, ["revision is 'main'"]),
+        (POINTER | {"revision": "../../elsewhere"}, ["revision is '../../elsewhere'"]),
+        (POINTER | {"revision": None}, ["revision is None"]),
     ],
 )
 def test_an_invalid_pointer_is_rejected(policy: Path, pointer: object, parts: list[str]) -> None:
@@ -151,6 +163,55 @@ def test_a_corrupted_model_is_rejected_before_it_is_loaded(
         pointers.check_model(model)
     assert_message(str(error.value), str(model), *parts)
     assert not (model.parent / "ran").exists()
+
+
+NOT_WEIGHTS = [
+    "../model.safetensors",
+    "/model.safetensors",
+    "sub/model.safetensors",
+    "..",
+    "",
+    "pytorch_model.bin",
+    "x\0.safetensors",
+    5,
+    None,
+    ["model.safetensors"],
+]
+
+
+@pytest.mark.parametrize("name", NOT_WEIGHTS)
+def test_an_index_names_weights_in_its_own_folder_only(tmp_path: Path, name: object) -> None:
+    (tmp_path / "model.safetensors").write_text("another model's")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / pointers.INDEX).write_text(json.dumps({"weight_map": {"a": "model-1.safetensors", "b": name}}))
+    with pytest.raises(StageError) as error:
+        pointers.list_weights(folder)
+    assert_message(str(error.value), f"{folder / pointers.INDEX}: weight_map: b: ", repr(name)[:20], "use another one")
+
+
+@pytest.mark.parametrize("index", [[], {}, None, 5, {"weight_map": None}, {"weight_map": {}}, {"weight_map": ["a"]}])
+def test_an_index_without_a_map_is_refused(tmp_path: Path, index: object) -> None:
+    (tmp_path / pointers.INDEX).write_text(json.dumps(index))
+    with pytest.raises(StageError) as error:
+        pointers.list_weights(tmp_path)
+    assert_message(str(error.value), f"{tmp_path / pointers.INDEX}: weight_map: ", "use another one")
+
+
+def test_all_weights_are_listed(tmp_path: Path) -> None:
+    assert pointers.list_weights(tmp_path) == ["model.safetensors"]
+    (tmp_path / pointers.INDEX).write_text(json.dumps({"weight_map": {"a": "2.safetensors", "b": "1.safetensors"}}))
+    assert pointers.list_weights(tmp_path) == ["1.safetensors", "2.safetensors"]
+    (tmp_path / "model.safetensors").touch()
+    assert pointers.list_weights(tmp_path) == ["1.safetensors", "2.safetensors", "model.safetensors"]
+
+
+@pytest.mark.parametrize("config", [[], "x", 5, None])
+def test_a_configuration_that_is_no_object_is_refused(model: Path, config: object) -> None:
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(StageError) as error:
+        pointers.check_model(model)
+    assert_message(str(error.value), f"{model / 'config.json'}: ", "JSON object")
 
 
 def test_only_what_is_required_is_checked(model: Path) -> None:

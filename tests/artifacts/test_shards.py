@@ -48,15 +48,44 @@ def test_a_single_prompt_is_a_shard() -> None:
     assert map_echo(5, 128, ["Why?"]).num_rows == 1
 
 
-def test_a_corrupted_shard_is_named_with_its_remedy() -> None:
+@pytest.mark.parametrize("damage", ["empty", "short", "without its end", "zeros", "text", "a folder"])
+def test_a_corrupted_shard_is_set_aside_and_computed_again(damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    complete = map_echo(2, 5)
+    path = sorted(Path("scratch").glob("generate/*/*.parquet"))[1]
+    whole = path.read_bytes()
+    ends = {"empty": b"", "short": whole[:100], "without its end": whole[:-1], "zeros": bytes(len(whole)), "text": b"PAR1" * 9}
+    path.unlink()
+    if damage == "a folder":
+        path.mkdir()
+    else:
+        path.write_bytes(ends[damage])
+    assert map_echo(2, 5).equals(complete)
+    (line,) = [message for message in caplog.messages if "cannot be used" in message]
+    assert str(path) in line
+    assert path.read_bytes() == whole
+    assert path.with_name(f"{path.name}.unreadable").exists()
+
+
+def test_a_shard_with_other_columns_is_named_with_its_remedy() -> None:
     map_echo(2, 5)
     path = sorted(Path("scratch").glob("generate/*/*.parquet"))[1]
-    path.write_bytes(path.read_bytes()[:100])
+    tables.write(make_table(["Why?"]), schemas.SPLIT, path)
     with pytest.raises(StageError) as error:
         map_echo(2, 5)
-    assert_message(str(error.value), f"{path}: not a readable Parquet file", "remove it, then re-run the stage")
+    assert_message(str(error.value), f"{path}: ", "missing column", "remove it, then re-run the stage")
     path.unlink()
     assert map_echo(2, 5)["prompt"].to_pylist() == STRANGE
+
+
+def test_only_the_main_process_sets_shards_aside_and_all_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("work").mkdir()
+    Path("work/00001.parquet").write_bytes(b"cut")
+    monkeypatch.setattr(shards, "is_main_process", lambda: False)
+    assert shards.list_shards(Path("work"), 3)[1] == [0, 1, 2]
+    assert Path("work/00001.parquet").exists()
+    monkeypatch.setattr(shards, "is_main_process", lambda: True)
+    assert shards.list_shards(Path("work"), 3)[1] == [0, 1, 2]
+    assert not Path("work/00001.parquet").exists()
 
 
 def test_only_pending_shards_are_computed() -> None:

@@ -2,12 +2,15 @@ import hashlib
 import json
 import logging
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stages.artifacts import schemas, tables
 from stages.assets import prompts
@@ -102,8 +105,8 @@ def test_an_assignment_of_another_data_set_is_rejected(folder: Path, unknown: in
 @pytest.mark.parametrize(
     ("column", "texts", "parts"),
     [
-        ("question", ["What?"], ["'instruction'", "question, source"]),
-        ("instruction", [1, 2], ["row 0", "'instruction' is not text"]),
+        ("question", ["What?"], ["'instruction'", "'question', 'source'"]),
+        ("instruction", [1, 2], ["row 0", "'instruction' is 1", "not text"]),
     ],
 )
 def test_a_column_without_prompts_is_named(folder: Path, column: str, texts: Texts, parts: list[str]) -> None:
@@ -111,6 +114,77 @@ def test_a_column_without_prompts_is_named(folder: Path, column: str, texts: Tex
     with pytest.raises(StageError) as error:
         prompts.read_prompts(ASSET)
     assert_message(str(error.value), "./main, split train", *parts, "params.yaml")
+
+
+ODD: list[Any] = [5, 0, 1.5, True, False, ["What?"], [], {"text": "What?"}, {}, "\ud800", "What\udfff?"]
+
+
+def write_json(folder: Path, values: list[Any]) -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / "train.jsonl"
+    path.write_text("".join(json.dumps({"instruction": value, "n": 1}) + "\n" for value in values), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_one_odd_value_is_refused_by_row_and_rewrites_no_other(folder: Path, odd: object) -> None:
+    path = write_json(folder / "main", ["What?", 'Who is "it"?', odd, None])
+    with pytest.raises(StageError) as error:
+        prompts.read_prompts(ASSET)
+    assert_message(str(error.value), f"{path.relative_to(folder)}: row 2: 'instruction' is ", "correct the row")
+
+
+VALUES = st.one_of(st.text(st.characters(codec="utf-8")), st.none(), st.integers(), st.booleans(), st.lists(st.text()))
+
+
+@given(st.lists(VALUES, max_size=6), st.sampled_from(["lines", "list"]))
+def test_the_first_odd_row_of_a_json_file_is_found(values: list[Any], form: str) -> None:
+    rows = [{"p": value} for value in values]
+    text = json.dumps(rows) if form == "list" else "\n".join(map(json.dumps, rows))
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "x.json"
+        path.write_text(text, encoding="utf-8")
+        fault = prompts._find_fault(path, "p")
+    odd = [row for row, value in enumerate(values) if value is not None and not isinstance(value, str)]
+    assert (fault or "").partition(":")[0] == (f"row {odd[0]}" if odd else "")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "json"])
+@pytest.mark.parametrize("content", [b"\xff", b"What\xc3?", b"\xed\xa0\x80"])
+def test_invalid_utf8_is_refused_by_line(folder: Path, content: bytes, suffix: str) -> None:
+    write_json(folder / "main", ["What?"])
+    path = folder / "main" / f"more.{suffix}"
+    path.write_bytes(b"first line\nsecond " + content + b"\n")
+    with pytest.raises(StageError) as error:
+        prompts._check_files(ASSET, "instruction")
+    assert_message(str(error.value), f"main/more.{suffix}: line 2: not valid UTF-8")
+
+
+@pytest.mark.parametrize("content", [b"x\xff", b"\xed\xa0\x80"])
+def test_invalid_utf8_in_parquet_is_refused_by_row(folder: Path, content: bytes) -> None:
+    write_data_set(folder / "main", "instruction", train=[])
+    buffers = pa.array([b"What?", None, content], pa.binary()).buffers()
+    texts = pa.Array.from_buffers(pa.string(), 3, buffers)
+    pq.write_table(pa.table({"instruction": texts}), folder / "main/data/train.parquet")
+    with pytest.raises(StageError) as error:
+        prompts.read_prompts(ASSET)
+    assert_message(str(error.value), "./main, split train: row 2: 'instruction' is b", "not text")
+
+
+@pytest.mark.parametrize("word", ["NA", "null", "None", "n/a", "nan", ""])
+def test_a_word_that_csv_takes_for_nothing_is_refused_by_row(folder: Path, word: str) -> None:
+    (folder / "main").mkdir()
+    (folder / "main/train.csv").write_text(f"instruction,n\nWhat?,1\n{word},2\nWho?,3\n", encoding="utf-8")
+    with pytest.raises(StageError) as error:
+        prompts.read_prompts(ASSET)
+    assert_message(str(error.value), "./main, split train: row 1: 'instruction' is empty, or a word such as NA", "JSON Lines")
+
+
+def test_the_named_remedy_helps(folder: Path) -> None:
+    """The words that CSV takes for nothing are text in JSON Lines."""
+    texts = ["What?", "NA", "null", "None", "5", "true", "[1]", '{"a": 1}', "\u00e9 \U0001f600"]
+    write_json(folder / "main", texts)
+    assert prompts.read_prompts(ASSET) == [(text, None) for text in texts]
 
 
 def run_stage(run: Run, folder: Path, asset: dict[str, Any]) -> "subprocess.CompletedProcess[str]":

@@ -8,6 +8,7 @@ import torch
 
 from stages.artifacts import files
 from stages.engines import distributed
+from stages.runtime import devices
 from stages.runtime.errors import StageError
 from stages.runtime.paths import ROOT
 from support.messages import assert_message
@@ -25,7 +26,7 @@ def work(group):
         raise StageError("row 3 is wrong: fix it")
     Path(rank).write_text(f"{group.devices} {group.digests['input']}")
 
-if "LOCAL_RANK" in os.environ:
+if "LOCAL_RANK" in os.environ:  # a worker
     files.digest = None
 distributed.launch(2, {"input": Path("input")}, work)
 """
@@ -63,12 +64,23 @@ def test_more_devices_than_gpus_are_one_line(monkeypatch: pytest.MonkeyPatch) ->
     assert_message(str(raised.value), "train.devices", "4", "3 GPUs", "lower train.devices")
 
 
+@pytest.mark.parametrize("count", [1025, 10**6])
+def test_more_processes_than_the_cores_can_run_are_one_line(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    with pytest.raises(StageError) as raised:
+        distributed.launch(count, {}, lambda group: None)
+    assert_message(str(raised.value), f"train.devices is {count}", "16 processes", "lower train.devices")
+
+
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make this process look like a launcher's worker, and restore its environment variables afterwards."""
-    for name, value in (("LOCAL_RANK", "0"), ("RANK", "0"), ("DS_ACCELERATOR", "cpu"), ("OMP_NUM_THREADS", "1")):
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv(distributed.EXCHANGE, raising=False)
+    for name in (*devices.LAUNCHER, "DS_ACCELERATOR", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}.get(name, "0"))
+    for name in (devices.LAUNCH_FOLDER, "DVC_STAGE"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.mark.usefixtures("launched")

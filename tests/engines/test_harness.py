@@ -1,13 +1,18 @@
 import concurrent.futures
 import contextlib
+import copy
+import json
 import math
 import os
 import signal
-from concurrent.futures import Future, ProcessPoolExecutor
+import tempfile
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from stages.artifacts import files
 from stages.engines import harness
@@ -20,7 +25,7 @@ def test_tasks_that_finished_earlier_are_not_evaluated_again(tmp_path: Path, mon
     for name in ("model", "sets"):
         (tmp_path / name).mkdir()
     for task in harness.TASKS:
-        files.write_json({"task": task}, tmp_path / "work" / f"{task}.json")
+        files.write_json(make_results(task, 0.25, [1, 0, 0, 0]), tmp_path / "work" / f"{task}.json")
     keys: list[dict[str, Any]] = []
     tasks = list(harness.TASKS)
 
@@ -33,15 +38,58 @@ def test_tasks_that_finished_earlier_are_not_evaluated_again(tmp_path: Path, mon
     monkeypatch.setattr(harness, "start_pool", None)  # a call would fail
     for batch_size in (4, 8):
         results = harness.evaluate_tasks(tmp_path / "model", tmp_path / "sets", tasks, "float32", batch_size)
-        assert results == {task: {"task": task} for task in harness.TASKS}
+        assert results == {task: make_results(task, 0.25, [1, 0, 0, 0]) for task in harness.TASKS}
     (tmp_path / "model" / "config.json").write_text("{}")
     harness.evaluate_tasks(tmp_path / "model", tmp_path / "sets", tasks, "float32", 4)
     assert keys[0] != keys[1]
     assert keys[0] != keys[2]
     (tmp_path / "work" / "mmlu.json").unlink()
     some = harness.evaluate_tasks(tmp_path / "model", tmp_path / "sets", ["arc_challenge", "gsm8k"], "float32", 4)
-    assert some == {task: {"task": task} for task in ("arc_challenge", "gsm8k")}, "a task that was not chosen is not needed"
+    assert list(some) == ["gsm8k", "arc_challenge"], "a task that was not chosen is not needed"
     assert keys[3] == keys[2], "the work on a task is kept whatever other tasks are chosen"
+
+
+WHOLE: dict[str, Any] = {
+    "results": {"gsm8k": {"exact_match,get-answer": 0.25, "exact_match_stderr,get-answer": 0.1}},
+    "n": {"gsm8k": 4},
+    "items": {"gsm8k": [1, 0, 0, 0]},
+    "cut": {"gsm8k": 2},
+}
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.sampled_from([*WHOLE, "gsm8k"]), values, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(
+    st.sampled_from([b"", b"{", b"\xff", b"[" * 9999, None, *WHOLE, ("n", "gsm8k"), ("items", "gsm8k"), ("cut", "gsm8k")]), JSON
+)
+def test_kept_results_that_are_not_whole_are_set_aside_and_made_again(place: Any, value: Any) -> None:
+    """place: the bytes of the file, None for all of its content, or the key whose value is replaced."""
+    results = copy.deepcopy(WHOLE)
+    if isinstance(place, str):
+        results[place] = value
+    elif isinstance(place, tuple):
+        results[place[0]][place[1]] = value
+    elif place is None:
+        results = value
+    assume(isinstance(place, bytes) or results != WHOLE)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        path = Path(folder) / "gsm8k.json"
+        path.write_bytes(place if isinstance(place, bytes) else json.dumps(results).encode())
+        (path.parent / "sets").mkdir()
+        patch.setattr(scratch, "folder", lambda *_: path.parent)
+        patch.setattr(harness, "start_pool", lambda *_: ThreadPoolExecutor(1))
+        patch.setattr(harness, "evaluate_task", lambda *_: WHOLE)
+        again = harness.evaluate_tasks(path.parent / "sets", path.parent / "sets", ["gsm8k"], "float32", 4)
+        set_aside = path.with_name(f"{path.name}.unreadable").exists()
+        assert set_aside or not isinstance(place, bytes)
+        assert again == {"gsm8k": WHOLE if set_aside else harness.check_kept("gsm8k", results)}
+
+
+def test_whole_results_are_kept() -> None:
+    assert harness.check_kept("gsm8k", WHOLE) is WHOLE
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,26 @@ def test_a_stop_token_that_the_model_does_not_have_is_rejected(engine: params.En
     with pytest.raises(StageError) as error:
         sampling.check_stop_tokens(stops, 300, Path("model"))
     assert_message(str(error.value), "engine.stop_token_ids", "300", "model", "params.yaml")
+
+
+@pytest.mark.parametrize(("samples", "temperature"), [(5, 0), (2, 0.0), (5, 1e-9), (1, 0.0099), (2, 0.005)])
+def test_a_temperature_that_vllm_would_not_keep_to_is_rejected(samples: int, temperature: float) -> None:
+    with pytest.raises(StageError) as error:
+        sampling.check_temperature(dataclasses.replace(DRAW, samples=samples, temperature=temperature))
+    assert_message(str(error.value), "temperature", "params.yaml")
+
+
+@pytest.mark.parametrize(("samples", "temperature"), [(1, 0), (1, 0.01), (5, 0.01), (5, 2.0)])
+def test_greedy_decoding_gives_one_response_and_sampling_any_number(samples: int, temperature: float) -> None:
+    sampling.check_temperature(dataclasses.replace(DRAW, samples=samples, temperature=temperature))
+
+
+@given(st.sampled_from(["prompt_id", "templated_prompt", "prompt_token_ids"]))
+def test_the_key_covers_all_that_the_model_reads(column: str) -> None:
+    row: dict[str, Any] = {"prompt_id": "a", "prompt": "b", "templated_prompt": "<b>", "prompt_token_ids": [1, 4]}
+    changed = row | {column: row[column] * 2}
+    first, second = (sampling.hash_prompts(pa.Table.from_pylist([each])) for each in (row, changed))
+    assert first != second
 
 
 def tokenized(lengths: list[int]) -> pa.Table:

@@ -73,7 +73,7 @@ def test_real_templates_give_one_bos_and_end_before_the_response(
     ("template", "problem"),
     [
         (CHAT_TEMPLATE.replace("bos_token + content", "bos_token + bos_token + content"), "more than one BOS"),
-        ("{{ 'hi' }}", "no BOS"),
+        ("{{ messages[0]['content'] }}", "no BOS"),
     ],
 )
 def test_a_template_without_exactly_one_bos_is_refused(tokenizer: Any, template: str, problem: str) -> None:

@@ -26,6 +26,8 @@ answers = [json.loads(line)["answer"] for line in Path("gsm8k/main/test.jsonl").
 
 
 class Recorder(LM):  # type: ignore[misc]
+    cut: set[str] = set()  # noqa: RUF012 - no prompt is too long for it
+
     def loglikelihood(self, instances: list[Any]) -> list[tuple[float, bool]]:
         values = [-int(hashlib.sha256("".join(request.args).encode()).hexdigest()[:8], 16) / 2**28 for request in instances]
         requests.extend([*request.args, value] for request, value in zip(instances, values, strict=True))

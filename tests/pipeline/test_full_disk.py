@@ -52,11 +52,11 @@ def test_an_output_on_a_full_disk_is_named_and_the_previous_one_stays(disk: Disk
     files.write_json([{"instruction": "Why?"}], tmp_path / "instructions.json")
     disk.enlarge(12)
     (disk.path / "split").mkdir()
-    (disk.path / "split" / "older").touch()
+    (disk.path / "split" / "iter1.parquet").touch()  # as an earlier run leaves it
     done = split(tmp_path, "disk/split")
     assert done.returncode == 1
     assert_message(done.stderr, "split: error: disk/.split.partial/", "no space left on the device", "free some space")
-    assert [path.name for path in disk.path.rglob("*")] == ["split", "older"]
+    assert [path.name for path in disk.path.rglob("*")] == ["split", "iter1.parquet"]
     disk.enlarge(1000)
     assert split(tmp_path, "disk/split").returncode == 0
     assert split(tmp_path, "split").returncode == 0

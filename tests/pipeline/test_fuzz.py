@@ -1,11 +1,17 @@
-"""Randomly corrupted input is either still valid or rejected in one line."""
+"""Randomly corrupted input is either still valid or rejected in one line.
+
+`make torture` tries it for half an hour with fresh seeds, and counts what is neither (tests/support/fuzz.py).
+"""
 
 import contextlib
 import copy
+import functools
 import io
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +22,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from stages.artifacts import files, schemas, tables
+from stages.artifacts import files, pointers, schemas, shards, tables
+from stages.engines import checkpoints
+from stages.judges import endpoint
+from stages.method import chat
 from stages.reporting import inputs, published
 from stages.reporting.published import TASKS
-from stages.runtime import params
+from stages.runtime import durable, params, run, scratch
 from stages.runtime.errors import StageError
 from stages.runtime.paths import ROOT
-from stages.tools import attest, diff, drift, locks, recipe, revisions
+from stages.tools import attest, diff, drift, locks, recipe, revisions, timings
+from support import fuzz
 from support import tables as examples
 from support.messages import assert_message
+from support.models import make_model
 from support.revisions import LOCK, commit, git, make_metrics
 from support.running import run_stage, set_params
 
@@ -38,11 +49,25 @@ QUICK = settings(
 """SPPO_FUZZ=10000 for a long search."""
 
 
+TRIED: Counter[str] = Counter()
+"""How many inputs were `read`, and how many of them `rejected`."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _report_counts() -> Iterator[None]:
+    """Report to the run that asked for it, in another process, how many inputs this one has tried."""
+    yield
+    if path := os.environ.get(fuzz.COUNTS):
+        durable.append_line(Path(path), json.dumps(TRIED))
+
+
 def read_or_reject(read: Callable[[], Any]) -> Any:
     """Return the result of `read`, or None if it raises StageError, whose message must be one line that can be printed."""
+    TRIED["read"] += 1
     try:
         return read()
     except StageError as error:
+        TRIED["rejected"] += 1
         message = str(error)
         assert len(message.splitlines()) == 1
         assert len(message) < 20_000
@@ -293,6 +318,167 @@ def test_training_logs_of_any_kind(data: st.DataObject, tmp_path: Path) -> None:
     result = read_or_reject(lambda: inputs.read_training_log(tmp_path / "iter1.csv"))
     if result is not None:
         assert result.dtypes.map(lambda kind: kind.kind in "iuf").all()
+
+
+def corrupt(content: bytes, data: st.DataObject) -> bytes:
+    """Return what a power cut, another program or an editor may leave of a small file."""
+    match data.draw(st.sampled_from(["cut", "emptied", "bits", "zeros", "inserted", "other", "value"])):
+        case "cut":
+            return content[: data.draw(st.integers(0, len(content)))]
+        case "emptied":
+            return b""
+        case "bits" if content:
+            place = data.draw(st.integers(0, len(content) - 1))
+            return content[:place] + bytes([content[place] ^ 1 << data.draw(st.integers(0, 7))]) + content[place + 1 :]
+        case "zeros":
+            return bytes(len(content))
+        case "inserted":
+            place = data.draw(st.integers(0, len(content)))
+            return content[:place] + data.draw(st.binary(max_size=4) | FRAGMENTS) + content[place:]
+        case "value":
+            return change_document(content, data)
+    return data.draw(st.binary(max_size=9) | st.sampled_from([b"[]", b"null", b"5", b"{}", b"[" * 10**5, b"9" * 5000]))
+
+
+def change_document(content: bytes, data: st.DataObject) -> bytes:
+    """Change one value of JSON; other content stays as it is."""
+    with contextlib.suppress(ValueError):
+        document = json.loads(content)
+        if places := list_places(document):
+            container, key = data.draw(st.sampled_from(places))
+            container[key] = data.draw(VALUES)
+        return json.dumps(document).encode()
+    return content
+
+
+ROW = {"stage": "train@iter1", "seconds": 1.5, "peak_gb": 0.5}
+BOOKS: dict[str, Any] = {
+    "scratch/train/0123/finished": {"stage": "train@iter1", "outs": {"data/models/iter1": {"size": 5, "nfiles": 2}}},
+    "scratch/plan.json": {"started": 1.5, "stages": {"split": 2.0, "report": None}, "seconds": {"split": 2.0}},
+    "scratch/timings.jsonl": ROW,
+    "scratch/train/0123/checkpoint-2/complete": "4 latest\n",
+    "scratch/generate/0123/00000.parquet": "PAR1",
+    "dvc.lock": {"schema": "2.0", "stages": LOCK},
+}
+"""Small files that a run keeps, as a killed run, a power cut or an editor may change them."""
+
+
+@QUICK
+@given(data=st.data())
+def test_files_of_a_run_of_any_kind(data: st.DataObject, tmp_path: Path) -> None:
+    """Nothing but a message: a stage goes on without what it cannot read."""
+    shutil.rmtree(tmp_path / "scratch", ignore_errors=True)
+    for name, document in BOOKS.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(document if isinstance(document, str) else json.dumps(document) + "\n", encoding="utf-8")
+    name = data.draw(st.sampled_from(sorted(BOOKS)))
+    (tmp_path / name).write_bytes(corrupt((tmp_path / name).read_bytes(), data))
+
+    def start_a_stage() -> None:
+        scratch.sweep()
+        run.log_progress("split", "split")
+        run.log_timing("split", 1.0)
+        timings.format_timings(run.read_rows())
+        checkpoints.newest_checkpoint(tmp_path / "scratch/train/0123")
+        assert shards.list_shards(tmp_path / "scratch/generate/0123", 1)[1] == [0]
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.chdir(tmp_path):
+        for variable, value in (("DVC_STAGE", "split"), (run.PROGRESS, "1")):
+            patch.setenv(variable, value)
+        read_or_reject(start_a_stage)
+        read_or_reject(start_a_stage)  # whatever was set aside
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_model(tmp_path_factory.mktemp("model") / "model")
+    files.write_json({"weight_map": {"lm_head.weight": pointers.WEIGHTS}, "metadata": {}}, folder / "index")
+    (folder / "index").rename(folder / pointers.INDEX)
+    return folder
+
+
+POINTER = {"repo": "a/b", "revision": "0" * 40, "repo_type": "model", "files": {"config.json": {"size": 5, "sha256": "0" * 64}}}
+
+
+@settings(QUICK, max_examples=max(20, QUICK.max_examples // 5))
+@given(data=st.data())
+def test_small_files_of_models_of_any_kind(data: st.DataObject, model: Path, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "model", ignore_errors=True)
+    shutil.copytree(model, tmp_path / "model")
+    if data.draw(st.booleans()):
+        files.write_json(POINTER, tmp_path / "model" / pointers.NAME)
+    small = sorted(path.name for path in (tmp_path / "model").iterdir() if path.suffix == ".json")
+    path = tmp_path / "model" / data.draw(st.sampled_from(small))
+    path.write_bytes(corrupt(path.read_bytes(), data))
+    read_or_reject(lambda: pointers.check_model(tmp_path / "model"))
+
+
+PIECES = [
+    "{{ messages[0]['content'] }}",
+    "{{ bos_token }}",
+    "{% for m in messages %}{{ m.content }}{% endfor %}",
+    "{% for m in messages %}",
+    "{% endfor %}",
+    "{{ messages[0]['content'][0]['text'] }}",
+    "{{ 1 / 0 }}",
+    "{{ none + 1 }}",
+    "{{ 2 ** 9999 }}",
+    "{{ messages[9] }}",
+    "{{ raise_exception('no') }}",
+    "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
+    "{{ strftime_now('%Y') }}",
+    "{{ ''.__class__ }}",
+    "{{ messages | tojson }}",
+    "{{ '\\ud800' }}",
+    "{{ 'a' * 10 ** 12 }}",
+    "{{ undefined.x.y }}",
+    "{% if add_generation_prompt %}A:{% endif %}",
+    "{%",
+]
+
+
+@settings(QUICK, max_examples=max(20, QUICK.max_examples // 5))
+@given(template=st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=4).map("".join), prompt=st.text(max_size=8))
+def test_chat_templates_of_any_kind(template: str, prompt: str, model: Path) -> None:
+    tokenizer = load_tokenizer(model)
+    tokenizer.chat_template = template
+    text = read_or_reject(lambda: chat.prompt_text(tokenizer, prompt))
+    assert text is None or isinstance(text, str)
+
+
+@functools.cache
+def load_tokenizer(model: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model)
+
+
+ANSWER = {
+    "message": {"content": "m", "role": "assistant"},
+    "logprobs": {"content": [{"token": "m", "logprob": -0.1, "top_logprobs": [{"token": "m", "logprob": -0.1}]}]},
+    "total_tokens": 500,
+}
+
+
+@QUICK
+@given(data=st.data())
+def test_kept_answers_of_judges_of_any_kind(data: st.DataObject, tmp_path: Path) -> None:
+    path = tmp_path / "answer.json"
+    path.write_bytes(corrupt(json.dumps(ANSWER).encode(), data))
+    answer = read_or_reject(lambda: durable.read_json(path, endpoint.check_kept))
+    assert path.exists() == (answer is not None)
+    if answer is not None:
+        (preference,) = endpoint.parse_choice(answer)
+        assert 1 <= preference <= 2
+
+
+@QUICK
+@given(data=st.data())
+def test_answers_of_endpoints_of_any_kind(data: st.DataObject) -> None:
+    """Whatever a server replies is a preference or none: NaN."""
+    text = change_document(change_document(json.dumps(ANSWER).encode(), data), data)
+    (preference,) = read_or_reject(lambda: endpoint.parse_choice(json.loads(text)))
+    assert preference != preference or 1 <= preference <= 2
 
 
 def test_a_stage_prints_that_line_and_nothing_else(tmp_path: Path) -> None:

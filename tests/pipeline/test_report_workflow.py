@@ -13,7 +13,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages.runtime.paths import ROOT
-from support.revisions import commit, commit_history, git
+from support.revisions import commit_history, git
 from support.running import run_tool
 
 pytestmark = pytest.mark.slow
@@ -42,53 +42,21 @@ def run_script(folder: Path, script: str, **environment: str) -> "subprocess.Com
     return subprocess.run(command, cwd=folder, env=ENVIRONMENT | environment, capture_output=True, text=True, check=False)
 
 
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with two stages that ran, its lock in Git and its outputs in DVC's cache."""
-    folder = tmp_path_factory.mktemp("pipeline") / "origin"
-    folder.mkdir()
-    (folder / "params.yaml").write_text("eta: 10\n")
-    (folder / "dvc.yaml").write_text(
-        "stages:\n"
-        "  train: {cmd: cp params.yaml model, params: [eta], outs: [model]}\n"
-        "  report: {cmd: cp model reports.txt, deps: [code, model], outs: [reports.txt: {cache: false}]}\n"
-    )
-    (folder / "code").write_text("1")
-    (folder / ".gitignore").write_text("/model\n")
-    git(folder, "init", "-q")
-    for command in (["init", "-q"], ["repro", "-q"]):
-        subprocess.run(["dvc", *command], cwd=folder, env=ENVIRONMENT, check=True)
-    commit(folder, "run")
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "stale"),
-    [
-        ("code", "1", []),
-        ("params.yaml", "eta: 20\n", ["train"]),  # and report, which depends on it
-        ("code", "2", ["report"]),
-        ("reports.txt", "by hand", ["report"]),
-        ("dvc.lock", None, ["train", "report"]),
-    ],
-)
-def test_a_lock_of_other_code_or_parameters_is_refused(
-    pipeline: Path, tmp_path: Path, name: str, text: str | None, stale: list[str]
-) -> None:
-    """In a clone, hence without DVC's cache."""
-    git(tmp_path, "clone", "-q", str(pipeline), "clone")
-    (tmp_path / "clone" / name).unlink()
-    if text:
-        (tmp_path / "clone" / name).write_text(text)
-    done = run_script(tmp_path / "clone", find_script("--allow-missing"))
-    assert done.returncode == bool(stale), done.stdout + done.stderr
-    if stale:
-        error, _, *listed = done.stdout.splitlines()
-        assert error.startswith("::error::")
-        assert "dvc repro dvc.yaml" in error
-        assert listed == stale
-    else:
-        assert done.stdout == ""
+@pytest.mark.parametrize(("eta", "code"), [(10, 0), (20, 1)])
+def test_a_lock_of_other_parameters_is_refused(eta: int, code: int, tmp_path: Path) -> None:
+    """tests/tools/test_gate.py has everything else that is refused."""
+    (tmp_path / "params.yaml").write_text(f"eta: {eta}\n")
+    (tmp_path / "dvc.yaml").write_text("stages: {train: {cmd: 'true', params: [eta], outs: [model]}}\n")
+    (tmp_path / ".gitignore").write_text("/model\n")
+    entry = {"cmd": "true", "params": {"params.yaml": {"eta": 10}}, "outs": [{"path": "model", "md5": "0" * 32}]}
+    (tmp_path / "dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": {"train": entry}}))
+    git(tmp_path, "init", "-q")
+    subprocess.run(["dvc", "init", "-q"], cwd=tmp_path, env=ENVIRONMENT, check=True)
+    done = run_script(tmp_path, find_script("stages.tools gate"))
+    assert done.returncode == code, done.stdout + done.stderr
+    line, *_, last = done.stdout.splitlines()
+    assert (line == "dvc.lock: train: eta in params.yaml is modified") == bool(code)
+    assert last.startswith("::error::") == bool(code)
 
 
 def test_the_page_is_made_for_the_root_and_for_recipes_that_changed(tmp_path: Path) -> None:

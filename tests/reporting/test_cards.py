@@ -1,6 +1,8 @@
 """A card says what the published cards say, and what they leave out; the Hub's own library reads it."""
 
+import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 from huggingface_hub import ModelCard
 from hypothesis import given
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 from ruamel.yaml import YAML
 
 from stages.reporting import cards, inputs, provenance
@@ -397,3 +400,36 @@ def test_fewer_tasks_have_fewer_columns(tmp_path: Path) -> None:
 def test_both_means_of_mmlu_are_explained(card: str) -> None:
     assert "MMLU is given as the plain mean over its subjects and as the mean weighted by their numbers of questions" in card
     assert "tasks were run" not in card
+
+
+HOSTILE = "<img src=x> a|b `c` [d](http://e.f) @name :smile: $x$ \x1b[2J"
+
+
+def test_text_of_others_makes_no_element_and_is_not_recognized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A judge's name, a licence, a published model, and the ID of a base model."""
+    alpaca = ALPACA | {"judge": HOSTILE, "length_controlled_absent": HOSTILE}
+    monkeypatch.setattr("support.reports.ALPACA", alpaca)
+    policy = params.PolicyAsset.model_construct(
+        repo=f"a/{HOSTILE}", revision="0" * 40, license=HOSTILE, golden=None, miniature=None
+    )
+    recipe = tmp_path / "recipe"
+    shutil.copytree(LLAMA, recipe)
+    path = recipe / "published.yaml"
+    path.write_text(path.read_text().replace("iter1: Llama-3-Instruct-8B-SPPO-Iter1", f"iter1: {json.dumps(HOSTILE)}"))
+    settings = load_settings(LLAMA, {"iter1": "base"})
+    assets = settings.assets.model_copy(update={"policy": policy})
+    body = make_cards(tmp_path, recipe, assets=assets)["iter1"].partition("\n---\n")[2]
+    html = MarkdownIt("commonmark", {"html": True}).enable("table").render(body)
+    outside = re.sub("<code>.*?</code>", "", html)
+    assert html.count("<code>&lt;img src=x") == 2, "the judge"
+    assert not re.search("<img|<em>|[^0-9a-z]@name|:smile:|[$]x[$]|\x1b", outside)
+    assert not [link for link in re.findall('href="(.*?)"', outside) if link.startswith("http://")]
+
+
+def test_what_was_not_judged_or_cut_is_stated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, card: str) -> None:
+    monkeypatch.setattr("support.reports.ALPACA", ALPACA | {"n_failed": 3})
+    monkeypatch.setattr("support.reports.HARNESS", HARNESS | {"gsm8k": HARNESS["gsm8k"] | {"cut": 5, "n": 1319}})
+    changed = make_cards(tmp_path)["iter1"]
+    for sentence in ("no preference: 3 of iter1.", "5 of 1319 questions of gsm8k (iter1)."):
+        assert sentence in changed
+        assert sentence not in card

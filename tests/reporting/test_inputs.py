@@ -28,12 +28,20 @@ RESULTS = {"metrics.json": ALPACA, "summary.json": HARNESS, "comparison.json": C
         ("metrics.json", ALPACA | {"standard_error": None}, ["'standard_error'", "None", "from 0 to 100:"]),
         ("metrics.json", ALPACA | {"avg_length": math.inf}, ["'avg_length'", "inf", "from 0 to 1e+09:"]),
         ("metrics.json", ALPACA | {"n_total": "805"}, ["'n_total'", "'805'", "from 0 to 1e+09:"]),
+        ("metrics.json", ALPACA | {"n_failed": -1}, ["'n_failed'", "-1", "from 0 to 1e+09:"]),
+        ("metrics.json", ALPACA | {"n_failed": [1]}, ["'n_failed'", "[1]", "from 0 to 1e+09:"]),
+        ("metrics.json", ALPACA | {"judge": 5}, ["'judge'", "5", "text"]),
+        ("metrics.json", ALPACA | {"judge": " \n"}, ["'judge'", "text"]),
+        ("metrics.json", ALPACA | {"length_controlled_absent": None}, ["'length_controlled_absent'", "None", "text"]),
         ("metrics.json", {"win_rate": 1}, ["'standard_error'", "missing"]),
         ("metrics.json", [], ["'win_rate'", "missing"]),
         ("summary.json", {**HARNESS, "gsm8k": {}}, ["'gsm8k.value'", "missing"]),
         ("summary.json", dict(list(HARNESS.items())[:5]), ["'mmlu.value'", "missing"]),
         ("summary.json", {**HARNESS, "mmlu": HARNESS["mmlu"] | {"value": 0.5e3}}, ["'mmlu.value'", "500.0", "from 0 to 100:"]),
         ("summary.json", {**HARNESS, "mmlu": HARNESS["gsm8k"]}, ["'mmlu.weighted'", "missing"]),
+        ("summary.json", {**HARNESS, "gsm8k": HARNESS["gsm8k"] | {"n": 9, "cut": 10}}, ["'gsm8k.cut'", "10", "from 0 to 9:"]),
+        ("summary.json", {**HARNESS, "gsm8k": HARNESS["gsm8k"] | {"n": 9, "cut": "1"}}, ["'gsm8k.cut'", "'1'", "from 0 to 9:"]),
+        ("summary.json", {**HARNESS, "gsm8k": HARNESS["gsm8k"] | {"cut": 1}}, ["'gsm8k.n'", "None", "from 0 to 1e+09:"]),
         (
             "summary.json",
             {**HARNESS, "mmlu": HARNESS["mmlu"] | {"weighted_standard_error": -1}},
@@ -186,6 +194,10 @@ def change_items(**changes: Any) -> dict[str, Any]:
         ([], ["'arc_challenge'", "missing"]),
         (change_items(gsm8k=None), ["'gsm8k'", "missing"]),
         (change_items(gsm8k={}), ["'gsm8k'", "missing"]),
+        *(
+            (change_items(gsm8k={name: [1, 0]}), ["'gsm8k'", "subtask", "letters, digits"])
+            for name in ("=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "", "a b", '"', "é")
+        ),
         (change_items(gsm8k={"gsm8k": [1]}), ["'gsm8k.gsm8k'", "[1]", "at least two"]),
         (change_items(gsm8k={"gsm8k": [1, 0, 2]}), ["'gsm8k.gsm8k'", "question 2", "2", "from 0 to 1"]),
         (change_items(gsm8k={"gsm8k": [1, None]}), ["'gsm8k.gsm8k'", "question 1", "None", "from 0 to 1"]),

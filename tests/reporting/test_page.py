@@ -1,3 +1,4 @@
+import copy
 import json
 import re
 from html.parser import HTMLParser
@@ -41,6 +42,22 @@ def test_the_verdict_is_at_the_top(text: str) -> None:
     assert re.search(r"judge\s*gold", shown)
     assert re.search(r"instructions\s*45", shown)
     assert "-S 0123456789abcdef -- dvc.lock" in shown
+
+
+def test_what_was_not_judged_or_cut_is_among_the_warnings(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(charts, "bundle_vega", str)
+    evaluations = copy.deepcopy(make_evaluations())
+    evaluations.alpaca["iter2"]["n_failed"] = 3
+    evaluations.harness["iter1"]["gsm8k"] |= {"cut": 5, "n": 1319}
+    changed = Elements(make_page(evaluations)).text
+    for sentence in ("no preference: 3 of iter2.", "5 of 1319 questions of gsm8k (iter1)"):
+        assert sentence in changed
+        assert sentence not in Elements(text).text
+
+
+def test_text_is_shown_on_the_page_as_it_is() -> None:
+    """Without what keeps GitHub from recognizing parts of it."""
+    assert "<td>@name :smile: https://a.b</td>" in page.render_markdown(markdown.table(["x"], [["@name :smile: https://a.b"]]))
 
 
 def test_every_chart_has_a_place_and_a_name(text: str) -> None:

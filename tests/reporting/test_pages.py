@@ -1,8 +1,10 @@
+import re
 from typing import Any
 
 import pytest
+from markdown_it import MarkdownIt
 
-from stages.reporting import pages, paired
+from stages.reporting import markdown, pages, paired
 from stages.reporting.answers import Judged
 from stages.reporting.published import TASKS, Published, read_published
 from stages.runtime.paths import ROOT
@@ -122,7 +124,7 @@ def test_what_else_differs_is_listed(published: Published) -> None:
     leaderboard = pages.format_leaderboard({"base": summarize()}, {}, published)
     for text, notes in ((alpaca_text, published.alpaca_eval.notes), (leaderboard, published.open_llm_leaderboard.notes)):
         assert notes
-        assert text.endswith("\n\n" + "".join(f"- {note}\n" for note in notes))
+        assert text.endswith("\n\n" + "".join(f"- {markdown.escape(note)}\n" for note in notes))
 
 
 def test_a_different_judge_is_named(published: Published) -> None:
@@ -309,3 +311,40 @@ def test_samples_are_drawn_with_the_seed() -> None:
     assert read_rows(pages.format_samples(answers, 1))[2:] == rows
     assert read_rows(pages.format_samples(answers, 2))[2:] != rows
     assert len(read_rows(pages.format_samples({name: rows[:3] for name, rows in answers.items()}, 1))[2:]) == 3
+
+
+HOSTILE = "<img src=x> a|b `c` [d](http://e.f) @name :smile: $x$ www.g.h \x1b[2J"
+
+
+def test_text_of_others_makes_no_element_and_is_not_recognized(published: Published) -> None:
+    """A judge's name, in a code span, and what a published table says about itself."""
+    table = {"source": HOSTILE, "judge": HOSTILE, "notes": [HOSTILE], "models": {"base": {"win_rate": 20.0}}}
+    named = table | {"sources": {"base": {"win_rate": HOSTILE}}}
+    metrics = alpaca(f"``{HOSTILE}", published)
+    metrics["base"]["length_controlled_absent"] = HOSTILE
+    text = pages.format_alpaca_eval(metrics, {}, make_published({"alpaca_eval": named}))
+    board = {"source": HOSTILE, "notes": [HOSTILE], "models": {"base": {"gsm8k": 49.0}}}
+    text += pages.format_leaderboard({"base": summarize()}, {}, make_published({"open_llm_leaderboard": board}))
+    html = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
+    assert html.count("<code>") == 4 + 2, "our judge twice, theirs, the figure with a source of its own; two columns' names"
+    assert "\x1b" not in text
+    outside = re.sub("<code>.*?</code>", "", html)
+    assert not re.search("<img|<a |<em>|[^0-9a-z]@name|:smile:|[$]x[$]|http://|www[.]g", outside)
+
+
+def test_answers_without_a_preference_are_counted(published: Published) -> None:
+    metrics = alpaca("my-judge", published)
+    assert "no preference" not in pages.format_alpaca_eval(metrics, {}, None)
+    metrics["base"]["n_failed"], metrics["iter1"]["n_failed"] = 0, 3
+    (line,) = [row for row in pages.format_alpaca_eval(metrics, {}, None).splitlines() if "no preference" in row]
+    assert_message(line, "3 of iter1")
+    assert "of base" not in line
+
+
+def test_prompts_that_exceed_the_context_are_counted() -> None:
+    harness = {"base": summarize(), "iter1": summarize()}
+    assert "exceed" not in pages.format_leaderboard(harness, {}, None)
+    harness["iter1"]["gsm8k"] |= {"cut": 5, "n": 1319}
+    (line,) = [row for row in pages.format_leaderboard(harness, {}, None).splitlines() if "exceed" in row]
+    assert_message(line, "5 of 1319 questions of gsm8k (iter1)", "fewer examples")
+    assert pages.list_gaps({}, harness) == [line]

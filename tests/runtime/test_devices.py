@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stages.runtime import devices
-from stages.runtime.errors import StageError
+from stages.runtime.errors import StageError, quote
 from support.messages import assert_message
 
 
@@ -26,12 +26,12 @@ def test_the_environment_sets_the_number_of_workers(monkeypatch: pytest.MonkeyPa
     assert devices.list_devices() == devices.list_devices(cores=True) == [""] * 3
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "two", "", "1.5"])
+@pytest.mark.parametrize("value", ["0", "-1", "two", "", "1.5", "1000", "٣", "9" * 5000, " 1", "1\n"])
 def test_an_invalid_number_of_workers_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPPO_WORKERS", value)
     with pytest.raises(StageError) as error:
         devices.list_devices()
-    assert_message(str(error.value), "SPPO_WORKERS", repr(value), "correct it or unset it")
+    assert_message(str(error.value), "SPPO_WORKERS", quote(value), "1 to 999", "correct it or unset it")
 
 
 def test_every_visible_gpu_has_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,3 +54,29 @@ def test_the_first_process_of_a_group_is_the_main_one(monkeypatch: pytest.Monkey
     assert devices.is_main_process()
     monkeypatch.setenv("RANK", "1")
     assert not devices.is_main_process()
+
+
+LAUNCHED = dict.fromkeys(devices.LAUNCHER, "1")
+
+
+@pytest.mark.parametrize(
+    ("environment", "launched"),
+    [
+        ({}, False),
+        ({"LOCAL_RANK": "1"}, False),
+        ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "host", "MASTER_PORT": "1"}, False),  # a pod of Kubeflow's PyTorchJob
+        (LAUNCHED, True),
+        (LAUNCHED | {"DVC_STAGE": "train"}, False),  # DVC started this process, and a launcher DVC
+        ({"LOCAL_RANK": "1", "DVC_STAGE": "train", devices.LAUNCH_FOLDER: "/tmp/x"}, True),
+        ({devices.LAUNCH_FOLDER: "/tmp/x"}, False),
+    ],
+)
+def test_a_stray_variable_makes_no_worker(environment: dict[str, str], launched: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    others = {"ACCELERATE_MIXED_PRECISION": "bf16", "FSDP_OFFLOAD_PARAMS": "true", "TORCHELASTIC_RUN_ID": "x", "RANKING": "1"}
+    monkeypatch.setattr(os, "environ", environment | others)
+    assert devices.is_launched() == launched
+    devices.forget_launchers()
+    kept = {"DVC_STAGE", devices.LAUNCH_FOLDER, *(LAUNCHED if launched else ())} & environment.keys()
+    assert os.environ.keys() == kept | {"RANKING"} | ({"TORCHELASTIC_RUN_ID"} if launched else set())
+    assert devices.is_launched() == launched
+    assert launched or devices.is_main_process()

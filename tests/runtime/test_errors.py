@@ -1,6 +1,7 @@
 """What users see of an error: one line, or a traceback for a bug."""
 
 import errno
+import unicodedata
 
 import pytest
 from hypothesis import given
@@ -43,10 +44,33 @@ def test_a_quoted_value_is_its_repr_or_the_beginning_of_it(value: object) -> Non
         (RuntimeError("write failed: No space left on device"), (errors.DISK_FULL, "re-run")),
         (OSError(errno.EACCES, "Permission denied", "data/x"), ("data/x", "Permission denied", "permissions")),
         (OSError(errno.EROFS, "Read-only file system", "data/x"), ("data/x", "Read-only file system", "mounted")),
+        (OSError(errno.EPERM, "Operation not permitted", "data/x"), ("data/x", "not permitted", "permissions")),
+        (OSError(errno.EIO, "Input/output error"), ("Input/output error", "check the disk", "re-run")),
+        (OSError(errno.ESTALE, "Stale file handle", "data/x"), ("data/x", "Stale file handle", "check the disk")),
+        (OSError(errno.ENOTDIR, "Not a directory", "data/x/y"), ("data/x/y", "Not a directory", "check the path")),
+        (OSError(errno.EISDIR, "Is a directory", "data/x"), ("data/x", "Is a directory", "check the path")),
+        (OSError(errno.ELOOP, "Too many levels of symbolic links", "\x1bx"), ("\\x1bx", "check the path")),
+        (OSError(errno.EMFILE, "Too many open files"), ("Too many open files", "ulimit -n")),
     ],
 )
 def test_what_the_user_can_fix_has_a_line(error: Exception, parts: tuple[str, ...]) -> None:
     assert_message(errors.user_message(error) or "", *parts)
+
+
+@given(
+    st.text(st.characters()) | st.sampled_from(["\x1b[31mred\x1b[0m", "\x1b]0;title\x07", "a\rb", "\u202egnp", "\ud800", "\0"])
+)
+def test_nothing_that_a_terminal_obeys_is_in_a_message(text: str) -> None:
+    for line in (str(StageError(f"file: {text}")), errors.one_line(text), errors.quote(text)):
+        assert not {unicodedata.category(char) for char in line} & {"Cc", "Cf", "Cs", "Zl", "Zp"}
+        line.encode()
+
+
+def test_text_that_can_be_printed_stays_as_it_is() -> None:
+    text = "data/é/日本.parquet: row 3: '🙂' \u00a0 is not η"
+    assert str(StageError(text)) == text
+    assert str(StageError("\x1b[31mred")) == "\\x1b[31mred", "an escape says what was there"
+    assert str(StageError(str(StageError("\x1b")))) == "\\x1b", "a worker's message, raised again"
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), OSError(errno.ENOENT, "No such file", "x"), AssertionError()])

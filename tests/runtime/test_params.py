@@ -1,11 +1,15 @@
 """params.yaml: what is valid, how faults are reported, and that no value is changed."""
 
+import copy
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from stages.artifacts import harness_sets
@@ -83,6 +87,97 @@ def test_a_wrong_value_is_named_in_one_line(tmp_path: Path, change: Callable[[di
         params.validate(path)
     assert str(error.value).startswith(f"{path}: {message}")
     assert "\n" not in str(error.value)
+
+
+MINIATURE = params.read(ROOT / "params.yaml")
+KEYS = {
+    "seed": ([0, 42, 2**32 - 1], [-1, 2**32, 2**64, 10**30]),
+    "eta": ([1e-3, 10, 1000, 1e18], [0, -1, 1e-320, 1e19, 1e308]),
+    "generate.samples": ([2, 5, 1000], [1, 1001, 2**31, 10**30]),
+    "generate.temperature": ([0.01, 1, 100], [0, 1e-5, 0.0099, 101, 1e308]),
+    "generate.top_p": ([1e-3, 1], [0, 1e-320, 1.01]),
+    "generate.shard_size": ([1, 2**31 - 1], [0, 2**31, 10**30]),
+    "answer.temperature": ([0, 0.01, 0.9, 100], [-1, 1e-5, 0.0099, 101, 1e308]),
+    "engine.max_model_length": ([1, 2**31 - 1], [0, 2**31, 10**30]),
+    "engine.stop_token_ids": ([[], [0, 2**31 - 1]], [[-1], [2**31], [0, 10**30]]),
+    "engine.kv_cache_gib": ([0.125, 100_000], [0, 1e-320, 1e6, 1e308]),
+    "split.hold_out": ([2, 2**31 - 1], [1, 2**31, 10**30]),
+    "rank.scale": ([0.5, 1], [0, 1e-320, 1e39]),
+    "train.learning_rate": ([1e-30, 5e-7, 3e38], [0, 1e-39, 1e39]),
+    "train.epochs": ([1, 18, 10_000], [0, 1e-320, 10_001, 1e308]),
+    "train.max_grad_norm": ([0, 1, 1e38], [-1, 1e-320, 1e39]),
+    "train.warmup_ratio": ([0, 0.1], [-0.1, 1, 1.5]),
+    "train.lora.rank": ([0, 64], [-1, 2**31]),
+    "assets.policy.miniature.hidden_size": ([32, 128, 4096], [0, 33, 48, 8192, 10**30]),
+    "assets.policy.miniature.layers": ([1, 100], [0, 101, 10**30]),
+    "assets.policy.miniature.vocabulary": ([262, 800], [0, 261, 10**9]),
+    "assets.ranker.miniature.candidates": ([2, 100], [1, 101, 10**9]),
+    "assets.ranker.miniature.noise": ([0, 0.5], [-1, 1e-320, 1e39]),
+    "evaluate_alpaca": ([{"judge": "m", "workers": 8}], [{"judge": "m", "workers": workers} for workers in (0, 1001, 10**30)]),
+}
+"""Key -> values within its range, and beyond it."""
+NO_NUMBERS = [float("nan"), float("inf"), -float("inf")]
+
+
+def validate_with(key: str, value: Any) -> params.Params:
+    """Validate the miniature's parameters with another value."""
+    document = copy.deepcopy(MINIATURE)
+    *parents, last = key.split(".")
+    section = document
+    for parent in parents:
+        section = section[parent]
+    section[last] = value
+    return params.validate_model(params.Params, document, Path("params.yaml"))
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_number_out_of_range_is_refused_with_its_key(key: str) -> None:
+    within, beyond = KEYS[key]
+    for value in within:
+        validate_with(key, value)
+    for value in [*beyond, *NO_NUMBERS]:
+        with pytest.raises(StageError) as error:
+            validate_with(key, value)
+        assert str(error.value).startswith(f"params.yaml: {key}"), value
+        assert len(str(error.value)) < 400
+
+
+@given(seed=st.integers())
+def test_a_seed_is_one_that_every_library_takes(seed: int) -> None:
+    """NumPy's generator, which transformers and vLLM seed, too, is the pickiest."""
+    try:
+        np.random.RandomState(seed)
+    except ValueError:
+        with pytest.raises(StageError, match=r"params\.yaml: seed: "):
+            validate_with("seed", seed)
+    else:
+        assert validate_with("seed", seed).seed == seed
+
+
+@pytest.mark.parametrize("path", [ROOT / "params.yaml", ROOT / "recipes/miniature-published/params.yaml"])
+def test_no_number_of_a_file_may_be_infinite_or_none(path: Path) -> None:
+    """Whatever the key: a number that is declared without a range is found here."""
+    document = params.read(path)
+    check = params.validate_evaluation if params.is_evaluation(document) else params.validate_unpinned
+    numbers = list_numbers(document)
+    assert len(numbers) > 20
+    for node, key in numbers:
+        before = node[key]
+        for value in (*NO_NUMBERS, 10**400, -(10**400)):
+            node[key] = value
+            with pytest.raises(StageError) as error:
+                check(document, path)
+            assert str(key) in str(error.value)
+            assert len(str(error.value).splitlines()) == 1
+        node[key] = before
+
+
+def list_numbers(node: Any) -> list[tuple[Any, Any]]:
+    """List (mapping, key) of every number in a document, except within lists."""
+    if not isinstance(node, dict):
+        return []
+    own = [(node, key) for key, value in node.items() if isinstance(value, int | float) and not isinstance(value, bool)]
+    return own + [pair for value in node.values() for pair in list_numbers(value)]
 
 
 def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:

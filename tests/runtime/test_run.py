@@ -1,6 +1,7 @@
 """What the launcher does around every stage: environment, errors, exit codes, timings, records and signals."""
 
 import argparse
+import functools
 import json
 import os
 import shutil
@@ -12,9 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from stages.artifacts import files
-from stages.runtime import run
+from stages.runtime import devices, run
 from stages.runtime.paths import ROOT
 from support.messages import assert_message
 from support.running import list_processes, run_module, run_stage, run_tool, set_params, wait_for
@@ -71,10 +74,48 @@ def test_outputs_are_the_options_named_out_that_are_given() -> None:
 
 @pytest.mark.slow
 def test_a_torchrun_worker_writes_neither_record_nor_timings(prompts: Path) -> None:
-    assert split(prompts, DVC_STAGE="split", LOCAL_RANK="1").returncode == 0
+    assert split(prompts, DVC_STAGE="split", LOCAL_RANK="1", **{devices.LAUNCH_FOLDER: str(prompts)}).returncode == 0
     assert not (prompts / "data").exists()
     timings = (prompts / "scratch/timings.jsonl").read_text().splitlines()
     assert [json.loads(line)["stage"] for line in timings] == ["assets-prompts"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "stray",
+    [
+        {"LOCAL_RANK": "1"},
+        {"LOCAL_RANK": "0", "RANK": "3", "WORLD_SIZE": "8", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"},
+        {"ACCELERATE_MIXED_PRECISION": "fp8", "ACCELERATE_USE_FSDP": "true", "RANK": "x", "WORLD_SIZE": ""},
+    ],
+)
+def test_a_stage_of_dvc_ignores_what_other_launchers_left_in_the_environment(prompts: Path, stray: dict[str, str]) -> None:
+    done = split(prompts, DVC_STAGE="split", **stray)
+    assert done.returncode == 0, done.stderr
+    assert (prompts / "data/records/split.json").exists()
+
+
+LOCALES = [
+    {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"},
+    {"LANG": "nowhere", "LC_ALL": "", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("environment", LOCALES)
+def test_text_is_utf_8_under_any_locale(prompts: Path, environment: dict[str, str]) -> None:
+    name = "Fragen-日本-é"
+    (prompts / name).mkdir()
+    shutil.move(prompts / "prompts.parquet", prompts / name / "prompts.parquet")
+    files.write_json([{"dataset": "d", "instruction": "Où? 日本 🙂"}], prompts / name / "instructions.json")
+    set_params(prompts, {"split.prompts_per_iteration": 2, "split.hold_out": 2, "iterations": {"iter1": "base"}})
+    options = ("--prompts", f"{name}/prompts.parquet", "--instructions", f"{name}/instructions.json", "--out", f"{name}/out")
+    done = run_stage(prompts, "split", *options, **environment)
+    assert done.returncode == 0, done.stderr
+    assert (prompts / name / "out/iter1.parquet").exists()
+    done = run_stage(prompts, "split", "--prompts", f"{name}/none.parquet", *options[2:], **environment)
+    assert_message(done.stderr, f"split: error: {name}/none.parquet is missing")
 
 
 @pytest.mark.slow
@@ -122,7 +163,7 @@ def test_only_a_stage_of_a_run_that_asked_for_it_logs_progress(
     monkeypatch.setenv("DVC_STAGE", "recipes/x/dvc.yaml:split")
     run.log_timing("split", 12)
     caplog.clear()
-    run.PLAN.write_text(json.dumps({"started": 0, "stages": PLANNED}))
+    run.PLAN.write_text(json.dumps({"started": 0, "stages": PLANNED, "seconds": {}}))
     monkeypatch.setattr(run.time, "time", lambda: 15.0)
     run.log_progress("train", "train@iter1")
     assert not caplog.messages, "dvc repro by itself"
@@ -134,6 +175,54 @@ def test_only_a_stage_of_a_run_that_asked_for_it_logs_progress(
     run.PLAN.unlink()
     run.log_progress("train", "train@iter1")
     assert len(caplog.messages) == 1
+
+
+GOOD = [{"stage": "split", "seconds": 1.5, "peak_gb": 0.2}, {"stage": "x/dvc.yaml:train@iter1", "seconds": 60, "peak_gb": 4}]
+ODD = [b"", b"\xff", b"null", b"[]", b"{}", b'{"stage": "split"', b'{"stage": 5, "seconds": 1, "peak_gb": 1}', b"[" * 100_000]
+ODD += [b'{"stage": "split", "seconds": "1", "peak_gb": 1}', b'{"stage": "split", "seconds": NaN, "peak_gb": 1}']
+ODD += [b'{"stage": "split", "seconds": 1' + b"0" * 5000 + b', "peak_gb": 1}', b'{"seconds": 1, "peak_gb": 1}']
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(odd=st.lists(st.binary(max_size=20).filter(lambda line: b"\n" not in line) | st.sampled_from(ODD), max_size=3))
+def test_lines_of_the_timings_that_cannot_be_read_are_left_out(
+    odd: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "TIMINGS", tmp_path / "timings.jsonl")
+    lines = [json.dumps(GOOD[0]).encode(), *odd, json.dumps(GOOD[1]).encode()]
+    run.TIMINGS.write_bytes(b"\n".join(lines))
+    assert run.read_rows() == GOOD
+    assert run.read_timings() == {"split": 1.5, "train@iter1": 60}
+    monkeypatch.setenv("DVC_STAGE", "rank@iter1")
+    run.log_timing("rank", 2.0)
+    assert [row["stage"] for row in run.read_rows()][2:] == ["rank@iter1"], "on a line of its own after the cut one"
+
+
+PLAN = {"started": 0, "stages": PLANNED | {"rank@iter1": None}, "seconds": {"split": 2.0}}
+ODD_PLANS = [b"", b"[]", b"null", b"{}", b'{"started": 0', b'{"started": "0", "stages": {}, "seconds": {}}', b"\xff"]
+ODD_PLANS += [b'{"started": 0, "stages": [], "seconds": {}}', b'{"started": 0, "stages": {"a": "b"}, "seconds": {}}']
+ODD_PLANS += [b'{"started": 0, "stages": {}, "seconds": {"a": null}}', b'{"started": NaN, "stages": {}, "seconds": {}}']
+
+
+@pytest.mark.parametrize("content", ODD_PLANS)
+def test_a_plan_that_cannot_be_read_is_set_aside(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "PLAN", tmp_path / "plan.json")
+    monkeypatch.setenv(run.PROGRESS, "1")
+    run.PLAN.write_text(json.dumps(PLAN))
+    assert run.read_plan() == PLAN
+    run.PLAN.write_bytes(content)
+    run.log_progress("train", "train@iter1")
+    assert not run.PLAN.exists()
+    assert run.PLAN.with_name("plan.json.unreadable").read_bytes() == content
+
+
+def test_what_others_wrote_reaches_the_log_without_control_characters(capfd: pytest.CaptureFixture[str]) -> None:
+    program = (
+        "from stages.runtime.logs import log, setup_logging; setup_logging()\n"
+        "log.warning('%s: %s', 'judge', '\\x1b[31mred\\x07 \\u202e \\ud800 é'); log.info('a\\nb\\tc')"
+    )
+    subprocess.run([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+    assert capfd.readouterr().err.splitlines() == ["judge: \\x1b[31mred\\x07 \\u202e \\ud800 é", "a", "b       c"]
 
 
 def test_a_missing_environment_is_named(tmp_path: Path) -> None:
@@ -226,6 +315,9 @@ if __name__ == "__main__":
 """A slow stage, alone or with two more processes; each reports in a file that it is working."""
 
 
+obey_sigint = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
     """Start a command in a folder that has stage.py, and wait until `count` of its processes are working."""
@@ -236,7 +328,15 @@ def start(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
         mark = uuid.uuid4().hex
         values = os.environ | {"PYTHONPATH": str(ROOT), "SPPO_WORKERS": "2", "OMP_NUM_THREADS": "1", "MARK": mark} | environment
         with (tmp_path / "stderr").open("w") as log:
-            process = subprocess.Popen(command, cwd=tmp_path, env=values, stderr=log, text=True, start_new_session=True)
+            process = subprocess.Popen(
+                command,
+                cwd=tmp_path,
+                env=values,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+                preexec_fn=obey_sigint,  # the tests themselves may run with SIGINT ignored, in a script's background job
+            )
         process.mark = mark  # type: ignore[attr-defined]
         started.append(process)
         assert wait_for(lambda: len(list(tmp_path.glob("working-*"))) >= count, 60), (tmp_path / "stderr").read_text()
@@ -277,6 +377,23 @@ def test_an_ignored_signal_stays_ignored(start: Callable[..., "subprocess.Popen[
     process = start(1, "nohup", sys.executable, "stage.py", "alone", SECONDS="1")
     process.send_signal(signal.SIGHUP)
     assert process.wait(10) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["alone", "workers", "ranks"])
+def test_a_stage_that_was_started_with_sigint_ignored_stops_on_sigterm(
+    start: Callable[..., "subprocess.Popen[str]"], tmp_path: Path, kind: str
+) -> None:
+    """As a script's background job, and what some CI runners and cron start."""
+    process = start(1, "/bin/sh", "-c", f"trap '' INT; exec {sys.executable} stage.py {kind}")
+    os.killpg(process.pid, signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1)
+    process.terminate()
+    assert has_ended(process)
+    assert process.returncode == 128 + signal.SIGTERM
+    (line,) = [line for line in (tmp_path / "stderr").read_text().splitlines() if "stage" in line or "Traceback" in line]
+    assert_message(line, "stage: ", "SIGTERM", "re-run to resume")
 
 
 @pytest.mark.slow

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from stages.artifacts import files
 from stages.runtime import scratch
@@ -216,6 +218,109 @@ def test_the_next_sweep_completes_one_that_was_killed(monkeypatch: pytest.Monkey
     assert [left.name for left in path.parent.iterdir()] == [f"{path.name}.discarded"]
     scratch.sweep()
     assert list(path.parent.iterdir()) == []
+
+
+ODD_MARKS = [b"", b"\xff", b"[]", b"null", b"{}", b'{"stage": 5, "outs": {}}', b'{"stage": "train@iter1"}', b"[" * 100_000]
+ODD_MARKS += [
+    b'{"stage": "train@iter1", "outs": []}',
+    b'{"stage": "train@iter1", "outs": {"data/a.json": "0"}}',
+    b'{"stage": "tr',
+]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@given(content=st.binary(max_size=20) | st.sampled_from(ODD_MARKS))
+def test_an_odd_mark_of_finished_work_is_set_aside_and_the_work_stays(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_STAGE", "answer@iter1")
+    path = finish_stage(a="one")
+    write_lock("train@iter1", **{"data/a.json": md5("data/a.json")})
+    (path / scratch.FINISHED).write_bytes(content)
+    scratch.sweep()
+    assert (path / "step.json").exists()
+    assert (path / "finished.unreadable").read_bytes() == content
+    assert finish_stage(a="one") == path, "the next run finds the work"
+    scratch.sweep()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "lock",
+    [
+        b"",
+        b"\xff",
+        b"stages: []",
+        b"stages: null",
+        b"stages: {train@iter1: null}",
+        b"stages: {train@iter1: [1]}",
+        b"stages: {train@iter1: {outs: 5}}",
+        b"stages: {train@iter1: {outs: [null, 5, {path: 5}, {md5: x}]}}",
+        b"stages: {train@iter1: {outs: []}}",
+        b"stages: {5: {outs: [{path: data/a.json}]}}",
+        b"a: &a [*a]",
+    ],
+)
+def test_an_odd_lock_discards_no_finished_work(lock: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_STAGE", "answer@iter1")
+    path = finish_stage(a="one")
+    scratch.LOCK.write_bytes(lock)
+    scratch.sweep()
+    assert (path / scratch.FINISHED).exists()
+
+
+def make_place(kind: str) -> str:
+    """Make a place that cannot be a scratch folder; return its path."""
+    Path("file").touch()
+    Path("dangling").symlink_to("nowhere/at/all")
+    Path("loop").symlink_to("loop")
+    places = {"proc": "/proc/scratch", "a process": "/proc/self", "sys": "/sys/scratch", "below a file": "file/scratch"}
+    return places.get(kind) or {"a device": "/dev/null", "a long name": "x" * 300}.get(kind, kind)
+
+
+PLACES = ["proc", "a process", "sys", "file", "below a file", "dangling", "loop", "a device", "a long name"]
+
+
+@pytest.mark.parametrize("variable", [True, False], ids=["SPPO_SCRATCH", "scratch"])
+@pytest.mark.parametrize("kind", PLACES)
+def test_a_place_that_cannot_be_the_folder_is_one_line(kind: str, variable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = make_place(kind)
+    monkeypatch.setattr(scratch, "FOLDER", Path(place))
+    monkeypatch.setenv(scratch.VARIABLE, place) if variable else monkeypatch.delenv(scratch.VARIABLE, raising=False)
+    for ask in (lambda: scratch.claim(["train"]), lambda: scratch.folder("train", {})):
+        with pytest.raises(StageError) as error:
+            ask()
+        remedy = f"unset {scratch.VARIABLE}" if variable else f"make {place}, or what {scratch.VARIABLE} names"
+        assert_message(str(error.value), f"{place}/", "cannot be created or locked", remedy, "a folder on a local disk")
+    monkeypatch.setattr(scratch, "FOLDER", Path("elsewhere"))
+    scratch.claim(["train"])  # the remedy
+
+
+def test_an_empty_variable_is_as_none() -> None:
+    """Path("") is the working directory, whose folders would be taken for unfinished work."""
+    command = [sys.executable, "-c", "from stages.runtime import scratch; print(scratch.FOLDER)"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "SPPO_SCRATCH": ""}
+    assert subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout == "scratch\n"
+
+
+@pytest.mark.parametrize("step", ["opened", "locked"])
+def test_a_lock_that_keeps_disappearing_ends_in_one_line(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def disappear(*_: Any) -> None:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(*((os, "open") if step == "opened" else (scratch.fcntl, "flock")), disappear)
+    with pytest.raises(StageError) as error:
+        scratch.folder("train", {})
+    monkeypatch.undo()
+    assert_message(str(error.value), "scratch/train/", "disappears", "folder on a local disk")
+
+
+def test_a_disk_without_locks_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(scratch.fcntl, "flock", refuse)
+    with pytest.raises(StageError) as error:
+        scratch.folder("train", {})
+    assert_message(str(error.value), "scratch/train/", "No locks available", "folder on a local disk")
 
 
 STAGE = """

@@ -1,6 +1,8 @@
 """Kill every stage repeatedly at random moments, and compare its final outputs with those of an uninterrupted run.
 
-`make torture` writes docs/torture.md. Most runs are the stage's command as DVC runs it, one in four is `dvc repro`.
+`make torture` writes docs/torture.md. Most runs are the stage's command as DVC runs it, one in four is `dvc repro`. Then the
+power is cut: the stage is killed, one file of its inputs or of its unfinished work is emptied or shortened, and the stage is
+restarted. In the end, odd input is tried (support/fuzz.py).
 """
 
 import argparse
@@ -25,6 +27,7 @@ from typing import Any
 from dvc.repo import Repo
 
 from stages.runtime.paths import ROOT
+from support import fuzz
 from support.checkout import run_and_commit
 from support.endpoint import chosen, serve
 from support.running import SMALLEST, list_processes, set_params, wait_for
@@ -35,8 +38,10 @@ PATIENCE = 20
 SHARDS = {"generate.shard_size": 4, "answer.shard_size": 8, "rank.shard_size": 2, "train.checkpoint_steps": 1}
 """Overrides that leave something to resume from."""
 JUDGE = {"judge": "judge", "workers": 2}
-HOW = ["SIGKILL", "SIGTERM", "SIGINT group", "SIGKILL group"]
-"""Sent to the one process or to its group, as a terminal does."""
+HOW = ["SIGKILL", "SIGTERM", "SIGINT group", "SIGKILL group", "SIGKILL worker"]
+"""Sent to the one process, to its group, as a terminal does, or to one of its workers, as the out-of-memory killer may."""
+LONGEST = 600
+"""Seconds that a run may take, also after the end of one of its workers."""
 
 
 @dataclass
@@ -47,6 +52,8 @@ class Row:
     note: str = ""
     overrides: dict[str, Any] = field(default_factory=dict)
     workers: int = 2
+    tool: str = ""
+    """The command of DVC that all runs use; "": the stage's own command, and one run in four is `dvc repro`."""
     kills: Counter[str] = field(default_factory=Counter)
     restarts: int = 0
     resumed: int = 0
@@ -55,20 +62,30 @@ class Row:
     """Runs that ended by themselves, compared with the uninterrupted one."""
     slowest: float = 0
     """Seconds from a kill to the end of the last process."""
+    cuts: Counter[str] = field(default_factory=Counter)
+    """Restarts after a power cut: those that `continued`, and those that were `refused` in one line and then continued."""
     faults: list[str] = field(default_factory=list)
 
 
 def list_rows(url: str) -> list[Row]:
-    """Return a row for every kind of stage. url: the endpoint of a judge."""
+    """Return at least one row for every stage of the root's dvc.yaml. url: the endpoint of a judge."""
     judge = {"evaluate_alpaca": JUDGE | {"base_url": url}}
     return [
+        Row("code"),
+        Row("assets-policy"),
+        Row("assets-ranker"),
         Row("assets-prompts"),
+        Row("assets-alpaca-eval"),
+        Row("assets-harness"),
         Row("split"),
         Row("generate@iter1", "two workers"),
+        Row("generate@iter1", "two workers, in dvc exp run", tool="exp run"),
         Row("rank@iter1", "two workers"),
         Row("reference@iter1", overrides={"train.device_batch": 1}),
         Row("train@iter1"),
         Row("train@iter1", "two processes under torchrun", {"train.devices": 2}),
+        Row("train@iter1", "in dvc exp run", tool="exp run"),
+        Row("answer-reference"),
         Row("answer@iter1", "one worker", workers=1),
         Row("evaluate-alpaca@iter1", "gold judge"),
         Row("evaluate-alpaca@iter1", "model at an endpoint", judge),
@@ -99,12 +116,18 @@ class Run:
     log: Path
 
     def kill(self, how: str) -> float:
-        """Send a signal to the process or its group, and wait until no process is left. Returns the seconds, or -1."""
-        name, _, group = how.partition(" ")
+        """Send a signal as in HOW, and wait until no process is left. Returns the seconds, or -1."""
+        name, _, target = how.partition(" ")
+        workers = list_workers(self.mark, self.process.pid) if target == "worker" else []
         started = time.monotonic()
-        (os.killpg if group else os.kill)(self.process.pid, signal.Signals[name])
+        with contextlib.suppress(ProcessLookupError):
+            if target == "group":
+                os.killpg(self.process.pid, signal.Signals[name])
+            else:
+                os.kill(random.choice(workers) if workers else self.process.pid, signal.Signals[name])
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(PATIENCE)
+            self.process.wait(LONGEST if workers else PATIENCE)  # the stage's other workers may complete what they do
+        started = time.monotonic() if workers else started
         return time.monotonic() - started if wait_for(lambda: not list_processes(self.mark), PATIENCE) else -1
 
     def clear(self) -> None:
@@ -112,6 +135,19 @@ class Run:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
+
+
+def list_workers(mark: str, pid: int) -> list[int]:
+    """Return the processes that a stage has started. pid: the stage's process or, if DVC started it, DVC's."""
+    commands, parents = list_processes(mark), {}
+    for other, command in commands.items():
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            status = Path(f"/proc/{other}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+            if "resource_tracker" not in command:
+                parents[other] = int(status[1])
+    by_dvc = "/dvc " in commands.get(pid, "")
+    stages = [child for child, parent in parents.items() if parent == pid] if by_dvc else [pid]
+    return [other for other in parents if other not in (pid, *stages)]
 
 
 def start(folder: Path, row: Row, command: str, by_dvc: bool) -> Run:
@@ -124,7 +160,7 @@ def start(folder: Path, row: Row, command: str, by_dvc: bool) -> Run:
         "MARK": mark,
     }
     if by_dvc:
-        command = f"exec dvc repro --force --single-item {row.stage}"
+        command = f"exec dvc {row.tool or 'repro'} --force --single-item {row.stage}"
     else:
         environment["DVC_STAGE"] = row.stage
     with log.open("wb") as file:
@@ -175,6 +211,7 @@ class Bench:
 
     folder: Path
     command: str
+    deps: list[str]
     outs: list[str]
     row: Row
     chance: random.Random
@@ -208,7 +245,7 @@ class Bench:
 
     def kill_once(self, how: str) -> None:
         """Restart the stage and kill it; if it completes first, check its outs."""
-        by_dvc = self.chance.random() < 0.25
+        by_dvc = bool(self.row.tool) or self.chance.random() < 0.25
         before = count_finished_work(self.folder)
         self.row.restarts += 1
         self.row.resumed += before > 0
@@ -221,11 +258,44 @@ class Bench:
             self.row.slowest = max(self.row.slowest, seconds)
             if seconds < 0:
                 self.row.faults.append(f"left after {how}: {list(list_processes(run.mark).values())}")
+            if how.endswith("worker") and run.process.poll() not in (0, None, -signal.SIGKILL):
+                self.row.faults += find_message_faults(run)
             run.clear()
         else:
             self.duration = min(self.duration, time.monotonic() - started)
             check(self.folder, self.row, run, self.outs, self.expected)
             self.start_over()
+
+    def list_files(self) -> list[Path]:
+        """Return the files that a power cut may damage: the stage's inputs and its unfinished work."""
+        places = [self.folder / "scratch", *(self.folder / dep for dep in self.deps)]
+        paths = [path for place in places for path in (place, *place.rglob("*"))]
+        return sorted(path for path in paths if path.is_file() and path.suffix not in (".log", ".lock"))
+
+    def cut_power_once(self) -> None:
+        """Kill the stage with one file emptied or shortened, restart it, and do what its message says, if it refuses."""
+        run = start(self.folder, self.row, self.command, by_dvc=False)
+        self.wait_for_moment(run, 0, by_dvc=False)
+        run.clear()
+        path = self.chance.choice(self.list_files())
+        whole = path.read_bytes()
+        path.unlink()  # it may be a link to DVC's cache
+        path.write_bytes(whole[: self.chance.choice([0, self.chance.randint(0, max(0, len(whole) - 1))])])
+        run = start(self.folder, self.row, self.command, by_dvc=False)
+        outcome = "refused" if run.process.wait() else "continued"
+        self.row.cuts[outcome] += 1
+        if outcome == "refused":
+            self.row.faults += find_message_faults(run)
+            path.unlink(missing_ok=True)
+            if not path.is_relative_to(self.folder / "scratch"):
+                path.write_bytes(whole)  # as `dvc checkout` does
+            run = start(self.folder, self.row, self.command, by_dvc=False)
+            run.process.wait()
+        check(self.folder, self.row, run, self.outs, self.expected)
+        if path.exists() and not path.is_relative_to(self.folder / "scratch"):
+            path.unlink()
+            path.write_bytes(whole)
+        self.start_over()
 
     def complete_and_check(self) -> None:
         """Let the stage complete after the last kill, and check its outs."""
@@ -236,8 +306,8 @@ class Bench:
         check(self.folder, self.row, run, self.outs, self.expected)
 
 
-def torture(checkout: Path, row: Row, kills: int, seed: int) -> Row:
-    """Kill a stage `kills` times in a copy of the checkout, restart it after each, and record the results."""
+def torture(checkout: Path, row: Row, kills: int, seed: int, cuts: int = 0) -> Row:
+    """Kill a stage `kills` times in a copy of the checkout, restart it after each, cut the power, and record the results."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "sppo"
         shutil.copytree(checkout, folder, symlinks=True)
@@ -245,7 +315,8 @@ def torture(checkout: Path, row: Row, kills: int, seed: int) -> Row:
         with Repo(str(folder)) as repo:
             stage = repo.stage.load_one(str(folder / "dvc.yaml"), row.stage)
             outs = [out.def_path for out in stage.outs]
-        bench = Bench(folder, stage.cmd, outs, row, random.Random(f"{seed}/{row.stage}/{row.note}"))
+            deps = [dep.def_path for dep in stage.deps if dep.def_path.startswith("data/")]
+        bench = Bench(folder, stage.cmd, deps, outs, row, random.Random(f"{seed}/{row.stage}/{row.note}"))
         others = {path for path in folder.rglob("*") if not path.is_relative_to(folder / ".dvc")}
         bench.run_uninterrupted()
         order = HOW * (kills // len(HOW) + 1)
@@ -253,10 +324,22 @@ def torture(checkout: Path, row: Row, kills: int, seed: int) -> Row:
         while row.kills.total() < kills:
             bench.kill_once(order[row.kills.total()])
         bench.complete_and_check()
+        bench.start_over()
+        for _ in range(0 if row.tool else cuts):
+            bench.cut_power_once()
         remove(folder, ["scratch", "log"])
         new = {path for path in folder.rglob("*") if not path.is_relative_to(folder / ".dvc")} - others
         row.faults += [f"left: {path.relative_to(folder)}" for path in sorted(new)]
     return row
+
+
+def find_message_faults(run: Run) -> list[str]:
+    """Return what is wrong with how a stage has refused to go on: there must be one line with the reason, and no traceback."""
+    text = run.log.read_text(encoding="utf-8")
+    own = [line for line in text.splitlines() if ": error: " in line]
+    if len(own) != 1 or ("Traceback" in text and "torch/distributed" not in text):
+        return [f"a run failed without one line that says why: {' '.join(text.splitlines()[-3:])}"]
+    return []
 
 
 def check(folder: Path, row: Row, run: Run, outs: list[str], expected: dict[str, str]) -> None:
@@ -270,18 +353,20 @@ def check(folder: Path, row: Row, run: Run, outs: list[str], expected: dict[str,
         row.faults.append(f"left: {list(list_processes(run.mark).values())}")
 
 
-def format_document(done: list[Row], kills: int, seed: int) -> str:
-    """Format docs/torture.md."""
+def format_document(done: list[Row], kills: int, cuts: int, seed: int) -> str:
+    """Format docs/torture.md, except for the last paragraph."""
     lines = [
         "# Kill-and-resume stress test",
         "",
         f"Every stage of the smallest pipeline was killed at least {kills} times, at random moments after start-up, and "
-        "restarted each time. The signals were SIGKILL (to the process or its group), SIGTERM, and SIGINT (Ctrl-C). One "
-        "run in four was a `dvc repro`, with the signal sent to DVC. Generated by `make torture` "
+        "restarted each time. The signals were SIGKILL (to the process, its group or one of its workers), SIGTERM, and "
+        "SIGINT (Ctrl-C). One run in four was a `dvc repro`, with the signal sent to DVC; some stages were run by `dvc exp "
+        f"run` only. After that, the power was cut {cuts} times: the stage was killed, and one file of its inputs or of "
+        "scratch/ emptied or shortened. Generated by `make torture` "
         f"(tests/support/torture.py, seed {seed}).",
         "",
-        "| stage | SIGKILL | SIGTERM | SIGINT | resumed | byte-identical | time to stop | left behind |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| stage | SIGKILL | SIGTERM | SIGINT | resumed | byte-identical | time to stop | left behind | power cuts |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in done:
         name = row.stage.partition("@")[0] + (f", {row.note}" if row.note else "")
@@ -289,13 +374,15 @@ def format_document(done: list[Row], kills: int, seed: int) -> str:
         left = sum(fault.startswith("left") for fault in row.faults)
         killed = " | ".join(str(row.kills[number]) for number in ("SIGKILL", "SIGTERM", "SIGINT"))
         resumed, same = f"{row.resumed} of {row.restarts}", f"{row.ends - bad} of {row.ends}"
-        lines.append(f"| {name} | {killed} | {resumed} | {same} | {row.slowest:.1f} s | {left} |")
+        cut = f"{row.cuts['continued']} + {row.cuts['refused']}" if row.cuts else "–"
+        lines.append(f"| {name} | {killed} | {resumed} | {same} | {row.slowest:.1f} s | {left} | {cut} |")
     lines += [
         "",
         "Resumed: restarts that found finished work in scratch/; stages that keep no such work take only seconds or start"
         " over. Byte-identical: completed runs whose outputs equal those of an uninterrupted run. Time to stop: the "
         "longest time from a signal to the end of the last process. Left behind: processes or half-written files that "
-        "remained.",
+        "remained. Power cuts: restarts that continued, plus those that were refused in one line and continued once the file "
+        "was restored or, below scratch/, removed.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -303,10 +390,13 @@ def format_document(done: list[Row], kills: int, seed: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20, help="kills per stage (%(default)s)")
+    parser.add_argument("--cuts", type=int, default=10, help="power cuts per stage (%(default)s)")
+    parser.add_argument("--fuzz", type=float, default=30, help="minutes of odd input in the end (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="part of the names of the stages to kill; leaves docs/torture.md unchanged")
     parser.add_argument("--checkout", type=Path, help="a checkout with the smallest parameters that has been run")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background job ignores it, and so would the stages
     done = []
     with tempfile.TemporaryDirectory() as name, serve_judge() as judge:
         checkout = arguments.checkout or Path(name) / "sppo"
@@ -315,19 +405,21 @@ def main() -> None:
         for row in list_rows(judge.url):
             if arguments.only in row.stage:
                 started = time.monotonic()
-                done.append(torture(checkout, row, arguments.kills, arguments.seed))
+                done.append(torture(checkout, row, arguments.kills, arguments.seed, arguments.cuts))
                 if row.overrides.get("evaluate_alpaca"):
                     again = len(judge.requests) - SMALLEST["assets.alpaca_eval.count"] * (row.ends + 1)
                     row.note += f", in-flight requests repeated after a kill: {again}"
-                    if again > JUDGE["workers"] * arguments.kills:
+                    if again > JUDGE["workers"] * (arguments.kills + arguments.cuts):
                         row.faults.append("answers that had arrived were requested again")
                 print(f"{row.stage} {row.note}: {time.monotonic() - started:.0f} s, {row.faults or 'no fault'}", flush=True)
-    text = format_document(done, arguments.kills, arguments.seed)
+    text = format_document(done, arguments.kills, arguments.cuts, arguments.seed)
     if arguments.only:
         print(text)
-    else:
-        DOCUMENT.write_text(text)
-    sys.exit(any(row.faults for row in done))
+        sys.exit(any(row.faults for row in done))
+    figures = fuzz.fuzz(arguments.fuzz, arguments.seed)
+    print(fuzz.format_figures(figures))
+    DOCUMENT.write_text(f"{text}\n## Odd input\n\n{fuzz.format_figures(figures)}\n", encoding="utf-8")
+    sys.exit(bool(figures.failures) or any(row.faults for row in done))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from dvc_data.hashfile.hash_info import HashInfo
+from dvc_data.hashfile.tree import Tree
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -156,3 +158,57 @@ def test_no_stage_that_the_first_difference_depends_on_differs(case: tuple[dict[
         parents = ["s" + dep["path"].split("/")[1] for dep in lock[pending.pop()]["deps"]]
         assert not different & set(parents)
         pending += parents
+
+
+FILES = ["data/a", "data/b/1", "data/b/2", "data/c/x/1", "data/c/x/2", "data/c/y/1", "data/d"]
+FOLDERS = ["data/b", "data/c", "data/c/x", "data/c/y"]
+
+
+def hash_path(md5s: dict[str, str], path: str) -> str:
+    """Return the hash of a file or folder as DVC computes it, given its files: path -> MD5."""
+    inside = {name: md5 for name, md5 in md5s.items() if name.startswith(f"{path}/")}
+    if path in md5s:
+        return md5s[path]
+    tree = Tree()
+    for name, md5 in inside.items():
+        tree.add(tuple(name.removeprefix(f"{path}/").split("/")), None, HashInfo("md5", md5))
+    tree.digest()
+    return str(tree.hash_info.value)
+
+
+def make_lock(written: dict[str, str], read: dict[str, str], outs: list[str], deps: list[str]) -> dict[str, Any]:
+    """Return a lock: one stage for each output, and one for each dependency. written, read: path of each file -> MD5."""
+    entries = {f"write {path}": {"outs": [{"path": path, "md5": hash_path(written, path)}]} for path in outs}
+    return entries | {f"read {path}": {"deps": [{"path": path, "md5": hash_path(read, path)}]} for path in deps}
+
+
+@given(st.data())
+def test_a_stage_is_outdated_if_a_file_that_it_read_was_written_again(data: st.DataObject) -> None:
+    """However what is read is related to what is written: the same file, a part of a folder, a folder of folders."""
+    outs = data.draw(st.sampled_from([FILES, ["data/a", "data/b", "data/c", "data/d"], ["data/b", "data/c/x", "data/c/y"]]))
+    deps = data.draw(st.lists(st.sampled_from([*FILES, *FOLDERS]), unique=True, min_size=1))
+    deps = [path for path in deps if any(f"{path}/".startswith(f"{out}/") or out.startswith(f"{path}/") for out in outs)]
+    changed = data.draw(st.sets(st.sampled_from(FILES)))
+    before = {path: f"{number:032x}" for number, path in enumerate(FILES)}
+    after = before | {path: f"{number + 16:032x}" for number, path in enumerate(sorted(changed))}
+    expected = {f"read {dep}": [dep] for dep in deps if any(f"{path}/".startswith(f"{dep}/") for path in changed)}
+    assert locks.find_outdated(make_lock(before, before, outs, deps), before) == {}
+    assert locks.find_outdated(make_lock(after, before, outs, deps), after) == expected
+    outdated = locks.find_outdated(make_lock(after, before, outs, deps), before)  # the listings are as old as what was read
+    assert outdated.keys() >= expected.keys()
+
+
+def test_the_files_that_stages_depend_on_one_by_one_replace_the_listing() -> None:
+    md5s = {"data/split/iter1": "1" * 32, "data/split/hold-out": "2" * 32}
+    lock = make_lock(md5s, md5s, ["data/split"], list(md5s))
+    assert locks.find_outdated(lock, {}) == {}
+    del lock["read data/split/hold-out"]
+    assert locks.find_outdated(lock, {}) == {"read data/split/iter1": ["data/split/iter1"]}  # nothing shows that it is the same
+    assert locks.find_outdated(lock, md5s) == {}
+
+
+def test_two_stages_that_read_different_versions_of_a_file_are_noticed() -> None:
+    md5s = {"data/set/1": "1" * 32, "data/set/2": "2" * 32}
+    lock = make_lock(md5s, md5s, ["data/set"], ["data/set/1"])
+    lock["late"] = {"deps": [{"path": "data/set/1", "md5": "3" * 32}]}
+    assert locks.find_outdated(lock, md5s) == {"late": ["data/set/1"]}

@@ -12,8 +12,9 @@ from stages.tools import __main__ as launcher
 from support.messages import assert_message
 from support.running import run_module, run_tool
 
-TOOLS = {"attest", "diff", "drift", "hub", "means", "plan", "publish", "recipe", "score", "seeds", "sync", "timings", "verify"}
-RECIPE = TOOLS - {"score", "seeds", "sync", "timings"}
+TOOLS = {"attest", "diff", "drift", "gate", "hub", "means", "plan", "publish", "recipe", "score", "seeds", "sync", "timings"}
+TOOLS |= {"verify"}
+RECIPE = TOOLS - {"gate", "score", "seeds", "sync", "timings"}
 
 
 def test_help_lists_every_tool_with_its_first_line() -> None:
@@ -57,7 +58,7 @@ def test_what_is_not_a_tool_is_refused(name: str) -> None:
 
 def test_only_two_tools_may_use_the_network_and_the_light_tools_any_interpreter() -> None:
     assert {"hub", "publish"} == launcher.ONLINE
-    assert {"diff", "means", "timings"} == launcher.DVC_ONLY
+    assert {"diff", "gate", "means", "timings"} == launcher.DVC_ONLY
 
 
 def test_a_tool_switches_to_the_main_environment(tmp_path: Path) -> None:

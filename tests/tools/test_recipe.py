@@ -76,6 +76,23 @@ def test_lines_that_do_not_change_stay_as_they_are(root: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "name", ["../x", "/x", "/etc", "..", "", "a b", "a\nb", "$(touch x)", "a'b", "A", "-x", "a/b", "\x1b[2J"]
+)
+def test_a_name_that_is_no_folder_of_recipes_is_refused(root: Path, name: str) -> None:
+    with pytest.raises(StageError) as error:
+        recipe.create_recipe(name, MISTRAL, None, [], root)
+    assert_message(str(error.value), "not a valid name", "lowercase letters")
+    assert sorted(path.name for path in root.rglob("*")) == ["dvc.yaml"]
+
+
+def test_the_name_of_a_source_is_one_comment(root: Path) -> None:
+    source = root / "other\nseed: 7"
+    shutil.copytree(MISTRAL, source)
+    target = recipe.create_recipe("new", source, None, [], root)
+    assert read_lines(target / "params.yaml")[0] == "# recipes/new, created from other seed: 7: nothing changed."
+
+
 def test_the_pipeline_is_the_roots_with_another_root(root: Path) -> None:
     target = recipe.create_recipe("new", MISTRAL, None, [], root)
     ours, theirs = YAML(typ="safe").load(ROOT / "dvc.yaml"), YAML(typ="safe").load(target / "dvc.yaml")

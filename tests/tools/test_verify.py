@@ -10,9 +10,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dvc.cli import main as dvc
+from hypothesis import given
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
 
 from stages.artifacts import files, schemas, tables
 from stages.artifacts.files import remove
@@ -255,6 +259,134 @@ def test_a_path_with_spaces_is_quoted_for_the_shell(pipeline: Path) -> None:
     assert "`rm -rf 'my recipe/model'`" in line
     run_remedy(line)
     assert verify.verify(recipe)[0] == []
+
+
+def write_lock(change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the stages of dvc.lock."""
+    lock = YAML(typ="safe").load(Path("dvc.lock"))
+    change(lock["stages"])
+    with Path("dvc.lock").open("w", encoding="utf-8") as file:
+        YAML(typ="safe").dump(lock, file)
+
+
+def list_tree(folder: Path) -> dict[str, bytes | None]:
+    """Return the paths below a folder, without those below .dvc/tmp, and the content of each file."""
+    paths = [path for path in sorted(folder.rglob("*")) if ".dvc/tmp" not in str(path)]
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in paths}
+
+
+ELSEWHERE = ["../victim", "/etc/passwd", "..", ".", "data/../../victim", "a\0b", "../pipeline/dvc.yaml"]
+
+
+def assert_refused(pipeline: Path, *parts: str) -> None:
+    """Assert that the tool says so in one line and writes nothing, in the pipeline or beside it."""
+    before = list_tree(pipeline.parent)
+    with pytest.raises(StageError) as error:
+        verify.verify(Path())
+    assert_message(str(error.value), *parts)
+    assert list_tree(pipeline.parent) == before
+
+
+@pytest.mark.parametrize("path", ELSEWHERE)
+def test_an_output_elsewhere_is_refused_and_nothing_is_written(path: str, pipeline: Path) -> None:
+    write_lock(lambda stages: stages["train"]["outs"][0].update(path=path))
+    assert_refused(pipeline, "dvc.lock: stage train: ", repr(path)[:20], "restore dvc.lock with Git")
+
+
+@given(st.lists(st.sampled_from(["a", "..", ".", "", "data"]), min_size=1, max_size=5).map("/".join))
+def test_no_output_of_a_lock_leads_out_of_its_folder(tmp_path_factory: pytest.TempPathFactory, path: str) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    lock = {"stages": {"x": {"outs": [{"path": path, "md5": "0" * 32}]}}}
+    (folder / "dvc.lock").write_text(json.dumps(lock), encoding="utf-8")
+    try:
+        verify.read_lock(folder / "dvc.lock")
+    except StageError as error:
+        assert_message(str(error), str(folder / "dvc.lock"), "restore dvc.lock with Git" if path else "paths")
+    else:
+        assert folder in Path(os.path.normpath(folder / path)).parents
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"md5": "../../../victim"},
+        {"md5": "0" * 31},
+        {"md5": "/" * 32},
+        {"md5": None},
+        {"md5": 5},
+        {"nfiles": "many"},
+        {"nfiles": None},
+        {"path": 5},
+        {"path": ["a"]},
+    ],
+)
+def test_an_odd_entry_of_an_output_is_refused(change: dict[str, Any], pipeline: Path) -> None:
+    write_lock(lambda stages: stages["train"]["outs"][0].update(change))
+    assert_refused(pipeline, "dvc.lock", "train")
+
+
+@pytest.mark.parametrize("inner", ["data/model/weights", "data/model", "data/prompts.parquet/x"])
+def test_an_output_in_another_is_refused(inner: str, pipeline: Path) -> None:
+    entry = {"path": inner, "md5": "0" * 32}
+    if inner == "data/model":
+        write_lock(lambda stages: stages["report"]["outs"].append({"path": "data", "md5": f"{'0' * 32}.dir"}))
+    else:
+        write_lock(lambda stages: stages["report"]["outs"].append(entry))
+    assert_refused(pipeline, "dvc.lock: stage ", "in another output")
+
+
+@pytest.mark.parametrize(
+    "change", [{"relpath": "../../../victim"}, {"relpath": "/victim"}, {"md5": "../x"}, {"md5": None}, {"md5": 5}]
+)
+def test_a_listing_that_leads_elsewhere_is_refused(change: dict[str, Any], pipeline: Path) -> None:
+    """With a hash that is right: whoever wrote the lock wrote the listing too."""
+    entries = json.loads(locate(MODEL).read_text(encoding="utf-8"))
+    text = json.dumps([entries[0] | change, *entries[1:]])
+    md5 = hashlib.md5(text.encode()).hexdigest()
+    place = CACHE / md5[:2] / f"{md5[2:]}.dir"
+    place.parent.mkdir(exist_ok=True)
+    place.write_text(text, encoding="utf-8")
+    write_lock(lambda stages: stages["train"]["outs"][0].update(md5=f"{md5}.dir"))
+    assert_refused(pipeline, str(place), "is not a file with an MD5 below the folder")
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[5]", "null", '[{"relpath": "a"}]', "[" * 10**5])
+def test_a_listing_that_is_none_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "listing.dir").write_text(text, encoding="utf-8")
+    if text == "{}":
+        assert verify.read_listing(tmp_path / "listing.dir") == {}
+        return
+    with pytest.raises(StageError) as error:
+        verify.read_listing(tmp_path / "listing.dir")
+    assert_message(str(error.value), f"{tmp_path / 'listing.dir'}: not a listing", "remove it")
+
+
+def test_reports_are_not_written_through_a_link(pipeline: Path) -> None:
+    """A lock that makes the report depend on the reports themselves: they are not linked into the temporary folder."""
+    write_lock(lambda stages: stages["report"]["deps"].append({"path": "reports", "md5": f"{'0' * 32}.dir"}))
+    before = list_tree(pipeline)
+    Path("undeclared").write_text("another", encoding="utf-8")
+    verify.verify(Path())
+    assert list_tree(pipeline) == before | {"undeclared": b"another"}
+
+
+@pytest.mark.parametrize(
+    ("harm", "word"), [(lambda path: path.write_text("others"), "has changed since"), (remove, "is missing")]
+)
+@pytest.mark.parametrize(("path", "stage"), [("prompts", "assets-prompts"), ("model/tokenizer/vocabulary", "train")])
+def test_an_input_that_no_stage_writes_is_checked(
+    harm: Callable[[Path], object], word: str, path: str, stage: str, pipeline: Path
+) -> None:
+    """A local asset, for example: `dvc repro` would run its stage again."""
+    harm(Path(path))
+    (line,) = find_faults()
+    word = word if path == "prompts" else "has changed since"
+    assert line == f"{stage}: the input {path.partition('/')[0]} {word}: restore it, or run `dvc repro`"
+
+
+@pytest.mark.parametrize("document", [{}, {"stages": None}, {"stages": []}, {"stages": {"a": None, "b": {"outs": None}}}])
+def test_an_odd_pipeline_has_no_uncached_outputs(document: dict[str, Any]) -> None:
+    assert verify.find_uncached(document) == set()
 
 
 def test_a_file_that_does_not_belong_is_named(pipeline: Path) -> None:
