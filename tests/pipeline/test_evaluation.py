@@ -15,7 +15,7 @@ from support.hub import serve
 from support.messages import assert_message
 from support.running import dvc, run_tool
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slowest
 
 MODELS = ["base", "iter1"]
 SHARED = ("seed", "numerics", "engine", "answer", "evaluate_alpaca", "evaluate_lm")
@@ -134,7 +134,6 @@ def test_without_a_ranker_only_its_matrix_is_missing(checkout: Path, tmp_path: P
     assert load_metrics(checkout / EVALUATION).keys() - load_metrics(folder / EVALUATION).keys() == {"rankers"}
 
 
-@pytest.mark.slowest
 def test_models_from_a_hub_have_the_same_figures(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The models are served by a stand-in for the Hub, pinned, fetched into its cache, and evaluated from there, offline."""
     folder = tmp_path / "sppo"
