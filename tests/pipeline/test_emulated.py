@@ -46,8 +46,10 @@ pytestmark = [
 
 
 def emulate(cpu: str, environment: str, folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run an environment's interpreter in `folder` on an emulated processor, with one thread: emulated threads that wait for each
-    other take many times as long. What it starts by exec would not be emulated."""
+    """Run an environment's interpreter in `folder` on an emulated processor. What it starts by exec would not be emulated.
+
+    One thread: emulated threads that wait for each other take many times as long.
+    """
     python = ROOT / ".venv" / environment / "bin" / "python"
     return subprocess.run(
         [str(QEMU), "-cpu", cpu, str(python), *arguments],
