@@ -63,7 +63,7 @@ def test_eta_reruns_training_and_what_follows_it(checkout: Path) -> None:
     ratio = after["training"]["iter1"]["theoretical_first_loss"] / before["training"]["iter1"]["theoretical_first_loss"]
     assert ratio == pytest.approx(1e4, rel=1e-3)
     assert "large-eta" in dvc(checkout, "exp", "show", "--csv")
-    assert "win_rate" in dvc(checkout, "metrics", "diff", "HEAD")
+    assert "reports/summary.json  kl" in dvc(checkout, "metrics", "diff", "HEAD")
     restore(checkout)
     assert list_run(dvc(checkout, "repro")) == set()
 
