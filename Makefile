@@ -38,7 +38,7 @@ test: check  ## run format, lint and type checks and all but the slowest tests
 	pytest -m "not slowest" --durations=40
 
 test-all: check  ## run the slowest tests as well, with more examples per property test
-	pytest -m "" --hypothesis-profile=full --durations=40
+	SPPO_FUZZ=150 pytest -m "" --hypothesis-profile=full --durations=40
 
 check: env  ## run the format, lint and type checks only
 	ruff format --check stages tests benchmarks
