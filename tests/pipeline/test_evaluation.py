@@ -91,7 +91,7 @@ def test_the_ranker_compares_every_model_with_every_other(checkout: Path) -> Non
     assert errors[1][0] == pytest.approx(errors[0][1])
     assert errors[0][1] > 0
     text = (checkout / EVALUATION / "reports/alpaca_eval.md").read_text()
-    assert figures.read_tables(text)[-1][1][2] == f"{base_to_iter1:.1f} ± {errors[0][1]:.1f}"
+    assert figures.read_tables(text)[-1][1][2] == f"{base_to_iter1:.2f} ± {errors[0][1]:.2f}"
     metrics = load_metrics(checkout / EVALUATION)["rankers"]["pairrm"]
     assert [metrics[name] for name in comparison["models"]] == pytest.approx([row[0] for row in rates], rel=1e-5)
     provenance = (checkout / EVALUATION / "reports/provenance.md").read_text()
