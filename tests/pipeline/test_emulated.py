@@ -110,6 +110,6 @@ def test_length_control_has_the_same_bytes_on_an_emulated_processor(tmp_path: Pa
         text=True,
         check=True,
     )
-    emulated = emulate(cpu, "main", tmp_path, str(LENGTH_CONTROL))
+    emulated = emulate(cpu, "main", tmp_path, str(LENGTH_CONTROL), "emulated")
     assert emulated.returncode == 0, emulated.stderr
     assert emulated.stdout == native.stdout != ""
