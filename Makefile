@@ -40,10 +40,10 @@ seeds: env  ## measure the noise between runs: run the miniature with five seeds
 	@python -m stages.tools seeds
 
 test: check  ## run format, lint and type checks and all but the slowest tests
-	pytest -m "not slowest" --hypothesis-profile=full --durations=15
+	pytest -m "not slowest" --durations=40
 
-test-all: check  ## run the slowest tests as well
-	pytest -m "" --hypothesis-profile=full --durations=15
+test-all: check  ## run the slowest tests as well, with more examples per property test
+	SPPO_FUZZ=150 pytest -m "" --hypothesis-profile=full --durations=40
 
 check: env  ## run the format, lint and type checks only
 	ruff format --check stages tests benchmarks
@@ -52,7 +52,7 @@ check: env  ## run the format, lint and type checks only
 
 coverage: env  ## measure which code `make test` runs, in all processes and environments
 	@rm -rf scratch/coverage && mkdir -p scratch/coverage
-	@coverage run -m pytest -m "not slowest" --hypothesis-profile=full; status=$$?; \
+	@coverage run -m pytest -m "not slowest"; status=$$?; \
 	coverage combine --quiet && coverage html --quiet && coverage report && echo "Line by line: scratch/coverage/html/index.html"; \
 	exit $$status
 

@@ -12,7 +12,7 @@ from support.ranker import make_ranker
 from support.running import TINY, run_stage, set_params
 
 # No deadline: a busy machine takes any time for the first example.
-settings.register_profile("quick", deadline=None, max_examples=25)  # pyproject.toml: for plain `pytest`
+settings.register_profile("quick", deadline=None, max_examples=25)  # the default, see pyproject.toml
 settings.register_profile("full", deadline=None)
 
 

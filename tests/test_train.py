@@ -282,7 +282,7 @@ def test_offloading_the_optimizer_gives_the_same_bytes_without_clipping(
         assert files.digest(with_it / name) == files.digest(without / name), name
 
 
-@pytest.mark.slow
+@pytest.mark.slowest
 def test_offloading_the_optimizer_clips_by_almost_the_same_norm(trained: Path) -> None:
     """DeepSpeed then sums the squared norms in another order, so that the updates differ by their last digits."""
     overrides = {"train.stop_epoch": 2, "train.devices": 2, "train.max_grad_norm": 1.0}

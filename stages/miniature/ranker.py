@@ -221,12 +221,15 @@ def measure_agreement(ranker: Any, tokenizer: Any, prompts: list[Prompt]) -> flo
 
     Only pairs of responses that differ by more than 0.5 in quality count.
     """
-    right = []
+    examples: list[tuple[str, str, str]] = []
+    signs = []
     for prompt, responses in prompts:
         quality = [domain.quality(prompt, response) for response in responses]
         for i, j in itertools.combinations(range(len(responses)), 2):
             if abs(quality[i] - quality[j]) > 0.5:
-                pairs = [(prompt, responses[i], responses[j]), (prompt, responses[j], responses[i])]
-                forward, backward = pair_logits(ranker, tokenizer, pairs).tolist()
-                right.append((forward > backward) == (quality[i] > quality[j]))
-    return float(sum(right) / len(right))
+                examples += [(prompt, responses[i], responses[j]), (prompt, responses[j], responses[i])]
+                signs.append(1 if quality[i] > quality[j] else -1)
+    batches = [examples[start : start + BATCH] for start in range(0, len(examples), BATCH)]
+    logits = torch.cat([pair_logits(ranker, tokenizer, batch) for batch in batches])
+    right = torch.sign(logits[::2] - logits[1::2]) == torch.tensor(signs)
+    return float(right.float().mean())

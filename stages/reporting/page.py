@@ -70,8 +70,8 @@ def render_html(
 ) -> str:
     """Render the page. Model output is escaped: by `markdown.escape` in the sections, by the template and page.js elsewhere.
 
-    summary: as made by `format_page`. sections: name -> Markdown without HTML. drawn: section -> charts. outputs: those of
-    `answers.collect_answers`.
+    summary: as made by `format_page`. sections: name -> Markdown without HTML that starts with a heading. drawn: section ->
+    charts. outputs: those of `answers.collect_answers`.
     """
     from jinja2 import Environment
     from markupsafe import Markup
@@ -85,6 +85,7 @@ def render_html(
             title=title,
             summary=summary,
             sections={name: Markup(render_markdown(text)) for name, text in sections.items()},
+            headings={name: text.partition("\n")[0].lstrip("# ") for name, text in sections.items()},
             charts=drawn,
             data=Markup(embed(json.dumps(data, ensure_ascii=False))),
             style=Markup(STYLE.read_text(encoding="utf-8")),

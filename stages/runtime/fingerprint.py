@@ -7,7 +7,6 @@ in stages/runtime and stages/tools, which cannot affect results. Comments, docst
 import ast
 import functools
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 from stages.runtime.catalog import environment_of, has_numerics, stage_modules
@@ -25,7 +24,7 @@ def fingerprint(stage: str) -> dict[str, str]:
     modules = _closure(stage_modules()[stage]) | _closure(RECORDS)
     if has_numerics(stage):
         modules |= _closure(NUMERICS)
-    hashes = {_relative(path): hash_code(path.read_text(encoding="utf-8")) for path in modules.values()}
+    hashes = {_relative(path): _hash_module(path) for path in modules.values()}
     for folder in {path.parent for path in modules.values()} - {ROOT / "stages", ROOT / "stages" / "assets"}:
         for path in sorted(folder.rglob("*")):
             if path.is_file() and path.suffix not in (".py", ".pyc"):
@@ -44,6 +43,11 @@ def hash_code(source: str) -> str:
             # Docstrings of modules, classes, functions and attributes alike are statements that consist of a string.
             node.body = [statement for statement in body if not _is_string(statement)]  # type: ignore[attr-defined]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+@functools.cache  # most modules belong to many stages
+def _hash_module(path: Path) -> str:
+    return hash_code(path.read_text(encoding="utf-8"))
 
 
 def hash_requirements(text: str) -> str:
@@ -77,14 +81,16 @@ def _file(module: str) -> Path | None:
     return next((path for path in candidates if path.is_file()), None) if module.startswith("stages") else None
 
 
-def _imports(path: Path) -> Iterator[str]:
-    """Yield the dotted names that a module imports, anywhere in it. `from a import b` may import module a.b."""
+@functools.cache
+def _imports(path: Path) -> list[str]:
+    """List the dotted names that a module imports, anywhere in it. `from a import b` may import module a.b."""
+    names: list[str] = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
+    return names
 
 
 def _relative(path: Path) -> str:

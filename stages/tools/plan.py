@@ -378,11 +378,14 @@ def find_stale_stages(folder: Path) -> dict[str, str]:
 
     `dvc repro` would run the stage `code` first, which refreshes the other stages' fingerprints. In DVC's graph every stage
     depends on `code`; here only the stages whose fingerprint would differ count as changed. Read-only: DVC's locks are kept in
-    a temporary folder, so that a running `dvc repro` is neither waited for nor disturbed.
+    a temporary folder, so that a running `dvc repro` is neither waited for nor disturbed. A recipe that its .dvcignore hides
+    from DVC has not run: all of its stages would.
     """
     with repository.open_repository(folder) as repo, tempfile.TemporaryDirectory() as locks:
         repo.tmp_dir, repo.lock = locks, LockNoop()
         file = str(folder / "dvc.yaml")
+        if repo.dvcignore.is_ignored_file(str(Path(file).resolve())):
+            return dict.fromkeys(repository.list_stages(repo, folder), "changed")
         stages = {stage.addressing: stage for stage in repo.index.stages if Path(stage.path).samefile(file)}
         changed = set(repo.status(targets=[file]))
         changed |= {name for name, stage in stages.items() if has_changed_code(stage, folder)}

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from dvc.exceptions import NotDvcRepoError
+from dvc.parsing import DataResolver
 from dvc.repo import Repo
 
 from stages.artifacts import files
+from stages.runtime import params
 from stages.runtime.errors import StageError
 from stages.runtime.fingerprint import fingerprint
 
@@ -24,6 +26,12 @@ def open_repository(folder: Path) -> Iterator[Any]:
             yield repo
     except NotDvcRepoError as error:
         raise StageError(f"{folder.resolve()} is not in a DVC repository: use a folder with a dvc.yaml") from error
+
+
+def list_stages(repo: Any, folder: Path) -> list[str]:
+    """Return the names of the stages of folder/dvc.yaml, even if a .dvcignore hides it from DVC. Raises StageError."""
+    definitions = params.read(folder / "dvc.yaml")
+    return list(DataResolver(repo, str(folder.resolve()), definitions).get_keys())
 
 
 def find_changed_code(stage: str, path: Path) -> list[str]:

@@ -15,7 +15,7 @@ from support.hub import serve
 from support.messages import assert_message
 from support.running import dvc, run_tool
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slowest
 
 MODELS = ["base", "iter1"]
 SHARED = ("seed", "numerics", "engine", "answer", "evaluate_alpaca", "evaluate_lm")
@@ -91,7 +91,7 @@ def test_the_ranker_compares_every_model_with_every_other(checkout: Path) -> Non
     assert errors[1][0] == pytest.approx(errors[0][1])
     assert errors[0][1] > 0
     text = (checkout / EVALUATION / "reports/alpaca_eval.md").read_text()
-    assert figures.read_tables(text)[-1][1][2] == f"{base_to_iter1:.1f} ± {errors[0][1]:.1f}"
+    assert figures.read_tables(text)[-1][1][2] == f"{base_to_iter1:.2f} ± {errors[0][1]:.2f}"
     metrics = load_metrics(checkout / EVALUATION)["rankers"]["pairrm"]
     assert [metrics[name] for name in comparison["models"]] == pytest.approx([row[0] for row in rates], rel=1e-5)
     provenance = (checkout / EVALUATION / "reports/provenance.md").read_text()
@@ -134,7 +134,6 @@ def test_without_a_ranker_only_its_matrix_is_missing(checkout: Path, tmp_path: P
     assert load_metrics(checkout / EVALUATION).keys() - load_metrics(folder / EVALUATION).keys() == {"rankers"}
 
 
-@pytest.mark.slowest
 def test_models_from_a_hub_have_the_same_figures(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The models are served by a stand-in for the Hub, pinned, fetched into its cache, and evaluated from there, offline."""
     folder = tmp_path / "sppo"

@@ -43,7 +43,7 @@ pytestmark = pytest.mark.slow
 
 QUICK = settings(
     deadline=None,
-    max_examples=int(os.environ.get("SPPO_FUZZ", 150)),
+    max_examples=int(os.environ.get("SPPO_FUZZ", 50)),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 """SPPO_FUZZ=10000 for a long search."""

@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 from support import torture
 from support.checkout import list_run, restore
-from support.running import dvc, run_tool
+from support.running import dvc, run_dvc, run_tool
 
 pytestmark = pytest.mark.slow
 
@@ -63,9 +63,24 @@ def test_eta_reruns_training_and_what_follows_it(checkout: Path) -> None:
     ratio = after["training"]["iter1"]["theoretical_first_loss"] / before["training"]["iter1"]["theoretical_first_loss"]
     assert ratio == pytest.approx(1e4, rel=1e-3)
     assert "large-eta" in dvc(checkout, "exp", "show", "--csv")
-    assert "win_rate" in dvc(checkout, "metrics", "diff", "HEAD")
+    assert "reports/summary.json  kl" in dvc(checkout, "metrics", "diff", "HEAD")
     restore(checkout)
     assert list_run(dvc(checkout, "repro")) == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [("published.yaml", "published: {alpaca_eval: {}}\n"), ("params.yaml", "eta: -1\n"), ("params.yaml", "]")],
+)
+def test_a_fault_in_a_file_leaves_the_reports_as_they_were(checkout: Path, name: str, fault: str) -> None:
+    files = [path for path in (checkout / "reports").rglob("*") if path.is_file()]
+    before = {path: path.read_bytes() for path in files}
+    (checkout / name).write_text(f"{(checkout / name).read_text()}\n{fault}" if name == "params.yaml" else fault)
+    done = run_dvc(checkout, "repro")
+    assert done.returncode != 0
+    assert name in done.stdout
+    assert {path: path.read_bytes() for path in files} == before
+    restore(checkout)
 
 
 @pytest.mark.slowest

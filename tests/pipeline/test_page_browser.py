@@ -57,6 +57,7 @@ def test_the_data_of_every_chart_are_shown(opened: Any) -> None:
     assert len(counts) == 3 + 1 + 7  # evaluations, ranker, training
     for number, details in enumerate(opened.locator("details.numbers").all()):
         details.locator("summary").press("Enter")
+        details.locator("tbody tr").nth(counts[number] - 1).wait_for()  # the rows are made when the details open
         assert details.locator("tbody tr").count() == counts[number]
     assert opened.locator(".chart svg .mark-symbol path").count() > 0
 

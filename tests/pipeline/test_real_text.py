@@ -18,7 +18,7 @@ from support.running import TINY, run_stage, set_params
 
 REFERENCE = os.environ.get("SPPO_REFERENCE")
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.slowest,
     pytest.mark.skipif(not REFERENCE, reason="SPPO_REFERENCE is not set to a folder of AlpacaEval reference data"),
 ]
 

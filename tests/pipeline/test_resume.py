@@ -46,7 +46,10 @@ def finish_stage(folder: Path, stage: list[str]) -> str:
     [
         ("alone", {}, 3, f"checkpoint-3/{checkpoints.MARKER}"),
         ("saving", {"train.dtype": "bfloat16"}, 2, "checkpoint-4"),  # not complete yet, and the one before it not removed
-        ("two", {"train.devices": 2, "train.lora.rank": 4}, 3, f"checkpoint-3/{checkpoints.MARKER}"),
+        pytest.param(
+            *("two", {"train.devices": 2, "train.lora.rank": 4}, 3, f"checkpoint-3/{checkpoints.MARKER}"),
+            marks=pytest.mark.slowest,
+        ),
     ],
 )
 def test_a_killed_training_resumes_to_the_same_bytes(

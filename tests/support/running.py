@@ -106,11 +106,11 @@ def copy_repository(folder: Path, overrides: dict[str, Any]) -> None:
         subprocess.run(["git", *command], cwd=folder, check=True)
 
 
-def dvc(folder: Path, *arguments: str) -> str:
-    """Run DVC, which must succeed, and return its output."""
+def run_dvc(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run DVC with stdout and stderr in one stream."""
     paths = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"PATH": paths, "OMP_NUM_THREADS": "2"}
-    done = subprocess.run(
+    return subprocess.run(
         ["dvc", *arguments],
         cwd=folder,
         env=environment,
@@ -119,6 +119,11 @@ def dvc(folder: Path, *arguments: str) -> str:
         text=True,
         check=False,
     )
+
+
+def dvc(folder: Path, *arguments: str) -> str:
+    """Run DVC, which must succeed, and return its output."""
+    done = run_dvc(folder, *arguments)
     assert done.returncode == 0, done.stdout
     return done.stdout
 
