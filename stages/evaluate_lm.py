@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from stages.artifacts import files, harness_sets, models, pointers
+from stages.artifacts import files, harness_sets, models
 from stages.engines.harness import TASKS, evaluate_tasks, read_score
 from stages.runtime import params
 from stages.runtime.errors import StageError
@@ -29,9 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     settings = params.load("evaluate_lm").evaluate_lm
     harness_sets.refuse_code(files.require(args.data_sets))
-    models.check_form(pointers.resolve(args.model))
     tasks = harness_sets.select_tasks(settings.tasks)
-    results = evaluate_tasks(pointers.check_model(args.model), args.data_sets, tasks, settings.dtype, settings.batch_size)
+    results = evaluate_tasks(models.check_policy(args.model), args.data_sets, tasks, settings.dtype, settings.batch_size)
     items = {task: result.pop("items") for task, result in results.items()}
     summary = summarize(results)
     with files.replacing(args.out) as partial:

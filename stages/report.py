@@ -8,7 +8,7 @@ import pandas as pd
 
 from stages.artifacts import harness_sets
 from stages.artifacts.schemas import model_names
-from stages.reporting import answers, cards, headline, health, inputs, pages, provenance, results
+from stages.reporting import answers, cards, headline, health, inputs, listings, pages, provenance, results
 from stages.reporting.health import Health
 from stages.reporting.page import Background
 from stages.reporting.published import read_published
@@ -61,6 +61,7 @@ def main(args: argparse.Namespace) -> None:
     model_cards = cards.format_cards(settings, published, evaluations, (wins, tasks), training, args.data)
     results.write_reports(args.out, title, sections, evaluations, metrics, tables, background)
     cards.write_cards(model_cards, args.out / cards.FOLDER)
+    listings.write_listings(args.data, listings.FOLDERS, args.out)
 
 
 def collect_metrics(comparison: dict[str, Any], training: dict[str, Health]) -> dict[str, dict[str, Any]]:

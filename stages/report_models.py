@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from stages.artifacts import harness_sets
-from stages.reporting import answers, headline, inputs, pages, provenance, results
+from stages.reporting import answers, headline, inputs, listings, pages, provenance, results
 from stages.reporting.page import Background
 from stages.reporting.published import read_published
 from stages.runtime import params
@@ -57,3 +57,4 @@ def main(args: argparse.Namespace) -> None:
     tables = results.make_tables(evaluations)
     background = Background(headline.list_model_facts(settings), published, judged)
     results.write_reports(args.out, title, sections, evaluations, metrics, tables, background)
+    listings.write_listings(args.data, (*listings.FOLDERS, "models"), args.out)

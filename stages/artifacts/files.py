@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from stages.runtime import scratch
+from stages.runtime import durable, scratch
 from stages.runtime.errors import DISK_FULL, FREE_SPACE, StageError, is_disk_full
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path for a file or folder; move it to `path` if the block succeeds and remove it otherwise.
+    """Yield a temporary path for a file or folder; move it to `path`, flushed to the disk, if the block succeeds, and remove it
+    otherwise.
 
     Leftovers of a killed process at the temporary path are removed first; DVC ignores them (.dvcignore). Raises StageError if
     the disk is full, or if the move would remove what the block has not written anew (see `refuse_foreign`).
@@ -27,7 +28,7 @@ def replacing(path: Path) -> Iterator[Path]:
         refuse_foreign(path, partial)
         if path.is_dir() or partial.is_dir():
             remove(path)
-        partial.replace(path)
+        durable.replace(partial, path)
     except Exception as error:
         # The error may concern another disk, such as that of scratch/: report this file only if its own disk is full.
         if is_disk_full(error) and shutil.disk_usage(path.parent).free < 2**20:

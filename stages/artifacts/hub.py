@@ -4,6 +4,7 @@ Only data is fetched: a model's safetensors, JSON and tokenizer files, and the r
 """
 
 import atexit
+import contextlib
 import hashlib
 import shlex
 import shutil
@@ -15,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from stages.artifacts import files, pointers
+from stages.artifacts import files, front_matter, pointers
 from stages.runtime import scratch
 from stages.runtime.errors import StageError, one_line
 from stages.runtime.logs import log
@@ -111,7 +112,7 @@ def load_rows(asset: Asset, config: str | None, split: str) -> Any:
     """Load one split of a Hub data set, or of a local directory in the Hub's format, as a datasets.Dataset.
 
     config: the data set's configuration; None if it has only one. Loading scripts are never run.
-    Raises StageError that names the data set, configuration, split and available splits.
+    Raises StageError that names the data set, configuration, split and available splits, or data outside the data set.
     """
     import datasets
 
@@ -119,12 +120,25 @@ def load_rows(asset: Asset, config: str | None, split: str) -> Any:
     name = f"{asset.repo}{f', configuration {config}' if config else ''}"
     available: list[str]
     with _explain_hub_errors(f"split {split!r} of {name}", asset.repo, "dataset"):
+        _check_front_matter(asset)
         available = datasets.get_dataset_split_names(asset.repo, config, revision=asset.revision, cache_dir=cache)
         if split not in available:
             raise StageError(f"{name} has no split {split!r}: set split in params.yaml to one of {', '.join(available)}")
         rows = datasets.load_dataset(asset.repo, config, split=split, revision=asset.revision, cache_dir=cache)
     log.info("%s, split %s: %d rows", name, split, len(rows))
     return rows
+
+
+def _check_front_matter(asset: Asset) -> None:
+    """Raise StageError if a data set's front matter names data outside the data set, which no revision pins."""
+    if not asset.on_hub:
+        front_matter.check(_require_directory(asset))
+        return
+    from huggingface_hub import errors, hf_hub_download
+
+    for name in front_matter.NAMES:
+        with contextlib.suppress(errors.EntryNotFoundError):
+            front_matter.check_file(Path(hf_hub_download(asset.repo, name, repo_type="dataset", revision=asset.revision)))
 
 
 def find_revision(repo: str, repo_type: str, revision: str | None) -> str:

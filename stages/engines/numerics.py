@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stages.artifacts import machine
-from stages.runtime import scratch
+from stages.runtime import durable, scratch
 from stages.runtime.errors import StageError, one_line
 from stages.runtime.logs import log
 
@@ -92,10 +92,11 @@ def apply(requested: Numerics) -> Numerics:
 def log_once(message: str) -> None:
     """Log a message in the first stage of a `dvc repro` only: every stage of a run has the same parent process."""
     path, text = scratch.FOLDER / "numerics.txt", f"{os.getppid()} {message}"
-    if "DVC_STAGE" not in os.environ or not path.exists() or path.read_text(encoding="utf-8") != text:
+    if "DVC_STAGE" not in os.environ or not path.is_file() or path.read_bytes() != text.encode():
         log.warning("%s", message)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        if path.is_dir():
+            durable.set_aside(path, "it is a folder")
+        durable.write(path, text)
 
 
 def verify(used: str) -> None:

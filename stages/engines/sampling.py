@@ -133,7 +133,9 @@ def select_fitting(prompts: pa.Table, max_model_length: int, max_new_tokens: int
     prompts: a table with the columns `prompt_id` and `prompt_token_ids`. Raises StageError if no row fits and, without
     skip_too_long, if any row does not leave room for a single token.
     """
-    remedy = f"engine.max_model_length {max_model_length}: raise it in params.yaml"
+    remedy = (
+        f"engine.max_model_length {max_model_length}: raise it in params.yaml or, at the model's own limit, use another model"
+    )
     room = max_new_tokens if skip_too_long else 1
     lengths = pc.list_value_length(prompts["prompt_token_ids"])
     fits = [length + room <= max_model_length for length in lengths.to_pylist()]

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stages.artifacts import files
-from stages.method.chat import prompt_ids
+from stages.artifacts import files, models
+from stages.method import chat
 from stages.method.seeding import make_deterministic
 from stages.miniature import domain
 from stages.runtime.logs import log
@@ -55,6 +55,7 @@ def make_policy(size: MiniaturePolicy, seed: int, out: Path) -> None:
     with files.replacing(out) as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
+        models.share_weights(partial)
 
 
 def make_tokenizer(examples: list[Example], vocabulary: int) -> Any:
@@ -140,8 +141,9 @@ def pretrain(model: Any, tokenizer: Any, phases: list[list[Example]], learning_r
 def make_batches(tokenizer: Any, examples: list[Example], rng: random.Random) -> list[list[Row]]:
     """Tokenize examples and group them into batches of similar lengths, in random order."""
     rows = []
-    for prompt, answer in examples:
-        head = prompt_ids(tokenizer, prompt)
+    texts = chat.prompt_texts(tokenizer, [prompt for prompt, _ in examples])
+    for text, (_, answer) in zip(texts, examples, strict=True):
+        head = chat.text_ids(tokenizer, text)
         tail = tokenizer(answer, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
         rows.append((head + tail, [IGNORED] * len(head) + tail))
     rows.sort(key=lambda row: (len(row[0]), rng.random()))  # similar lengths share a batch: little padding

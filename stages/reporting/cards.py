@@ -21,7 +21,7 @@ from stages.reporting.markdown import number
 from stages.reporting.pages import Comparisons
 from stages.reporting.published import Hyperparameters, Published
 from stages.runtime.errors import StageError
-from stages.runtime.params import BASE, Asset, PolicyAsset, Train
+from stages.runtime.params import BASE, MODEL_NAME, Asset, PolicyAsset, Train
 
 TEMPLATE = Path(__file__).with_name("card.md.j2")
 FOLDER = "cards"
@@ -119,11 +119,17 @@ def format_cards(
 
 
 def write_cards(cards: dict[str, str], folder: Path) -> None:
-    """Write the cards to a folder, and remove all other files in it."""
+    """Write the cards to a folder, and remove those of iterations that params.yaml no longer has.
+
+    Raises StageError if the folder contains anything else.
+    """
     with files.replacing(folder) as partial:
         partial.mkdir()
         for name, text in cards.items():
             (partial / f"{name}.md").write_text(text, encoding="utf-8")
+        for path in folder.glob("*.md"):
+            if re.fullmatch(MODEL_NAME, path.stem):
+                path.unlink()
 
 
 def format_card(

@@ -7,6 +7,7 @@ Every value comes from the file: no field has a default other than None ("absent
 """
 
 import re
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -357,10 +358,20 @@ class Train(Section):
         return self
 
 
+def _check_address(url: str) -> str:
+    """Require an address that cannot hold a key: it is in dvc.lock and in reports. The message must not show it either."""
+    if not re.fullmatch(r"https?://[^@?#\s]+", url):
+        raise ValueError(
+            "expected http(s)://HOST/PATH, without a user, a query or a fragment, which may hold a key: put that into the "
+            "environment variable OPENAI_API_KEY"
+        )
+    return url
+
+
 class EvaluateAlpaca(Section):
     judge: Text
     """`gold`, the miniature's own rule, or a model, by its name at an OpenAI-compatible endpoint."""
-    base_url: Annotated[str, Field(pattern=r"^https?://[^@\s]+$")] | None = None
+    base_url: Annotated[str, AfterValidator(_check_address)] | None = None
     """The model's endpoint, such as `http://127.0.0.1:8000/v1`; null: OpenAI's. OPENAI_API_KEY holds its key."""
     price_per_million_tokens: NotNegativeFloat | None = None
     """In dollars, for the cost estimate before the first request; null: unknown."""
@@ -589,8 +600,8 @@ def validate_model(model: type[Model], values: dict[str, Any], path: Path, names
         lines = [_describe_problem(problem, names or {}) for problem in error.errors()]
         if any(NOT_PINNED in line for line in lines):
             folder = path.resolve().parent
-            folder = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
-            lines.append(f"branches move: look commits up once with `python -m stages.tools hub --pin --recipe {folder}`")
+            place = shlex.quote(str(folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder))
+            lines.append(f"branches move: look commits up once with `python -m stages.tools hub --pin --recipe {place}`")
         raise StageError(f"{path}: " + "; ".join(lines)) from error
 
 

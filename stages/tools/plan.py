@@ -325,8 +325,8 @@ def count_weights(folder: Path) -> float:
     """Count the parameters of a model by the headers of its safetensors files, whatever their precision. Raises StageError."""
     from safetensors import SafetensorError, safe_open
 
-    index, total = folder / pointers.INDEX, 0
-    for name in sorted(set(files.read_json(index)["weight_map"].values()) if index.exists() else {pointers.WEIGHTS}):
+    total = 0
+    for name in pointers.list_weights(folder):
         try:
             with safe_open(files.require(folder / name), "np") as tensors:
                 total += sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118

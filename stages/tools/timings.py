@@ -7,12 +7,10 @@ import argparse
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 from dvc.exceptions import DvcException
 
-from stages.artifacts import files
-from stages.runtime import run
+from stages.runtime import durable, run
 from stages.runtime.errors import StageError
 
 
@@ -24,8 +22,7 @@ def main(args: argparse.Namespace) -> None:
     if args.action == "start":
         start()
     else:
-        lines = run.TIMINGS.read_text(encoding="utf-8").splitlines() if run.TIMINGS.exists() else []
-        print(format_timings([json.loads(line) for line in lines]))
+        print(format_timings(run.read_rows()))
 
 
 def start() -> None:
@@ -36,18 +33,18 @@ def start() -> None:
     """
     from stages.tools import plan
 
-    seconds: dict[str, float] = files.read_json(run.PLAN)["seconds"] if run.PLAN.exists() else {}
-    seconds |= run.read_timings()
+    before = run.read_plan()
+    seconds = (before["seconds"] if before else {}) | run.read_timings()
     try:
         stale = list(plan.find_stale_stages(Path()))
     except (DvcException, StageError):
         stale = []
-    stages = {name: seconds.get(name) for name in stale}
-    files.write_json({"started": time.time(), "stages": stages, "seconds": seconds}, run.PLAN)
+    current: run.Plan = {"started": time.time(), "stages": {name: seconds.get(name) for name in stale}, "seconds": seconds}
+    durable.write(run.PLAN, json.dumps(current))
     run.TIMINGS.unlink(missing_ok=True)
 
 
-def format_timings(rows: list[dict[str, Any]]) -> str:
+def format_timings(rows: list[run.Timing]) -> str:
     """Format a table of the stages' seconds and peak memory in GB, with the total and the maximum in the last line."""
     if not rows:
         return "No stage had to run: everything is up to date."

@@ -189,6 +189,14 @@ def test_local_rows_are_those_on_disk_now(rows: Path) -> None:
     assert hub.load_rows(asset, None, "train")["a"][:] == [4]
 
 
+@pytest.mark.parametrize("path", ["../victim.parquet", "/etc/passwd", "http://127.0.0.1:9/x.parquet"])
+def test_local_rows_outside_the_data_set_are_refused(rows: Path, path: str) -> None:
+    (rows / "README.md").write_text(README.replace("data/train.parquet", path), encoding="utf-8")
+    with pytest.raises(StageError) as error:
+        hub.load_rows(Asset(repo="./rows"), None, "test")
+    assert_message(str(error.value), "rows/README.md: configs: ", path, "put the file there")
+
+
 def test_local_jsonl_needs_no_description(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "plain", {"train.jsonl": b'{"a": "x"}\n'})

@@ -81,7 +81,8 @@ def test_a_corrupted_model_is_rejected_wherever_one_is_loaded(corrupted: Path, l
         ("{{ raise_exception('roles must alternate') }}", "TemplateError: roles must alternate"),
         ("{{ messages[0]['content'] + 1 }}", "TypeError: "),
         ("{{ nothing.of.this }}", "UndefinedError: "),
-        ("{{ '' }}", "no BOS token"),
+        ("{{ '' }}", "does not contain the prompt's"),
+        ("{{ messages[0]['content'] }}", "no BOS token"),
     ],
 )
 def test_a_chat_template_that_fails_is_one_line(template: str, reason: str) -> None:
@@ -127,7 +128,7 @@ def list_commands() -> dict[str, tuple[list[str], list[str]]]:
         stage = json.loads(text)
         deps = [path for path in stage["deps"] if path.startswith("data/") and not path.startswith("data/code/")]
         if deps:
-            commands[name] = (shlex.split(stage["cmd"].partition("python -m stages ")[2]), deps)
+            commands[name] = (shlex.split(stage["cmd"].rpartition("python -m stages ")[2]), deps)
     return commands
 
 

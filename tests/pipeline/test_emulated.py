@@ -92,7 +92,7 @@ def test_a_stage_has_the_same_bytes_on_an_emulated_processor(native: Path, tmp_p
     outs = [out for out in lock["outs"] if "records" not in out["path"]]
     for out in outs:
         files.remove(folder / out["path"])
-    command = shlex.split(lock["cmd"].partition(" python ")[2])
+    command = shlex.split(lock["cmd"].rpartition(" python ")[2])
     done = emulate(cpu, catalog.environment_of(name), folder, *command)
     assert done.returncode == 0, done.stderr
     assert {out["path"]: files.dvc_md5(folder / out["path"]) for out in outs} == {out["path"]: out["md5"] for out in outs}

@@ -21,15 +21,28 @@ import pytest
 from stages import evaluate_alpaca, split
 from stages.artifacts import schemas, shards, tables
 from stages.assets import alpaca_eval, harness, prompts
-from stages.runtime import catalog, devices, errors, fingerprint, logs, params, paths, processes, run, scratch, versions
+from stages.runtime import (
+    catalog,
+    devices,
+    durable,
+    errors,
+    fingerprint,
+    logs,
+    params,
+    paths,
+    processes,
+    run,
+    scratch,
+    versions,
+)
 from stages.runtime.paths import ROOT
 from support import tables as examples
 from support import workers
 from support.running import SMALLEST, set_params
 
-RUNTIME = [catalog, devices, errors, fingerprint, logs, params, paths, processes, run, scratch, versions]
-VALUES = {"params.load", "params.read", "params.validate_model"}
-"""Functions whose values enter results. tests/runtime/test_params.py shows that they are those of the file."""
+RUNTIME = [catalog, devices, durable, errors, fingerprint, logs, params, paths, processes, run, scratch, versions]
+VALUES = {"params.load", "params.read", "params.validate_model", "durable.read_json"}
+"""Functions whose values enter results. test_params.py and test_durable.py in tests/runtime show that they are the file's."""
 DECLARATIONS = {
     *(f"params.{name}" for name, value in vars(params).items() if isinstance(value, type)),
     "params.BASE",  # a name, that of data/models/base
@@ -38,6 +51,7 @@ DECLARATIONS = {
     "scratch.FOLDER",
     "scratch.NUMERICS",  # the name of an environment variable
     "logs.log",
+    "devices.LAUNCH_FOLDER",  # the name of an environment variable
     "errors.StageError",
     "errors.DISK_FULL",
     "errors.FREE_SPACE",
@@ -64,6 +78,14 @@ MUTANTS: dict[str, Callable[..., Any]] = {
     "logs.setup_logging": ignore,
     "devices.list_devices": lambda cores=False: ["", "", ""],
     "devices.explain_out_of_memory": do_nothing,
+    "devices.is_launched": lambda: False,
+    "devices.forget_launchers": ignore,
+    "durable.append_line": ignore,
+    "durable.flush": ignore,
+    "durable.replace": lambda new, path: new.replace(path),
+    "durable.set_aside": lambda path, reason: path.rename(path.with_name("aside")),
+    "durable.write": lambda path, text: path.write_text(text, encoding="utf-8"),
+    "errors.escape_controls": lambda text: "mutant",
     "devices.is_main_process": lambda: True,  # False means that another process writes the outputs
     "processes.block_sigint": do_nothing,
     "processes.exit_worker": ignore,
@@ -138,7 +160,10 @@ def test_every_function_of_runtime_is_listed_here() -> None:
         "params.is_evaluation",
         "run.build_parser",
         "run.run_stage",
-        *(f"run.{name}" for name in ("log_progress", "read_timings", "describe_progress", "format_duration")),
+        *(
+            f"run.{name}"
+            for name in ("log_progress", "read_plan", "read_rows", "read_timings", "describe_progress", "format_duration")
+        ),
     }
     assert public_functions() <= VALUES | other | MUTANTS.keys()
 

@@ -366,6 +366,11 @@ def test_the_folder_holds_the_cards_of_this_run_only(tmp_path: Path) -> None:
     cards.write_cards({"iter1": "1", "iter2": "2"}, folder)
     cards.write_cards({"iter1": "é"}, folder)
     assert {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()} == {"iter1.md": "é"}
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(StageError) as error:
+        cards.write_cards({"iter2": "2"}, folder)
+    assert_message(str(error.value), str(folder / "notes.txt"), "move it elsewhere")
+    assert (folder / "notes.txt").exists()
 
 
 @pytest.mark.parametrize(

@@ -411,3 +411,19 @@ def test_keys_that_depend_on_another_are_required_or_refused(
     with pytest.raises(StageError) as error:
         params.validate(path)
     assert_message(str(error.value), str(path), *parts)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("https://a.b/v1?key=sk-secret", "https://user:sk-secret@a.b/v1", "https://a.b/v1#sk-secret", "sk-secret"),
+        "https://a.b/ sk-secret",
+    ],
+)
+def test_a_key_in_the_judges_address_is_refused_and_not_shown(url: str, tmp_path: Path) -> None:
+    section = {"judge": "a", "workers": 8, "base_url": url}
+    path = change_params(tmp_path / "params.yaml", lambda document: document.update(evaluate_alpaca=section))
+    with pytest.raises(StageError) as error:
+        params.load("evaluate_alpaca", path=path)
+    assert_message(str(error.value), "params.yaml", "evaluate_alpaca.base_url", "OPENAI_API_KEY")
+    assert "sk-secret" not in str(error.value)

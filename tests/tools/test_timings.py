@@ -31,6 +31,19 @@ def test_the_format_is_the_one_that_a_stage_writes(tmp_path: Path, monkeypatch: 
     assert "recipes/x/dvc.yaml:split" in timings.format_timings(rows)
 
 
+@pytest.mark.parametrize("plan", [b"", b"[]", b'{"seconds": 5}', b"\xff", None])
+def test_timings_and_a_plan_that_a_power_cut_left_do_not_stop_a_run(tmp_path: Path, plan: bytes | None) -> None:
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "scratch/timings.jsonl").write_text(json.dumps(ROWS[0]) + '\n{"stage": "tr')
+    if plan is not None:
+        (tmp_path / "scratch/plan.json").write_bytes(plan)
+    shown = run_tool(tmp_path, "timings", "show")
+    assert (shown.returncode, "split" in shown.stdout) == (0, True), shown.stderr
+    started = run_tool(tmp_path, "timings", "start")
+    assert started.returncode == 0, started.stderr
+    assert json.loads((tmp_path / "scratch/plan.json").read_text())["seconds"] == {"split": 1.5}
+
+
 def test_the_plan_of_a_run_has_what_each_stale_stage_took_the_last_time_that_it_ran(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
