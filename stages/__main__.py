@@ -11,8 +11,8 @@ from typing import Any
 from stages.runtime import catalog, errors, run
 from stages.runtime.paths import ROOT
 
-WITHOUT_RECORD = ("code", "report", "report-models")
-"""Stages without a record: `code` computes no results, and the reports read the records of the other stages."""
+WITHOUT_RECORD = ("code", "assets-local", "assets-local-models", "report", "report-models")
+"""Stages without a record: the first three compute no results, and the reports read the records of the other stages."""
 
 NAMES = "--names"
 """In place of a stage: only check the names in params.yaml, as dvc.yaml's commands do before the shell expands the rest."""

@@ -38,7 +38,7 @@ def _read_configs(path: Path) -> Any:
     from huggingface_hub import DatasetCard
 
     try:
-        return DatasetCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict().get("configs")
+        return DatasetCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.get("configs")
     except Exception as error:  # a YAML parser's
         raise StageError(f"{path}: the front matter cannot be read ({describe(error)}): correct it") from error
 

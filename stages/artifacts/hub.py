@@ -53,7 +53,7 @@ def fetch_ranker(asset: Asset, base: Asset, out: Path) -> None:
 
 
 def _copy_model(asset: Asset, out: Path, patterns: list[str], weights: bool) -> None:
-    source = _require_directory(asset)
+    source = require_directory(asset)
     names = _list_files(source, patterns)
     pointers.check_complete(asset.repo, names, weights)
     with files.replacing(out) as partial:
@@ -91,14 +91,14 @@ def fetch_texts(asset: Asset, patterns: list[str]) -> list[Path]:
 
     Raises StageError if the repository or directory is not there.
     """
-    folder = _fetch_snapshot(asset.repo, asset.revision, "model", patterns) if asset.on_hub else _require_directory(asset)
+    folder = _fetch_snapshot(asset.repo, asset.revision, "model", patterns) if asset.on_hub else require_directory(asset)
     return [folder / name for name in _list_files(folder, patterns)]
 
 
 def fetch_file(asset: Asset, filename: str, repo_type: str = "dataset") -> Path:
     """Return the path of a file in a local directory, or of one fetched from a Hub repository. Raises StageError."""
     if not asset.on_hub:
-        path = _require_directory(asset) / filename
+        path = require_directory(asset) / filename
         if not path.is_file():
             raise StageError(f"{path} is missing: put it there or set repo to another directory")
         return path
@@ -132,7 +132,7 @@ def load_rows(asset: Asset, config: str | None, split: str) -> Any:
 def _check_front_matter(asset: Asset) -> None:
     """Raise StageError if a data set's front matter names data outside the data set, which no revision pins."""
     if not asset.on_hub:
-        front_matter.check(_require_directory(asset))
+        front_matter.check(require_directory(asset))
         return
     from huggingface_hub import errors, hf_hub_download
 
@@ -163,7 +163,7 @@ def _fetch_snapshot(repo: str, revision: str | None, repo_type: str, patterns: l
 
 def _create_private_cache(asset: Asset) -> str:
     """Create a cache for this process: `datasets` does not notice when a file of a local directory changes."""
-    _require_directory(asset)
+    require_directory(asset)
     scratch.FOLDER.mkdir(parents=True, exist_ok=True)
     folder = tempfile.mkdtemp(prefix="datasets-", dir=scratch.FOLDER)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -175,7 +175,8 @@ def _list_files(folder: Path, patterns: list[str]) -> list[str]:
     return sorted(name for name in names if not name.endswith(PICKLE_INDEX))
 
 
-def _require_directory(asset: Asset) -> Path:
+def require_directory(asset: Asset) -> Path:
+    """Return the local directory of an asset that has one. Raises StageError if it is not there."""
     path = Path(asset.repo)
     if not path.is_dir():
         raise StageError(

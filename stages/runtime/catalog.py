@@ -20,6 +20,8 @@ WITHOUT_ARITHMETIC = (
     "assets-prompts",
     "assets-alpaca-eval",
     "assets-harness",
+    "assets-local",
+    "assets-local-models",
     "assets-model",
     "assets-pairrm",
     "assets-answers",

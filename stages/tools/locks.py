@@ -17,8 +17,10 @@ from stages.tools import revisions
 
 CODE = "code"
 RECORDS = "data/records/"
-NOT_RESULTS = ("data/code/", RECORDS)
-"""Outputs that are not results: the fingerprints of the code, and the records of versions and devices."""
+LOCAL = "data/local"
+"""The folder of links to local assets. Its own hash is not theirs: only that of a link, as a dependency, is."""
+NOT_RESULTS = ("data/code/", RECORDS, LOCAL)
+"""Outputs that are not results: the fingerprints of the code, the records of versions and devices, links to local assets."""
 
 Stages = dict[str, Any]
 """Stage -> its entry in dvc.lock."""
@@ -105,7 +107,9 @@ def _list_inputs(stages: Stages) -> dict[str, Any]:
         for file, values in entry.get("params", {}).items():
             inputs |= {f"{'.'.join(key)} in {file}": value for key, value in revisions.flatten(values).items()}
         if stage != CODE:
-            inputs |= {path: md5 for path, md5 in _hash_deps(entry).items() if not _find(path, owners)}
+            inputs |= {
+                path: md5 for path, md5 in _hash_deps(entry).items() if path.startswith(f"{LOCAL}/") or not _find(path, owners)
+            }
     return inputs
 
 
@@ -124,7 +128,9 @@ def find_outdated(stages: Stages, listings: Mapping[str, str]) -> dict[str, list
     outdated = {}
     for stage, entry in stages.items():
         deps = _hash_deps(entry)
-        written = {path: _hash_written(path, outs, known) for path in deps if _find(path, outs)}
+        written = {
+            path: _hash_written(path, outs, known) for path in deps if _find(path, outs) and not path.startswith(f"{LOCAL}/")
+        }
         outdated[stage] = [path for path, md5 in written.items() if md5 != deps[path]]
     return {stage: paths for stage, paths in outdated.items() if paths}
 

@@ -80,8 +80,8 @@ def test_every_module_in_stages_and_assets_is_a_stage_of_dvc_yaml() -> None:
     evaluation = {command_of(stage) for address, stage in STAGES.items() if address.startswith(prefix)}
     assert training | evaluation | ANSWERS_ONLY == set(catalog.stage_modules())
     trains = {"assets-policy", "assets-prompts", "assets-ranker", "split", "generate", "rank", "reference", "train"}
-    assert training - evaluation == trains | {"compare", "report"}
-    assert evaluation - training == {"assets-model", "assets-pairrm", "compare-answers", "report-models"}
+    assert training - evaluation == trains | {"assets-local", "compare", "report"}
+    assert evaluation - training == {"assets-local-models", "assets-model", "assets-pairrm", "compare-answers", "report-models"}
 
 
 @pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
@@ -122,7 +122,7 @@ def test_every_stage_says_what_it_does(stage: Any) -> None:
 
 @pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
 def test_a_command_names_every_dependency_and_output(stage: Any) -> None:
-    """A path that the command does not name is one that the stage cannot know, except for its record and its code."""
+    """A path that the command does not name is one that the stage cannot know, except for its record, code and local assets."""
     name = stage.addressing.rpartition(":")[2]
     words = shlex.split(stage.cmd.partition("exec env ")[2])
     assert all(word.startswith("--") for word in words[words.index("stages") + 2 :: 2]), "options are named"
@@ -130,7 +130,9 @@ def test_a_command_names_every_dependency_and_output(stage: Any) -> None:
         assert UNNAMED[command_of(stage)] in stage.cmd
         return
     outs = {out.def_path for out in stage.outs} - {f"data/records/{name}.json"}
-    deps = {path for path in data_deps(stage) if path.startswith("data/") and not path.startswith("data/code/")}
+    deps = {
+        path for path in data_deps(stage) if path.startswith("data/") and not path.startswith(("data/code/", "data/local/"))
+    }
     named = {word for word in words if word.startswith("data/")}
     assert all(path in named or any(path.startswith(word + "/") for word in named) for path in outs | deps)
     assert all(any(path == word or path.startswith(word + "/") for path in outs | deps) for word in named)
