@@ -8,6 +8,7 @@ import pytest
 from stages import answer
 from stages.artifacts import files, schemas, tables
 from support import tables as examples
+from support.models import make_model
 from support.running import set_params
 
 
@@ -20,6 +21,7 @@ def test_instructions_and_hold_out_get_their_own_answers(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(answer, "draw_answers", draw)
     set_params(tmp_path, {})
+    make_model(tmp_path / "m")
     instructions = [{"dataset": "d", "instruction": text} for text in ("one", "two", "three")]
     files.write_json(instructions, tmp_path / "instructions.json")
     tables.write(examples.split(), schemas.SPLIT, tmp_path / "hold-out.parquet")

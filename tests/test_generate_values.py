@@ -9,6 +9,7 @@ from stages import generate
 from stages.artifacts import schemas, tables
 from stages.engines import sampling
 from support import tables as examples
+from support.models import make_model
 from support.running import set_params
 
 
@@ -24,6 +25,7 @@ def test_responses_are_drawn_with_every_setting_of_params(tmp_path: Path, monkey
     draw = {"samples": 4, "temperature": 0.3, "top_p": 0.8, "max_new_tokens": 11, "shard_size": 3}
     set_params(tmp_path, {"seed": 9, "generate": draw})
     tables.write(examples.split(), schemas.SPLIT, tmp_path / "prompts.parquet")
+    make_model(tmp_path / "m")
     paths = {"model": Path("m"), "prompts": Path("prompts.parquet"), "out": Path("out.parquet")}
     generate.main(argparse.Namespace(iteration="iter2", **paths))
     ((stage, prompts, model, _, requested, shard_size, skip_too_long),) = calls

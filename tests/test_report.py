@@ -37,7 +37,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_the_reports_cover_every_model_and_iteration(reports: dict[str, str]) -> None:
     pages = ["alpaca_eval", "open_llm_leaderboard", "ranker", "health", "samples", "provenance"]
     plots = {Path(source).name for plot in load_plots().values() for source in plot["y"]}
-    items = {"preferences.csv", "harness.csv", "metrics.json", "summary.json"}
+    items = {"preferences.csv", "harness.csv", "metrics.json", "summary.json", "listings.json"}
     assert set(reports) == {f"{name}.md" for name in pages} | plots | items | {"index.html", "cards/iter1.md"}
     for name in ("alpaca_eval.md", "open_llm_leaderboard.md", "ranker.md"):
         assert [row[0] for row in read_rows(reports[name])[2:4]] == ["base", "iter1"]

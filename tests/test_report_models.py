@@ -71,7 +71,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_reports_are_the_declared_ones(folder: Path) -> None:
     declared = {"alpaca_eval.md", "open_llm_leaderboard.md", "samples.md", "provenance.md", "metrics.json", "index.html"}
-    items = {"preferences.csv", "harness.csv", "win_rate.csv", "length.csv", "summary.json"}
+    items = {"preferences.csv", "harness.csv", "win_rate.csv", "length.csv", "summary.json", "listings.json"}
     assert {path.name for path in (folder / "reports").iterdir()} == declared | items
     html = (folder / "reports/index.html").read_text()
     assert html.count("<figure>") == 3

@@ -1,4 +1,4 @@
-"""Check that dvc.lock is what `dvc repro` would leave, for each pipeline that has one, without data and without running it.
+"""Check that each dvc.lock is what `dvc repro` would leave, without data and without running it.
 
 A lock has to be of this dvc.yaml, these parameters, this code and these files, and has to agree with itself: what a stage read
 is what the stages before it wrote. Files that Git ignores are not read.

@@ -70,7 +70,7 @@ def test_the_canonical_set_comes_from_the_hub(run: Run, fake_hub: FakeHub, tmp_p
 def test_the_canonical_set_comes_from_a_local_directory_and_replaces_what_was_there(run: Run, tmp_path: Path) -> None:
     write_canonical(tmp_path / "set")
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old.json").touch()
+    (tmp_path / "out" / "df_gamed.csv").touch()
     done = run_stage(run, tmp_path, {"repo": "./set"})
     assert done.returncode == 0, done.stderr
     check_canonical(tmp_path / "out")

@@ -31,7 +31,7 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> list[ranker.Prompt]:
 
 def test_it_learns_to_prefer_the_better_response_on_the_left(prompts: list[ranker.Prompt]) -> None:
     model = OneWeight(0.0)
-    size = MiniatureRanker(hidden_size=1, layers=1, prompts=60, candidates=3, noise=0.1, learning_rate=0.1)
+    size = MiniatureRanker(hidden_size=32, layers=1, prompts=60, candidates=3, noise=0.1, learning_rate=0.1)
     ranker.train(model, None, prompts, size, random.Random(0))
     assert model.weight.item() > 0.2
 

@@ -126,7 +126,9 @@ def list_commands() -> dict[str, tuple[list[str], list[str]]]:
     for name, stage in YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"].items():
         text = json.dumps(stage.get("do", stage)).replace("${key}", "iter1").replace("${item}", "base")
         stage = json.loads(text)
-        deps = [path for path in stage["deps"] if path.startswith("data/") and not path.startswith(("data/code/", "data/local/"))]
+        deps = [
+            path for path in stage["deps"] if path.startswith("data/") and not path.startswith(("data/code/", "data/local/"))
+        ]
         if deps:
             commands[name] = (shlex.split(stage["cmd"].rpartition("python -m stages ")[2]), deps)
     return commands

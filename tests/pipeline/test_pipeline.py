@@ -15,6 +15,7 @@ import pytest
 from dvc.repo import Repo
 from ruamel.yaml import YAML
 
+from stages.__main__ import WITHOUT_RECORD
 from stages.artifacts.schemas import model_names
 from stages.reporting.published import read_published
 from stages.runtime import catalog, params
@@ -141,19 +142,20 @@ def test_a_command_names_every_dependency_and_output(stage: Any) -> None:
 @pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
 def test_a_stage_has_a_record_where_the_report_looks_for_it(stage: Any) -> None:
     name = stage.addressing.rpartition(":")[2]
-    assert (f"data/records/{name}.json" in {out.def_path for out in stage.outs}) == (
-        name not in ("report", "report-models", "code")
-    )
+    assert (f"data/records/{name}.json" in {out.def_path for out in stage.outs}) == (name not in WITHOUT_RECORD)
 
 
 @pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
-def test_only_the_reports_are_uncached(stage: Any) -> None:
-    """index.html is cached, or Git would keep a copy from every run."""
+def test_only_reports_and_links_are_uncached(stage: Any) -> None:
+    """index.html is cached, or Git would keep a copy from every run. What data/local links to stays where it is."""
     uncached = {out.def_path for out in stage.outs if not out.use_cache}
+    links = {out.def_path for out in stage.outs if out.def_path == "data/local"}
     reports = {out.def_path for out in stage.outs if out.def_path.startswith("reports/")} - {"reports/index.html"}
-    assert uncached == reports
+    assert uncached == reports | links
     persistent = {out.def_path for out in stage.outs if out.persist}
-    assert persistent == reports | ({"reports/index.html"} if reports else set()), "a stage that fails leaves them as they were"
+    assert persistent == links | reports | ({"reports/index.html"} if reports else set()), (
+        "a stage that fails leaves them as they were"
+    )
 
 
 @pytest.mark.parametrize("folder", [ROOT, *RECIPES], ids=lambda path: path.name)
@@ -171,7 +173,7 @@ def test_split_needs_no_model() -> None:
     while pending:
         needed.add(pending[-1].name)
         pending += list(graph.successors(pending.pop()))
-    assert needed == {"split", "assets-prompts", "assets-alpaca-eval", "code"}
+    assert needed == {"split", "assets-prompts", "assets-alpaca-eval", "assets-local", "code"}
 
 
 def test_the_pipeline_is_short_enough_to_read() -> None:

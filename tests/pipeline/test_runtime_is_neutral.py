@@ -41,11 +41,12 @@ from support import workers
 from support.running import SMALLEST, set_params
 
 RUNTIME = [catalog, devices, durable, errors, fingerprint, logs, params, paths, processes, run, scratch, versions]
-VALUES = {"params.load", "params.read", "params.validate_model", "durable.read_json"}
-"""Functions whose values enter results. test_params.py and test_durable.py in tests/runtime show that they are the file's."""
+VALUES = {"params.load", "params.read", "params.validate_model", "durable.read_json", "documents.load_mapping"}
+"""Functions whose values enter results: the tests of their modules in tests/runtime show that they are the file's."""
 DECLARATIONS = {
     *(f"params.{name}" for name, value in vars(params).items() if isinstance(value, type)),
     "params.BASE",  # a name, that of data/models/base
+    "params.MODEL_NAME",  # the form of such names
     *(f"params.{name}" for name in ("Precision", "Text", "Positive", "PositiveFloat")),  # types
     "paths.ROOT",
     "scratch.FOLDER",

@@ -76,6 +76,7 @@ def test_method_knows_no_files_parameters_or_devices() -> None:
             assert {other for other in ARROWS[module] if not other.startswith("stages.method")} <= {
                 "stages.runtime.errors",
                 "stages.runtime.logs",
+                "stages.runtime.processes",
             }
 
 

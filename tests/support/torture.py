@@ -72,6 +72,7 @@ def list_rows(url: str) -> list[Row]:
     judge = {"evaluate_alpaca": JUDGE | {"base_url": url}}
     return [
         Row("code"),
+        Row("assets-local"),
         Row("assets-policy"),
         Row("assets-ranker"),
         Row("assets-prompts"),
