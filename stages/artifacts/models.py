@@ -239,8 +239,10 @@ def save_policy(model: Any, weights: dict[str, Any], dtype: Precision, source: P
 
     weights: its state dict, in dtype. source: the folder of the other one.
     """
-    from transformers import GenerationConfig
+    from transformers import AutoConfig, GenerationConfig
 
+    published = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    model.config.use_cache = getattr(published, "use_cache", True)  # training turned it off
     generation, model.generation_config = model.generation_config, GenerationConfig()
     model.save_pretrained(folder, state_dict=weights)
     model.config.dtype = dtype  # save_pretrained wrote the model's
@@ -267,4 +269,7 @@ def _save_description(config: Any, generation: Any, source: Path, folder: Path) 
         shutil.copyfile(source / GENERATION, folder / GENERATION)
     else:
         generation.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    for key in ("is_local", "local_files_only"):  # how this process loaded it
+        tokenizer.init_kwargs.pop(key, None)
+    tokenizer.save_pretrained(folder)
