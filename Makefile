@@ -59,7 +59,7 @@ coverage: env  ## measure which code `make test` runs, in all processes and envi
 mutants: env  ## mutation tests: change the meaning of the code in one place at a time, and write docs/mutants.md
 	PYTHONPATH=.:tests python -m support.mutants
 
-torture: env  ## stress-test resume: kill every stage 20 times at random, and write docs/torture.md (half an hour)
+torture: env  ## stress-test resume: kill every stage 20 times, cut the power, try odd input, and write docs/torture.md (some hours)
 	PYTHONPATH=.:tests python -m support.torture
 
 bench: env  ## compare the stages' speed with the usual implementations, and write benchmarks/results.md (20 minutes)

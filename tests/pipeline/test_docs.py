@@ -160,3 +160,15 @@ def test_every_new_recipe_is_valid(command: str, tmp_path: Path, monkeypatch: py
     recipe.main(parser.parse_args(arguments))
     made = tmp_path / "recipes" / arguments[0]
     params.validate_unpinned(params.read(made / "params.yaml"), made / "params.yaml")
+
+
+def test_every_statement_of_what_can_be_relied_on_has_a_test() -> None:
+    text = (ROOT / "docs/trust.md").read_text(encoding="utf-8").partition("## What you cannot rely on")[0]
+    statements = [line for line in text.splitlines() if line.startswith("- ")]
+    assert len(statements) > 20
+    files = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
+    defined = {name for file in files for name in re.findall(r"^def (test_\w+)", file, re.MULTILINE)}
+    for statement in statements:
+        named = set(re.findall(r"`(test_\w+)`", statement))
+        assert named, statement
+        assert named <= defined

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -287,3 +288,32 @@ def test_training_in_one_process_accepts_connections_of_this_machine_only(pairs:
         time.sleep(0.05)
     assert process.returncode == 0
     assert addresses == {"0100007F"}, "127.0.0.1, by gloo"
+
+
+PACKAGES = sorted(path for path in (ROOT / "requirements").glob("*.txt") if not path.stem.endswith("-overrides"))
+
+
+@pytest.mark.parametrize("path", PACKAGES, ids=lambda path: path.stem)
+def test_every_package_is_pinned_by_hash(path: Path) -> None:
+    text = re.sub(r"^ *#.*$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    entries = [" ".join(entry.split()) for entry in text.replace("\\\n", " ").splitlines() if entry.strip()]
+    assert entries
+    for entry in entries:
+        assert re.fullmatch(r"[a-z0-9._-]+(\[[a-z0-9,_-]+\])?==\S+( ; [^#]*?)?( --hash=sha256:[0-9a-f]{64})+", entry), entry
+
+
+def test_nothing_is_installed_without_its_hash() -> None:
+    script = (ROOT / "requirements/install.sh").read_text(encoding="utf-8")
+    installs = [
+        line for line in script.splitlines() if re.search(r"pip (install|sync)", line) and not line.lstrip().startswith("#")
+    ]
+    assert len(installs) >= 2
+    assert all("--require-hashes" in line for line in installs)
+
+
+def test_actions_are_pinned_by_commit() -> None:
+    uses = [
+        line for path in (ROOT / ".github/workflows").glob("*.yml") for line in path.read_text().splitlines() if "uses:" in line
+    ]
+    assert uses
+    assert all(re.search(r"uses: [\w/-]+@[0-9a-f]{40} # v[0-9.]+$", line) for line in uses)
