@@ -1,7 +1,7 @@
 """Check that each dvc.lock is what `dvc repro` would leave, without data and without running it.
 
 A lock has to be of this dvc.yaml, these parameters, this code and these files, and has to agree with itself: what a stage read
-is what the stages before it wrote. Files that Git ignores are not read.
+is what the stages before it wrote. Local assets are compared if they are in Git. Files that Git ignores are not read.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from dvc.exceptions import DvcException
 
 from stages.artifacts import files
 from stages.reporting import listings
-from stages.runtime import catalog, documents
+from stages.runtime import catalog, params
 from stages.runtime.errors import StageError, escape_controls, one_line
 from stages.runtime.fingerprint import fingerprint
 from stages.tools import locks, repository, revisions
@@ -76,7 +76,7 @@ def _find_faults(folder: Path) -> Iterator[str]:
 def _read_lock(path: Path) -> locks.Stages:
     if not path.is_file():
         raise StageError(f"{path} is missing: run `dvc repro`, then commit it")
-    return revisions.read_stages(documents.load_mapping(path.read_bytes(), str(path)), str(path))
+    return revisions.parse_lock(path.read_bytes(), str(path))
 
 
 def _read_listings(folder: Path, stages: locks.Stages) -> dict[str, str]:
@@ -88,18 +88,20 @@ def _read_listings(folder: Path, stages: locks.Stages) -> dict[str, str]:
 
 def find_changes(stage: Any, entry: dict[str, Any], folder: Path) -> Iterator[str]:
     """Yield how a stage of folder/dvc.yaml, a dvc.stage.Stage, differs from its entry in dvc.lock, and both from the files."""
-    params = [dep for dep in stage.deps if isinstance(dep, ParamsDependency)]
-    deps = [dep for dep in stage.deps if dep not in params]
+    keys = [dep for dep in stage.deps if isinstance(dep, ParamsDependency)]
+    deps = [dep for dep in stage.deps if dep not in keys]
     locked = {kind: {file["path"]: file.get("md5", "") for file in entry.get(kind, [])} for kind in ("deps", "outs")}
     if entry.get("cmd") != stage.cmd:
         yield "its command has changed"
     yield from _compare_paths({dep.def_path for dep in deps}, locked["deps"], "dependency")
     yield from _compare_paths({out.def_path for out in stage.outs}, locked["outs"], "output")
-    yield from (name for dep in params for name in _find_changed_params(dep))
+    yield from (f"{path} has no MD5" for paths in locked.values() for path, md5 in paths.items() if not revisions.is_md5(md5))
+    yield from (name for dep in keys for name in _find_changed_params(dep))
     in_git = [] if stage.name == locks.CODE else list(deps)  # a comment changes the code's files, but not their fingerprints
     in_git += [out for out in stage.outs if not out.use_cache]
     for file in in_git:
         yield from _compare_file(file, (locked["deps"] | locked["outs"]).get(file.def_path))
+    yield from _find_changed_assets(locked["deps"], folder, stage.repo)
     yield from _find_changed_code(locked["outs"] if stage.name == locks.CODE else locked["deps"])
 
 
@@ -123,6 +125,29 @@ def _compare_file(file: Any, md5: str | None) -> Iterator[str]:
         yield f"{file.def_path} is missing: commit it"
     elif files.dvc_md5(path) != md5:
         yield f"{file.def_path} has changed"
+
+
+def _find_changed_assets(hashes: dict[str, str], folder: Path, repo: Any) -> Iterator[str]:
+    """Compare hashes in dvc.lock (path -> MD5) of links to local assets with the directories in Git that params.yaml names.
+
+    Git ignores the links. Directories elsewhere, and those that are not here, are left out.
+    """
+    linked = {path: md5 for path, md5 in hashes.items() if locks.is_link(path)}
+    document = params.read(folder / revisions.PARAMS) if linked else {}
+    for path, md5 in linked.items():
+        name = _find_directory(path.removeprefix(f"{locks.LOCAL}/"), document)
+        target = (folder / name).resolve() if name else None
+        in_git = target and target.is_dir() and target.is_relative_to(Path(repo.root_dir).resolve())
+        if target and in_git and not repo.scm.is_ignored(str(target)) and files.dvc_md5(target) != md5:
+            yield f"the files of {name} in Git are not those that it read"
+
+
+def _find_directory(key: str, document: dict[str, Any]) -> str | None:
+    """Return the directory that params.yaml names for a link's name (stages/artifacts/links.py), None if it names none."""
+    value: Any = document if key.startswith(("models.", "rankers.")) else document.get("assets")
+    for part in [*key.split("."), "repo"]:
+        value = value.get(part) if isinstance(value, dict) else None
+    return value if isinstance(value, str) and value.startswith(("/", ".")) else None
 
 
 def _find_changed_code(hashes: dict[str, str]) -> Iterator[str]:

@@ -77,6 +77,11 @@ def sort_stages(stages: Stages) -> list[str]:
         raise StageError(f"{revisions.LOCK}: stages depend on each other: {circle}: {per_item.REMEDY}") from error
 
 
+def is_link(path: str) -> bool:
+    """Return whether a path in dvc.lock is that of the link to one asset, whose hash is that of the asset."""
+    return path.startswith(f"{LOCAL}/")
+
+
 def _hash_deps(entry: dict[str, Any]) -> dict[str, str]:
     return {dep["path"]: dep.get("md5", "") for dep in entry.get("deps", [])}
 
@@ -107,9 +112,7 @@ def _list_inputs(stages: Stages) -> dict[str, Any]:
         for file, values in entry.get("params", {}).items():
             inputs |= {f"{'.'.join(key)} in {file}": value for key, value in revisions.flatten(values).items()}
         if stage != CODE:
-            inputs |= {
-                path: md5 for path, md5 in _hash_deps(entry).items() if path.startswith(f"{LOCAL}/") or not _find(path, owners)
-            }
+            inputs |= {path: md5 for path, md5 in _hash_deps(entry).items() if is_link(path) or not _find(path, owners)}
     return inputs
 
 
@@ -128,9 +131,7 @@ def find_outdated(stages: Stages, listings: Mapping[str, str]) -> dict[str, list
     outdated = {}
     for stage, entry in stages.items():
         deps = _hash_deps(entry)
-        written = {
-            path: _hash_written(path, outs, known) for path in deps if _find(path, outs) and not path.startswith(f"{LOCAL}/")
-        }
+        written = {path: _hash_written(path, outs, known) for path in deps if _find(path, outs) and not is_link(path)}
         outdated[stage] = [path for path, md5 in written.items() if md5 != deps[path]]
     return {stage: paths for stage, paths in outdated.items() if paths}
 

@@ -5,6 +5,7 @@ tree. Only files in Git are read, neither the data nor DVC's cache, and nothing 
 """
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,9 @@ from stages.tools.changes import NO_ITEMS, Flat, Items, Key, Published
 WORKSPACE = "workspace"
 PARAMS, METRICS, LOCK, PUBLISHED = "params.yaml", "reports/metrics.json", "dvc.lock", "published.yaml"
 SEEDS = "reports/seeds.json"
+MD5 = r"[0-9a-f]{32}(\.dir)?"
+REMEDY = "restore it with Git, or remove it and run `dvc repro`, which takes from DVC's cache what has run before"
+"""For a dvc.lock that is not valid: DVC refuses it too, so `dvc repro` alone does not help."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,9 @@ def read_revision(rev: str, folder: Path) -> Revision:
         content = read(name)
         return None if content is None else documents.load_mapping(content, f"{folder / name} at {rev}")
 
-    params, metrics, lock, runs = (read_mapping(name) for name in (PARAMS, METRICS, LOCK, SEEDS))
-    stages = None if lock is None else read_stages(lock, f"{folder / LOCK} at {rev}")
+    params, metrics, runs = (read_mapping(name) for name in (PARAMS, METRICS, SEEDS))
+    lock = read(LOCK)
+    stages = None if lock is None else parse_lock(lock, f"{folder / LOCK} at {rev}")
     return Revision(
         title=rev if commit is None else commit[:7] if commit.startswith(rev) else f"{rev} ({commit[:7]})",
         params=None if params is None else flatten(params),
@@ -86,20 +91,34 @@ def read_metrics(document: dict[str, Any], where: str) -> Flat:
     return metrics
 
 
+def parse_lock(content: bytes, where: str) -> dict[str, Any]:
+    """Return the stages of dvc.lock as `read_stages` does. Raises StageError, also if the content is not valid YAML."""
+    try:
+        lock = documents.load_mapping(content, where)
+    except StageError as error:
+        raise StageError(f"{error}: {REMEDY}") from error
+    return read_stages(lock, where)
+
+
+def is_md5(value: object) -> bool:
+    """Return whether a value is an MD5 as in dvc.lock, and so leads to a place in DVC's cache."""
+    return isinstance(value, str) and re.fullmatch(MD5, value) is not None
+
+
 def read_stages(lock: dict[str, Any], where: str) -> dict[str, Any]:
     """Return the stages of dvc.lock, none if it has no such key. Raises StageError if one has another structure than DVC's."""
     stages = lock.get("stages", {})
     if not isinstance(stages, dict):
-        raise StageError(f"{where}: 'stages' is {quote(stages)}, expected a mapping: {per_item.REMEDY}")
+        raise StageError(f"{where}: 'stages' is {quote(stages)}, expected a mapping: {REMEDY}")
     for name, entry in stages.items():
         if not isinstance(name, str) or not isinstance(entry, dict):
-            raise StageError(f"{where}: stage {quote(name)} is {quote(entry)}, expected a mapping: {per_item.REMEDY}")
+            raise StageError(f"{where}: stage {quote(name)} is {quote(entry)}, expected a mapping: {REMEDY}")
         for key in ("deps", "outs"):
             if not _is_file_list(entry.get(key, [])):
-                raise StageError(f"{where}: '{key}' of stage {name} is not a list of paths and hashes: {per_item.REMEDY}")
+                raise StageError(f"{where}: '{key}' of stage {name} is not a list of paths and hashes: {REMEDY}")
         params = entry.get("params", {})
         if not isinstance(params, dict) or not all(isinstance(values, dict) for values in params.values()):
-            raise StageError(f"{where}: 'params' of stage {name} is {quote(params)}, expected mappings: {per_item.REMEDY}")
+            raise StageError(f"{where}: 'params' of stage {name} is {quote(params)}, expected mappings: {REMEDY}")
     return stages
 
 

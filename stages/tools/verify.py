@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -25,10 +24,10 @@ from typing import Any
 from tqdm import tqdm
 
 from stages.artifacts import files, pointers, schemas, tables
-from stages.runtime import catalog, documents, params
+from stages.runtime import catalog, params
 from stages.runtime.errors import StageError, escape_controls, one_line, quote
 from stages.runtime.paths import ROOT
-from stages.tools import options, repository, revisions
+from stages.tools import locks, options, repository, revisions
 
 INTACT, MISSING, CORRUPTED = "intact", "missing", "corrupted"
 REPORTS = ("report", "report-models")
@@ -36,7 +35,6 @@ REPORTS = ("report", "report-models")
 CODE = "code"
 """The stage that fingerprints the code."""
 RESTORE = "restore dvc.lock with Git, or run the experiment with `dvc repro`"
-MD5 = r"[0-9a-f]{32}(\.dir)?"
 
 Copies = dict[Path, Path | None]
 """Path in the workspace of a file that dvc.lock covers -> an intact copy, or None if there is none."""
@@ -141,25 +139,20 @@ def read_lock(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise StageError(f"{path} is missing: run the experiment with `dvc repro`")
-    stages = revisions.read_stages(documents.load_mapping(path.read_bytes(), str(path)), str(path))
+    stages = revisions.parse_lock(path.read_bytes(), str(path))
     known = dict[PurePosixPath, str]()
     for stage, entry in stages.items():
         for out in entry.get("outs", []):
             place = f"{path}: stage {stage}: {quote(out['path'])}"
             if not files.is_inside(out["path"]):
                 raise StageError(f"{place} is not a path below {path.resolve().parent}: {RESTORE}")
-            if not is_md5(out.get("md5")):
+            if not revisions.is_md5(out.get("md5")):
                 raise StageError(f"{place}: its hash is {quote(out.get('md5'))}, expected an MD5: {RESTORE}")
             known[PurePosixPath(out["path"])] = place
     for name, place in known.items():
         if inside := next((other for other in known if other in name.parents), None):
             raise StageError(f"{place} is in another output, {quote(str(inside))}: {RESTORE}")
     return stages
-
-
-def is_md5(value: object) -> bool:
-    """Return whether a value is an MD5 as in dvc.lock, and so leads to a place in DVC's cache."""
-    return isinstance(value, str) and re.fullmatch(MD5, value) is not None
 
 
 def list_artifacts(folder: Path, stages: dict[str, Any]) -> list[Artifact]:
@@ -246,7 +239,7 @@ def read_listing(path: Path) -> dict[str, str]:
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise StageError(f"{path}: not a listing of a folder by DVC: remove it, then `dvc pull` or `dvc repro`") from error
     for name, md5 in entries.items():
-        if not files.is_inside(name) or not is_md5(md5):
+        if not files.is_inside(name) or not revisions.is_md5(md5):
             raise StageError(f"{path}: {quote(name)} is not a file with an MD5 below the folder: {RESTORE}")
     return entries
 
@@ -355,14 +348,17 @@ def check_pointer(path: Path, folder: Path) -> list[str]:
 def check_inputs(folder: Path, stages: dict[str, Any], cache: Cache) -> list[str]:
     """Compare with dvc.lock the inputs that no stage writes, such as local assets: a fault for each that has changed since.
 
-    The code and the inputs of the reports are left out: a change of them matters only if it changes a report.
+    A stage does write the link to a local asset, but not what the link leads to. Missing links are left to the artifact that
+    contains them. The code and the inputs of the reports are left out: a change of them matters only if it changes a report.
     """
     outs = {PurePosixPath(out["path"]) for entry in stages.values() for out in entry.get("outs", [])}
     faults = []
     for stage, entry in stages.items():
         for dep in entry.get("deps", []) if stage not in (CODE, *REPORTS) else ():
             name = PurePosixPath(dep["path"])
-            if outs & {name, *name.parents} or any(name in out.parents for out in outs) or dep.get("nfiles") == 0:
+            is_asset = locks.is_link(dep["path"]) and (folder / name).is_symlink()
+            is_written = bool(outs & {name, *name.parents}) or any(name in out.parents for out in outs)
+            if (is_written and not is_asset) or dep.get("nfiles") == 0:
                 continue
             state = cache.check(folder / name, dep.get("md5", ""))
             if state != INTACT:

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages.artifacts import files
+from stages.runtime.errors import StageError
 from stages.runtime.fingerprint import fingerprint
 from stages.runtime.paths import ROOT
-from stages.tools import gate
+from stages.tools import gate, repository, revisions
 from support.messages import assert_message
 from support.revisions import commit, git
 from support.running import dvc, run_tool
@@ -184,6 +186,50 @@ def test_a_stage_that_ran_alone_is_noticed(stage: str, finished: Path, tmp_path:
     assert any(readers[name] in line and "not run since" in line for line in lines), lines
     dvc(folder, "repro", "-q")
     assert gate.check_pipeline(copy_without_data(folder, tmp_path / "then")) == []
+
+
+@pytest.mark.parametrize("key", ["prompts", "prompts.assignment", "models.mine"])
+@pytest.mark.parametrize("place", ["mine", "ignored", "absent"])
+def test_a_local_asset_in_git_is_compared(key: str, place: str, clone: Path) -> None:
+    (clone / "mine").mkdir()
+    (clone / "mine/a.jsonl").write_text("{}")
+    shutil.copytree(clone / "mine", clone / "data/ignored")
+    repo = {"mine": "./mine", "ignored": "./data/ignored", "absent": "./absent"}[place]
+    node: dict[str, Any] = {"repo": repo}
+    for part in reversed(key.split(".")):
+        node = {part: node}
+    YAML().dump(node if key.startswith("models.") else {"assets": node}, clone / "params.yaml")
+    path = f"data/local/{key}"
+    with repository.open_repository(clone) as opened:
+        find = partial(gate._find_changed_assets, {path: files.dvc_md5(clone / "mine")}, clone, opened)
+        assert list(find()) == []
+        for folder in ("mine", "data/ignored"):
+            (clone / folder / "b.jsonl").write_text("{}")
+        assert [line.count("./mine") for line in find()] == [1] * (place == "mine")
+
+
+@pytest.mark.parametrize("md5", [None, "", "none", 32 * "g"])
+def test_a_hash_that_is_none_is_noticed(md5: str | None, clone: Path) -> None:
+    """Although what was written and what was read agree."""
+
+    def edit(stages: dict[str, Any]) -> None:
+        for file in (*stages["answer"]["outs"], stages["evaluate@iter1"]["deps"][0], stages["evaluate@iter2"]["deps"][0]):
+            if md5 is None:
+                file.pop("md5", None)
+            else:
+                file["md5"] = md5
+
+    write_stages(clone, edit, "dvc.lock")
+    lines = gate.check_pipeline(clone)
+    assert any("answer: data/answers/base.json has no MD5" in line for line in lines), lines
+
+
+@pytest.mark.parametrize("text", ["", "<<<<<<< HEAD\nschema: '2.0'\n", "\0", "- 1", "a: *b", "stages: 5"])
+def test_the_remedy_for_an_unreadable_lock_helps(text: str, tmp_path: Path) -> None:
+    """DVC reads such a lock no better, so `dvc repro` alone does not help."""
+    with pytest.raises(StageError) as error:
+        revisions.parse_lock(text.encode(), "dvc.lock")
+    assert_message(str(error.value), "dvc.lock", "restore it with Git", "remove it", "dvc repro")
 
 
 def test_changed_code_is_noticed(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -384,6 +384,31 @@ def test_an_input_that_no_stage_writes_is_checked(
     assert line == f"{stage}: the input {path.partition('/')[0]} {word}: restore it, or run `dvc repro`"
 
 
+@pytest.mark.parametrize("name", ["prompts", "ranker.base", "models.mine"])
+def test_a_local_asset_behind_a_link_is_checked(name: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/a.jsonl").write_text("{}")
+    (tmp_path / "data/local").mkdir(parents=True)
+    path = f"data/local/{name}"
+    stages = {
+        "assets-local": {"outs": [{"path": "data/local", "md5": "0" * 32 + ".dir"}]},
+        "assets-x": {"deps": [{"path": path, "md5": files.dvc_md5(tmp_path / "mine")}]},
+    }
+
+    def check() -> list[str]:
+        return verify.check_inputs(tmp_path, stages, verify.Cache(tmp_path / "cache"))
+
+    assert check() == [], "the folder of links, an artifact, is reported as missing"
+    (tmp_path / path).symlink_to("../../mine")
+    assert check() == []
+    (tmp_path / "mine/a.jsonl").write_text("[]")
+    (line,) = check()
+    assert_message(line, "assets-x", path, "has changed since", "dvc repro")
+    shutil.rmtree(tmp_path / "mine")
+    (line,) = check()
+    assert_message(line, "assets-x", path, "is missing", "dvc repro")
+
+
 @pytest.mark.parametrize("document", [{}, {"stages": None}, {"stages": []}, {"stages": {"a": None, "b": {"outs": None}}}])
 def test_an_odd_pipeline_has_no_uncached_outputs(document: dict[str, Any]) -> None:
     assert verify.find_uncached(document) == set()
