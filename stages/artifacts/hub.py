@@ -6,6 +6,7 @@ Only data is fetched: a model's safetensors, JSON and tokenizer files, and the r
 import atexit
 import contextlib
 import hashlib
+import os
 import shlex
 import shutil
 import tempfile
@@ -116,6 +117,11 @@ def load_rows(asset: Asset, config: str | None, split: str) -> Any:
     """
     import datasets
 
+    if asset.on_hub and Path(asset.repo).is_dir():  # `datasets` would prefer it
+        raise StageError(
+            f"{asset.repo} in params.yaml is a data set on the Hub, but {Path(asset.repo).resolve()} exists too: rename it or "
+            f"set repo to ./{asset.repo} without a revision to use it"
+        )
     cache = None if asset.on_hub else _create_private_cache(asset)
     name = f"{asset.repo}{f', configuration {config}' if config else ''}"
     available: list[str]
@@ -127,6 +133,21 @@ def load_rows(asset: Asset, config: str | None, split: str) -> Any:
         rows = datasets.load_dataset(asset.repo, config, split=split, revision=asset.revision, cache_dir=cache)
     log.info("%s, split %s: %d rows", name, split, len(rows))
     return rows
+
+
+def find_csv(asset: Asset, split: str) -> tuple[list[Path], str]:
+    """Return the CSV files of a split of a local directory, in the order of its rows, and what separates their cells.
+
+    Returns no files if the data set is in another format. Raises StageError if `datasets` cannot tell.
+    """
+    import datasets
+
+    cache = _create_private_cache(asset)
+    with _explain_hub_errors(f"split {split!r} of {asset.repo}", asset.repo, "dataset"):
+        builder = datasets.load_dataset_builder(asset.repo, cache_dir=cache)
+    if builder.name != "csv":
+        return [], ""
+    return [Path(name) for name in builder.config.data_files.get(split, [])], builder.config.sep
 
 
 def _check_front_matter(asset: Asset) -> None:
@@ -176,7 +197,10 @@ def _list_files(folder: Path, patterns: list[str]) -> list[str]:
 
 
 def require_directory(asset: Asset) -> Path:
-    """Return the local directory of an asset that has one. Raises StageError if it is not there."""
+    """Return the local directory of an asset that has one.
+
+    Raises StageError if it is not there, or for what is in it if DVC would not see its changes.
+    """
     path = Path(asset.repo)
     if not path.is_dir():
         raise StageError(
@@ -184,7 +208,23 @@ def require_directory(asset: Asset) -> Path:
             f"experiment, which runs in a copy of what Git tracks, `git add {shlex.quote(asset.repo)}` before queueing it, or "
             "set repo to an absolute path"
         )
+    for parent, folders, names in os.walk(path):
+        for name in sorted(folders) + sorted(names):
+            if fault := _find_unseen(Path(parent) / name):
+                raise StageError(f"{Path(parent) / name} {fault}")
     return path
+
+
+def _find_unseen(path: Path) -> str | None:
+    """Describe why DVC would not see the content of something in a local directory, or wait for it for ever."""
+    if path.name == ".dvcignore":
+        return "would hide files from DVC, which could not tell when they change: remove it"
+    if path.is_symlink() and not path.is_file():
+        target = "a folder, which DVC does not follow" if path.is_dir() else "no file"
+        return f"is a link to {target}: replace the link by a copy of the files, or remove it"
+    if not path.is_file() and not path.is_dir():
+        return "is neither a file nor a folder, and cannot be read: remove it"
+    return None
 
 
 def _hash_file(path: Path) -> dict[str, Any]:
@@ -215,8 +255,11 @@ def _explain_hub_errors(what: str, repo: str, repo_type: str) -> Iterator[None]:
         raise StageError(f"{what}: no such revision: set revision to one of {page}/commits/main") from error
     except Exception as error:
         remedy = "check its files" if Path(repo).is_dir() else f"check the network and {page}"
-        message = one_line(hide_token(str(error)))
-        raise StageError(f"{what}: cannot be fetched ({type(error).__name__}: {message}): {remedy}") from error
+        cause: BaseException = error
+        while cause.__cause__:
+            cause = cause.__cause__
+        messages = [f"{type(each).__name__}: {one_line(hide_token(str(each)))}" for each in dict.fromkeys((error, cause))]
+        raise StageError(f"{what}: cannot be fetched ({', caused by '.join(messages)}): {remedy}") from error
 
 
 def _page(repo: str, repo_type: str) -> str:

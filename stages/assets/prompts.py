@@ -4,8 +4,11 @@ A second data set may assign prompts to iterations, as the released code's does.
 """
 
 import argparse
+import csv
+import io
 import json
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,8 @@ MAX_UNKNOWN_SHARE = 0.1
 """If a larger share of the assigned prompts is missing from the data set, the assignment must be for another data set."""
 
 REMEDY = "correct the row, or set column in params.yaml to another one"
+OTHER_FORMAT = "store the data set as Parquet or JSON Lines"
+CSV_REMEDY = f"put every text into double quotes and those inside it twice, or {OTHER_FORMAT}"
 Prompt = tuple[str, str | None]
 """A prompt and the iteration that it is assigned to, or None."""
 Texts = Sequence[str | None]
@@ -95,18 +100,20 @@ def _read_column(asset: params.Asset, split: str, column: str) -> Texts:
     """Read a column of texts, in which a missing one is None. Raises StageError for the first row that is not text.
 
     What reads a file may convert what it does not expect: `datasets` turns a whole column of JSON Lines into JSON texts if one
-    value is not text, and pandas takes NA, null and None in a CSV file for missing values.
+    value is not text, and pandas takes NA, null and None in a CSV file for missing values, and 007 for 7.
     """
     try:
         rows = hub.load_rows(asset, None, split)
     except StageError:
         _check_files(asset, column)  # it can name the row
+        list(_read_cells(asset, split, column))
         raise
     place = f"{asset.repo}, split {split}"
     if column not in rows.column_names:
         known = ", ".join(map(quote, rows.column_names))
         raise StageError(f"{place}: there is no column {quote(column)}: set column in params.yaml to one of {known}")
     _check_files(asset, column)
+    cells = list(_read_cells(asset, split, column))
     texts = _list_values(rows.with_format("arrow")[column][:])
     if type(rows.features[column]).__name__ == "Json":  # what datasets makes of a column with values of several types
         texts = [json.loads(text) if isinstance(text, str) else text for text in texts]
@@ -114,10 +121,12 @@ def _read_column(asset: params.Asset, split: str, column: str) -> Texts:
         if text is None and rows.info.builder_name == "csv":
             raise StageError(
                 f"{place}: row {row}: {quote(column)} is empty, or a word such as NA, null or None that stands for nothing in "
-                "CSV: remove the row, or store the data set as Parquet or JSON Lines"
+                f"CSV: remove the row, or {OTHER_FORMAT}"
             )
         if text is not None and not isinstance(text, str):
             raise StageError(f"{place}: {_describe_odd(row, column, text)}: {REMEDY}")
+    if cells:
+        _check_cells(cells, [text for text in texts if text and text.strip()], place, column)
     return texts
 
 
@@ -150,21 +159,76 @@ def _check_files(asset: params.Asset, column: str) -> None:
 
 
 def _find_fault(path: Path, column: str) -> str | None:
-    content = path.read_bytes()
     try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        return f"line {line}: not valid UTF-8"
+        text = _read_text(path)
+    except ValueError as error:
+        return str(error)
     if path.suffix == ".csv":
         return None
     try:
-        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.split("\n") if line]
+        lines = [line for line in text.split("\n") if line.strip()]
+        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in lines]
     except (ValueError, RecursionError):  # not an object per row: left to `datasets`
         return None
     values = [row.get(column) if isinstance(row, dict) else None for row in rows]
     odd = (row for row, value in enumerate(values) if value is not None and not _is_text(value))
     return next((_describe_odd(row, column, values[row]) for row in odd), None)
+
+
+def _read_text(path: Path) -> str:
+    """Read a file with its own line breaks. Raises ValueError if it is not UTF-8."""
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"line {line}: not valid UTF-8") from error
+
+
+def _read_cells(asset: params.Asset, split: str, column: str) -> Iterator[tuple[str, str]]:
+    """Yield file and line, and content, of the cells of a column that are not blank, in the CSV files of a local directory.
+
+    Raises StageError for a row that has not as many cells as the header: one of them may be a part of another's text.
+    """
+    paths, separator = ([], "") if asset.on_hub else hub.find_csv(asset, split)
+    for path in paths:
+        try:
+            header, *rows = _read_csv(_read_text(path), separator) or [(1, [])]
+        except (ValueError, TypeError) as error:  # TypeError: a separator that is not one character
+            raise StageError(f"{path}: {error}: {CSV_REMEDY}") from error
+        if header[1].count(column) != 1:
+            fault = f"line {header[0]}: {header[1].count(column)} columns are named {quote(column)}"
+            raise StageError(f"{path}: {fault}: name one column so, or set column in params.yaml to another one")
+        index = header[1].index(column)
+        yield from ((f"{path}: line {line}", row[index]) for line, row in rows if row[index].strip())
+
+
+def _read_csv(text: str, separator: str) -> list[tuple[int, list[str]]]:
+    """Return the header and the rows of a CSV file, each with its first line. Raises ValueError if their lengths differ."""
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    rows: list[tuple[int, list[str]]] = []
+    line = 1
+    try:
+        for row in reader:
+            if len(row) > 1 or "".join(row).strip():  # pandas skips blank lines
+                rows.append((line, row))
+            if rows and len(rows[-1][1]) != len(rows[0][1]):
+                raise ValueError(f"line {line}: {len(row)} cells, but the header has {len(rows[0][1])}")
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(f"line {line}: {error}") from error
+    return rows
+
+
+def _check_cells(cells: Sequence[tuple[str, str]], texts: Sequence[str], place: str, column: str) -> None:
+    """Raise StageError for the first text that `datasets` read that is not the cell as it is written."""
+    odd = next(((cell, text) for cell, text in zip(cells, texts, strict=False) if cell[1] != text), None)
+    if odd:
+        (line, written), text = odd
+        raise StageError(f"{line}: {quote(column)} is {quote(written)}, but is read as {quote(text)}: {OTHER_FORMAT}")
+    if len(cells) != len(texts):
+        raise StageError(f"{place}: {len(texts)} texts are read from files that have {len(cells)}: {OTHER_FORMAT}")
 
 
 def _is_text(value: object) -> bool:

@@ -15,6 +15,12 @@ REMEDIES = {
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit on open files (`ulimit -n`)"),
 }
 """The errors of the operating system, besides a full disk, that the user can fix -> how."""
+OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "Cannot allocate memory",
+)
+"""What messages of libraries with their own exceptions say if the host's memory does not suffice."""
 NOT_PRINTED = ("Cc", "Cf", "Cs", "Zl", "Zp")
 """Unicode categories of characters that a terminal may obey, that break lines, or that UTF-8 cannot encode."""
 
@@ -55,10 +61,13 @@ def describe(error: Exception) -> str:
 def user_message(error: Exception) -> str | None:
     """Return the line to print for an error that the user can fix, or None for a bug.
 
-    The user can fix a StageError, a full disk, and what REMEDIES lists.
+    The user can fix a StageError, a full disk, too little memory, and what REMEDIES lists.
     """
     if isinstance(error, StageError):
         return str(error)
+    if isinstance(error, MemoryError) or any(text in str(error) for text in OUT_OF_MEMORY):
+        remedy = "end other programs or lower this stage's sizes in params.yaml (batches, shards, lengths)"
+        return f"not enough memory on this machine ({one_line(error) or 'MemoryError'}): {remedy}, then re-run to resume"
     if is_disk_full(error):
         return f"{DISK_FULL} ({one_line(error)}): {FREE_SPACE}"
     if isinstance(error, OSError) and error.errno in REMEDIES:

@@ -11,7 +11,16 @@ import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from stages.runtime import documents
 from stages.runtime.errors import StageError, quote
@@ -28,13 +37,20 @@ def _check_float32(value: float) -> float:
     return value
 
 
+def _check_exact(value: Any) -> Any:
+    """Return a number unchanged. Raises ValueError for an integer with more digits than a float has, which would be rounded."""
+    if isinstance(value, int) and abs(value) <= 10**300 and float(value) != value:
+        raise ValueError(f"{value} has more digits than a number with a fraction can have: write {float(value)!r}")
+    return value
+
+
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """NumPy takes no larger seed."""
 Positive = Annotated[int, Field(gt=0, le=LARGEST_INTEGER)]
 NotNegative = Annotated[int, Field(ge=0, le=LARGEST_INTEGER)]
-Fraction = Annotated[float, Field(gt=0, le=1), AfterValidator(_check_float32)]
-PositiveFloat = Annotated[float, Field(gt=0), AfterValidator(_check_float32)]
-NotNegativeFloat = Annotated[float, Field(ge=0), AfterValidator(_check_float32)]
+Fraction = Annotated[float, BeforeValidator(_check_exact), Field(gt=0, le=1), AfterValidator(_check_float32)]
+PositiveFloat = Annotated[float, BeforeValidator(_check_exact), Field(gt=0), AfterValidator(_check_float32)]
+NotNegativeFloat = Annotated[float, BeforeValidator(_check_exact), Field(ge=0), AfterValidator(_check_float32)]
 Text = Annotated[str, Field(min_length=1)]
 Precision = Literal["float32", "bfloat16"]
 Numerics = Literal["portable", "fast"]
@@ -72,6 +88,8 @@ class Asset(Section):
 
     @model_validator(mode="after")
     def _check_revision(self) -> Self:
+        if self.repo.startswith("~"):
+            raise ValueError(f"{self.repo}: ~ does not stand for a home directory here: write an absolute path, or one from ./")
         if self.on_hub and not re.fullmatch("[0-9a-f]{40}", self.revision or ""):
             raise ValueError(f"revision {self.revision!r} of {self.repo} {NOT_PINNED}")
         if not self.on_hub and self.revision is not None:

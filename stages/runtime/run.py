@@ -9,13 +9,15 @@ import json
 import locale
 import os
 import resource
+import select
+import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
-from stages.runtime import devices, durable, processes, scratch
+from stages.runtime import devices, durable, errors, processes, scratch
 from stages.runtime.errors import StageError, exit_with
 from stages.runtime.logs import log, setup_logging
 from stages.runtime.paths import ROOT
@@ -55,6 +57,7 @@ class Timing(TypedDict):
 def prepare_process(*, online: bool = False) -> None:
     """Prepare this process for a stage, before the imports that take seconds. online: whether it may use the network."""
     devices.forget_launchers()
+    devices.forget_overrides()
     if "DVC_STAGE" in os.environ or devices.is_launched():  # either launcher may be killed during those imports
         processes.die_with_launcher()
     os.environ[UTF8] = "1"  # for the processes that this one starts
@@ -68,6 +71,37 @@ def prepare_process(*, online: bool = False) -> None:
         os.environ.setdefault("TQDM_DISABLE", "1")
     gc.set_threshold(processes.GC_THRESHOLD)
     setup_logging(online)
+
+
+@contextlib.contextmanager
+def printing() -> Iterator[None]:
+    """Print to stdout within the block. If its reader has gone, as after `| head`, end this process as programs do: with the
+    exit code of SIGPIPE and without a message. If stdout cannot be written for another reason, end it with one line."""
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout:  # None if it was closed from the start
+                sys.stdout.flush()
+    except OSError as error:
+        if sys.stdout and _lost_reader(sys.stdout.fileno()):
+            _discard_stdout()
+            sys.exit(128 + signal.SIGPIPE)
+        if errors.user_message(error):
+            _discard_stdout()
+        errors.exit_with(error)
+
+
+def _lost_reader(handle: int) -> bool:
+    """Return whether nothing will read what is written to a pipe or socket any more."""
+    poll = select.poll()
+    poll.register(handle, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _discard_stdout() -> None:
+    """Let what is still to be written, when Python ends, go nowhere: otherwise Python reports that it failed."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def enter_environment(environment: str) -> None:

@@ -62,4 +62,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with run.printing():
+        main(sys.argv[1:])

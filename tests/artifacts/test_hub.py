@@ -173,6 +173,33 @@ def test_an_unreachable_hub_is_one_line(run: Run) -> None:
     assert done.stdout.count("\n") == 1
 
 
+def test_a_folder_named_like_a_hub_data_set_is_not_taken_for_it(fake_hub: FakeHub, run: Run, tmp_path: Path) -> None:
+    fake_hub.repos["datasets/some/rows"] = {"train.jsonl": b'{"a": "hub"}\n'}
+    script = make_script("some/rows", fake_hub.commit("datasets/some/rows"), "hub.load_rows(asset, None, 'train')['a'][:]")
+    write(tmp_path / "some/rows", {"train.jsonl": b'{"a": "local"}\n'})
+    done = run("-c", script, endpoint=fake_hub.endpoint)
+    assert_message(done.stdout, "error: some/rows in params.yaml", f"{tmp_path}/some/rows exists", "set repo to ./some/rows")
+    (tmp_path / "some/rows").rename(tmp_path / "some/other")
+    done = run("-c", script, endpoint=fake_hub.endpoint)
+    assert done.stdout == "['hub']\n", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "cause"),
+    [
+        ("train.jsonl", b'{"a": 1}\n{"a":', "JSON"),
+        ("train.csv", b'a\n"x\n', "EOF inside string"),
+        ("train.parquet", b"x", "Parquet"),
+        ("README.md", b"---\nconfigs: [{config_name: default}]\n---\n", "data file"),
+    ],
+)
+def test_the_cause_is_named(tmp_path: Path, name: str, content: bytes, cause: str) -> None:
+    write(tmp_path / "broken", {name: content})
+    with pytest.raises(StageError) as error:
+        hub.load_rows(Asset(repo=str(tmp_path / "broken")), None, "train")
+    assert_message(str(error.value), "broken: cannot be fetched", cause, "check its files")
+
+
 @pytest.fixture
 def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A data set in a local directory, beside which the test runs."""

@@ -1,5 +1,8 @@
 """Links to local assets: DVC sees the contents of a directory, and of an asset from elsewhere that it is not local."""
 
+import os
+import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -67,3 +70,39 @@ def test_a_missing_directory_is_named_before_anything_is_written(mine: Path) -> 
         links.write_links({"policy": params.Asset(repo="./mine"), "prompts": params.Asset(repo="./no where")}, Path("local"))
     assert_message(str(error.value), "./no where", "params.yaml", "git add './no where'", "absolute path")
     assert {path.name for path in Path("local").iterdir()} == {"prompts"}
+
+
+UNSEEN: list[tuple[str, Callable[[Path], object], str]] = [
+    ("a folder linked to", lambda path: path.symlink_to(path.parents[2] / "other"), "copy of the files"),
+    ("a link to nothing", lambda path: path.symlink_to("nothing"), "copy of the files"),
+    ("a link to itself", lambda path: path.symlink_to(path.name), "copy of the files"),
+    ("a link to a device", lambda path: path.symlink_to("/dev/zero"), "copy of the files"),
+    ("a pipe", os.mkfifo, "remove it"),
+    ("a socket", lambda path: socket.socket(socket.AF_UNIX).bind(str(path)), "remove it"),
+    (".dvcignore", lambda path: path.write_text("*.jsonl"), "remove it"),
+]
+
+
+@pytest.mark.parametrize(("name", "make", "remedy"), UNSEEN, ids=[name for name, _, _ in UNSEEN])
+def test_what_dvc_does_not_see_is_refused(
+    mine: Path, monkeypatch: pytest.MonkeyPatch, name: str, make: Callable[[Path], object], remedy: str
+) -> None:
+    (mine.parent / "other").mkdir()
+    (mine / "deep").mkdir()
+    monkeypatch.chdir(mine / "deep")
+    make(Path.cwd() / name)
+    monkeypatch.chdir(mine.parent)
+    with pytest.raises(StageError) as error:
+        links.write_links({"prompts": params.Asset(repo="./mine")}, Path("local"))
+    assert_message(str(error.value), f"mine/deep/{name} ", remedy)
+    assert not Path("local").exists()
+
+
+def test_links_to_files_and_to_the_directory_itself_are_followed(mine: Path) -> None:
+    (mine.parent / "blob").write_text("[]")
+    (mine / "test.jsonl").symlink_to("../blob")
+    Path("link").symlink_to("mine")
+    links.write_links({"prompts": params.Asset(repo="./link")}, Path("local"))
+    before = files.dvc_md5(Path("local/prompts"))
+    (mine.parent / "blob").write_text("[1]")
+    assert files.dvc_md5(Path("local/prompts")) != before

@@ -1,4 +1,6 @@
+import csv
 import hashlib
+import io
 import json
 import logging
 import subprocess
@@ -9,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.artifacts import schemas, tables
@@ -178,6 +180,82 @@ def test_a_word_that_csv_takes_for_nothing_is_refused_by_row(folder: Path, word:
     with pytest.raises(StageError) as error:
         prompts.read_prompts(ASSET)
     assert_message(str(error.value), "./main, split train: row 1: 'instruction' is empty, or a word such as NA", "JSON Lines")
+
+
+def write_csv(folder: Path, **files: str) -> None:
+    (folder / "main").mkdir()
+    for name, text in files.items():
+        (folder / "main" / name.replace("_", ".")).write_text(text, encoding="utf-8", newline="")
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("instruction,x\nWhat?,1\nWhat?,1,extra\n", ["line 3", "3 cells", "header has 2"]),
+        ("instruction,x\nWhat?,1,extra\n", ["line 2", "3 cells", "header has 2"]),
+        ("instruction\nWhat, is it?\n", ["line 2", "2 cells", "header has 1"]),
+        ('\ninstruction,x\n\n"What\nis it?",1\nWho?\n', ["line 6", "1 cells", "header has 2"]),
+        ('instruction,x\n"What" is it?,1\n', ["line 2", "expected after"]),
+        ('instruction,x\n"What?,1\nWho?,2\n', ["line 2", "unexpected end"]),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_a_csv_row_that_may_not_be_read_as_written_is_refused_by_line(
+    folder: Path, text: str, parts: list[str], suffix: str
+) -> None:
+    write_csv(folder, **{f"train_{suffix}": text.replace(",", "," if suffix == "csv" else "\t")})
+    with pytest.raises(StageError) as error:
+        prompts.read_prompts(ASSET)
+    parts = [part.replace(",", "," if suffix == "csv" else "\\t") for part in parts]
+    assert_message(str(error.value), f"main/train.{suffix}: ", *parts, "double quotes", "Parquet or JSON Lines")
+
+
+def test_two_columns_of_one_name_are_refused(folder: Path) -> None:
+    write_csv(folder, train_csv="instruction,x,instruction\nWhat?,1,Who?\n")
+    with pytest.raises(StageError) as error:
+        prompts.read_prompts(ASSET)
+    assert_message(str(error.value), "main/train.csv: line 1: 2 columns are named 'instruction'", "name one column so")
+
+
+@pytest.mark.parametrize("written", ["007", "1.50", "1e3", "True", '"007"'])
+def test_a_prompt_that_csv_takes_for_a_number_is_refused_by_line(folder: Path, written: str) -> None:
+    """The first 1000 rows make the column one of texts, into which the second file's values are converted."""
+    write_csv(folder, **{"train-0_csv": "instruction\n" + "What?\n" * 1000, "train-1_csv": f"instruction\n\n{written}\n"})
+    with pytest.raises(StageError) as error:
+        prompts.read_prompts(ASSET)
+    value = written.strip('"')
+    assert_message(str(error.value), f"main/train-1.csv: line 3: 'instruction' is '{value}', but is read as '", "JSON Lines")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+@settings(max_examples=15)
+@given(texts=st.lists(st.text("a ,\t\n\r'\"\u00e91", min_size=1, max_size=6).map("x{}".format), min_size=1, max_size=5))
+def test_quoted_csv_is_read_verbatim(tmp_path_factory: pytest.TempPathFactory, suffix: str, texts: list[str]) -> None:
+    folder = tmp_path_factory.mktemp("csv")
+    buffer = io.StringIO()
+    separator = "," if suffix == "csv" else "\t"
+    writer = csv.writer(buffer, delimiter=separator, quoting=csv.QUOTE_ALL)
+    writer.writerows([["n", "instruction"], *([str(index), text] for index, text in enumerate(texts))])
+    write_csv(folder, **{f"train_{suffix}": "\ufeff" + buffer.getvalue()})
+    asset = ASSET.model_copy(update={"repo": str(folder / "main")})
+    assert list(prompts._read_column(asset, "train", "instruction")) == texts
+
+
+def test_only_the_files_of_the_split_count(folder: Path) -> None:
+    """Other CSV files, such as notes, may have other columns."""
+    write_csv(folder, train_csv="instruction\nWhat?\n\n  \nNumber 007\n", test_csv="a,b\n1,2,3\n")
+    front = "configs: [{config_name: default, data_files: [{split: train, path: train.csv}]}]"
+    (folder / "main/README.md").write_text(f"---\n{front}\n---\n", encoding="utf-8")
+    assert prompts.read_prompts(ASSET) == [("What?", None), ("Number 007", None)]
+
+
+@pytest.mark.parametrize("blank", ["\r", " ", "\t", " \r"])
+def test_blank_lines_of_json_do_not_hide_the_odd_row(folder: Path, blank: str) -> None:
+    path = write_json(folder / "main", ["What?", 5])
+    path.write_text(path.read_text(encoding="utf-8").replace("\n", f"\n{blank}\n"), encoding="utf-8", newline="")
+    with pytest.raises(StageError) as error:
+        prompts._check_files(ASSET, "instruction")
+    assert_message(str(error.value), "main/train.jsonl: row 1: 'instruction' is 5", "correct the row")
 
 
 def test_the_named_remedy_helps(folder: Path) -> None:

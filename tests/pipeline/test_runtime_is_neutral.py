@@ -81,6 +81,7 @@ MUTANTS: dict[str, Callable[..., Any]] = {
     "devices.explain_out_of_memory": do_nothing,
     "devices.is_launched": lambda: False,
     "devices.forget_launchers": ignore,
+    "devices.forget_overrides": ignore,
     "durable.append_line": ignore,
     "durable.flush": ignore,
     "durable.replace": lambda new, path: new.replace(path),
@@ -163,7 +164,15 @@ def test_every_function_of_runtime_is_listed_here() -> None:
         "run.run_stage",
         *(
             f"run.{name}"
-            for name in ("log_progress", "read_plan", "read_rows", "read_timings", "describe_progress", "format_duration")
+            for name in (
+                "printing",
+                "log_progress",
+                "read_plan",
+                "read_rows",
+                "read_timings",
+                "describe_progress",
+                "format_duration",
+            )
         ),
     }
     assert public_functions() <= VALUES | other | MUTANTS.keys()

@@ -43,6 +43,19 @@ def test_every_visible_gpu_has_a_worker(monkeypatch: pytest.MonkeyPatch) -> None
     assert devices.list_devices() == ["3", "GPU-abc"]
 
 
+@pytest.mark.parametrize(
+    ("visible", "count", "expected"),
+    [("0,1,2", 1, ["0"]), ("0,-1,1", 1, ["0"]), ("3,9", 2, ["3", "9"]), ("GPU-abc,GPU-none", 1, ["GPU-abc"])],
+)
+def test_an_entry_that_is_no_gpu_has_no_worker(
+    visible: str, count: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert devices.list_devices() == expected
+
+
 def test_running_out_of_gpu_memory_names_the_parameter_to_lower() -> None:
     with pytest.raises(StageError) as error, devices.explain_out_of_memory("lower train.device_batch"):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -80,3 +93,24 @@ def test_a_stray_variable_makes_no_worker(environment: dict[str, str], launched:
     assert os.environ.keys() == kept | {"RANKING"} | ({"TORCHELASTIC_RUN_ID"} if launched else set())
     assert devices.is_launched() == launched
     assert launched or devices.is_main_process()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "USE_TF",
+        "USE_TORCH",
+        "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+        "NVIDIA_TF32_OVERRIDE",
+        "DS_ACCELERATOR",
+        "VLLM_ALLOW_LONG_MAX_MODEL_LEN",
+        "VLLM_USE_MODELSCOPE",
+        "VLLM_DP_SIZE",
+        "VLLM_RAY_BUNDLE_INDICES",
+    ],
+)
+def test_a_variable_for_other_programs_does_not_change_a_stage(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = {"CUDA_VISIBLE_DEVICES": "0", "VLLM_LOGGING_LEVEL": "INFO", "VLLM_CPU_KVCACHE_SPACE": "1", "TORCH_HOME": "/x"}
+    monkeypatch.setattr(os, "environ", kept | {name: "1"})
+    devices.forget_overrides()
+    assert os.environ == kept

@@ -50,6 +50,13 @@ def test_a_quoted_value_is_its_repr_or_the_beginning_of_it(value: object) -> Non
         (OSError(errno.ENOTDIR, "Not a directory", "data/x/y"), ("data/x/y", "Not a directory", "check the path")),
         (OSError(errno.EISDIR, "Is a directory", "data/x"), ("data/x", "Is a directory", "check the path")),
         (OSError(errno.ELOOP, "Too many levels of symbolic links", "\x1bx"), ("\\x1bx", "check the path")),
+        (MemoryError(), ("not enough memory", "MemoryError", "params.yaml", "re-run")),
+        (MemoryError("Unable to allocate 8.00 EiB for an array"), ("not enough memory", "8.00 EiB", "params.yaml")),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), ("not enough memory", "params.yaml", "re-run")),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+            ("not enough memory", "params.yaml"),
+        ),
         (OSError(errno.EMFILE, "Too many open files"), ("Too many open files", "ulimit -n")),
     ],
 )

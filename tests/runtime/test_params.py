@@ -17,6 +17,7 @@ from stages.runtime import params
 from stages.runtime.errors import StageError
 from stages.runtime.paths import ROOT
 from support.messages import assert_message
+from support.running import set_params
 
 PATHS = sorted(ROOT.glob("recipes/*/params.yaml"))
 RECIPES = [path for path in PATHS if not params.is_evaluation(params.read(path))]
@@ -79,6 +80,13 @@ def test_the_miniature_is_valid() -> None:
             lambda d: d["assets"]["prompts"].update(repo="a/b", revision="main"),
             "assets.prompts: revision 'main' of a/b is not a full 40-digit commit",
         ),
+        *[
+            (
+                lambda d, repo=repo: d["assets"]["prompts"].update(repo=repo, revision="0" * 40),
+                f"assets.prompts: {repo}: ~ does not stand for a home directory here: write an absolute path, or one from ./",
+            )
+            for repo in ("~", "~/x", "~user/x")
+        ],
     ],
 )
 def test_a_wrong_value_is_named_in_one_line(tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:
@@ -140,6 +148,27 @@ def test_a_number_out_of_range_is_refused_with_its_key(key: str) -> None:
             validate_with(key, value)
         assert str(error.value).startswith(f"params.yaml: {key}"), value
         assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("eta", 2**53 + 1),
+        ("eta", 10**17 + 1),
+        ("rank.scale", 123456789012345678901),
+        ("train.learning_rate", 10**25),
+        ("assets.ranker.miniature.noise", 10**30 + 7),
+    ],
+)
+def test_an_integer_that_would_be_rounded_is_refused(key: str, value: int, tmp_path: Path) -> None:
+    set_params(tmp_path, {key: value})
+    path = tmp_path / "params.yaml"
+    section = ".".join(key.split(".")[: 2 if key.startswith("assets") else 1])
+    with pytest.raises(StageError) as error:
+        params.load(section, path=path)
+    assert_message(str(error.value), "params.yaml", key, str(value), f"write {float(value)!r}")
+    set_params(tmp_path, {key: 2**53})  # is exactly a float
+    params.load(section, path=path)
 
 
 @given(seed=st.integers())

@@ -20,7 +20,7 @@ from stages.artifacts import files
 from stages.runtime import devices, run
 from stages.runtime.paths import ROOT
 from support.messages import assert_message
-from support.running import list_processes, run_module, run_stage, run_tool, set_params, wait_for
+from support.running import ENVIRONMENT, list_processes, run_module, run_stage, run_tool, set_params, wait_for
 
 Completed = "subprocess.CompletedProcess[str]"
 
@@ -262,6 +262,32 @@ def test_an_unknown_command_is_refused(tmp_path: Path, module: str) -> None:
     done = run_module(tmp_path, module, "trian")
     assert done.returncode == 1
     assert_message(done.stderr, "'trian'", f"python -m {module} --help")
+
+
+@pytest.mark.parametrize("module", ["stages", "stages.tools"])
+def test_a_reader_that_has_gone_ends_a_command_without_a_message(tmp_path: Path, module: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)  # as `| head` does
+    done = run_printing(tmp_path, module, writer)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+@pytest.mark.parametrize("module", ["stages", "stages.tools"])
+def test_a_full_disk_for_what_is_printed_is_one_line(tmp_path: Path, module: str) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = run_printing(tmp_path, module, full.fileno())
+    assert done.returncode == 1
+    assert_message(done.stderr, "error: no space left", "free some space")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def run_printing(folder: Path, module: str, stdout: int) -> "subprocess.CompletedProcess[str]":
+    """Run a command that only prints. stdout: a file descriptor."""
+    command = [sys.executable, "-m", module, "--help"]
+    return subprocess.run(
+        command, cwd=folder, env=os.environ | ENVIRONMENT, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False
+    )
 
 
 STAGE = """
