@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -130,7 +131,7 @@ def digest(path: Path) -> str:
     total = hashlib.blake2b(digest_size=16)
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():
-            total.update(str(file.relative_to(path)).encode() + b"\0")
+            total.update(os.fsencode(file.relative_to(path)) + b"\0")
             with file.open("rb") as handle:
                 total.update(hashlib.file_digest(handle, lambda: hashlib.blake2b(digest_size=16)).digest())
     return total.hexdigest()

@@ -182,7 +182,8 @@ def silence_transformers() -> Iterator[None]:
 def check_weights(stored: Mapping[str, Path], model: Any) -> None:
     """Check the values of a model's weights. stored: from `list_tensors`. model: from `load_skeleton`.
 
-    Raises StageError if a weight is not a finite number in one of FLOATS, or if config.json ties two weights that differ.
+    Raises StageError if a weight is not stored in one of FLOATS, or is not finite in bfloat16, or if config.json ties two
+    weights that differ.
     """
     from safetensors import safe_open
 
@@ -194,7 +195,9 @@ def check_weights(stored: Mapping[str, Path], model: Any) -> None:
                 if dtype not in FLOATS and (dtype.startswith("F") or name in parameters):
                     raise StageError(f"{file}: {quote(name)} is stored as {dtype}: {NOT_QUANTIZED}")
                 if dtype in FLOATS and not _is_finite(weights.get_tensor(name)):
-                    raise StageError(f"{file}: {quote(name)} contains NaN or an infinity: recreate or replace the model")
+                    raise StageError(
+                        f"{file}: {quote(name)} contains NaN or an infinity, or exceeds bfloat16: recreate or replace the model"
+                    )
     for name, other in model.all_tied_weights_keys.items():
         if name in stored and other in stored and not _read(stored[name], name).equal(_read(stored[other], other)):
             raise StageError(
@@ -204,8 +207,8 @@ def check_weights(stored: Mapping[str, Path], model: Any) -> None:
 
 
 def _is_finite(weights: Any) -> bool:
-    """Return whether all values of a tensor are finite, without a copy."""
-    return not weights.numel() or all(bound.isfinite().item() for bound in weights.aminmax())
+    """Return whether all values of a tensor are finite, also in the precisions that it is converted to, without a copy."""
+    return not weights.numel() or all(bound.bfloat16().isfinite().item() for bound in weights.aminmax())
 
 
 def _read(file: Path, name: str) -> Any:

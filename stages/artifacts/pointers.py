@@ -162,6 +162,7 @@ def _check_tokenizer(folder: Path, has_code: bool) -> None:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer("a")  # some values of tokenizer_config.json matter only now
     except Exception as error:  # tokenizers raise different exceptions for a missing file
         if has_code or "trust_remote_code" in str(error):
             raise StageError(

@@ -67,6 +67,10 @@ CHARACTERS_PER_TOKEN = 4
 """A rough average for English: the estimated cost needs no tokenizer."""
 SHORTEST_SECRET = 8
 """Characters. A shorter key is a placeholder for a server without keys, and may be a word of ordinary text."""
+MOST_TOKENS = 10**9
+"""More than any request has: a server that says so is wrong."""
+CONNECTION = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
+"""Environment variables, in capitals, that say how to connect to an endpoint."""
 NOT_FINITE = {"-Infinity": -9999.0, "Infinity": None, "NaN": None}
 """Numbers that some servers write and JSON lacks -> their replacement. vLLM, too, writes -9999 as the logarithm of 0."""
 
@@ -79,7 +83,8 @@ class EndpointJudge:
     """Asks a model which output is better. `complete` is alpaca-eval's completion function.
 
     Usable answers are written to the scratch folder as they arrive, one file each, and never requested again.
-    Raises StageError if OPENAI_API_KEY is not set, cannot be sent, or could be in evaluate_alpaca.base_url.
+    Raises StageError if OPENAI_API_KEY is not set, cannot be sent, or could be in evaluate_alpaca.base_url, or if one of
+    CONNECTION cannot be used.
     """
 
     def __init__(self, section: EvaluateAlpaca, *, retries: int = RETRIES, timeout: float = TIMEOUT) -> None:
@@ -87,7 +92,7 @@ class EndpointJudge:
         self.section = section
         self.base_url = check_url(section.base_url or OPENAI)
         self._key = read_key(section.judge)
-        self._client = openai.OpenAI(api_key=self._key, base_url=self.base_url, max_retries=retries, timeout=timeout)
+        self._client = connect(api_key=self._key, base_url=self.base_url, max_retries=retries, timeout=timeout)
         self._stopped = Event()  # set once the endpoint has failed, so that requests still in the queue are not sent
         self._lock = Lock()  # guards the attributes below
         self._form: Form | None = None  # the one that the model has answered
@@ -153,10 +158,11 @@ class EndpointJudge:
             reply = client.chat.completions.create(
                 model=self.section.judge, messages=to_messages(prompt, system=form.system), **request
             )
-            text = json.dumps(reply.choices[0].model_dump(), ensure_ascii=False).encode(errors="replace").decode()
+            text = json.dumps(reply.choices[0].model_dump(warnings=False), ensure_ascii=False).encode(errors="replace").decode()
             choice: Choice = json.loads(self.redact(text), parse_constant=NOT_FINITE.get)
-            return choice | {"total_tokens": int(reply.usage.total_tokens) if reply.usage else None}
-        except (AttributeError, IndexError, RecursionError, TypeError, ValueError, openai.APIResponseValidationError) as error:
+            tokens = getattr(reply.usage, "total_tokens", None)
+            return choice | {"total_tokens": tokens if is_count(tokens) else None}
+        except (AttributeError, LookupError, RecursionError, TypeError, ValueError, openai.APIResponseValidationError) as error:
             return {"error": f"not a chat completion: {type(error).__name__}"}
 
     def _remember(self, prompt: str, form: Form) -> None:
@@ -245,21 +251,42 @@ class EndpointJudge:
         """Log how many pairs have no preference. Raises StageError if they are more than MOST_FAILED."""
         if not failed:
             return
-        refused = sum("refused" in choice for choice in failed)
-        reason = (
-            f"{refused} requests refused, the last because: {self._reason}"
-            if refused
-            else f"the likeliest tokens have neither m nor M, as in {json.dumps(failed[0])[:300]}"
-        )
+        reason, remedy = self._explain_failed(failed)
         message = f"{self.section.judge}: {len(failed)} of {total} pairs have no preference: {reason}"
         if len(failed) > MOST_FAILED * total:
-            remedy = "change its server to take such requests" if refused else "serve it with log-probabilities"
             raise StageError(
                 f"{message}: more than {MOST_FAILED:.0%} make a win rate meaningless: choose another evaluate_alpaca.judge, or "
                 f"{remedy}; its answers so far are kept"
             )
         limit = 100 * MOST_FAILED
         log.warning("%s; they are left out of the win rate and counted in the report (limit: %.0f%%)", message, limit)
+
+    def _explain_failed(self, failed: list[Choice]) -> tuple[str, str]:
+        """Return why pairs have no preference, and what to change about the judge's server."""
+        if refused := sum("refused" in choice for choice in failed):
+            return f"{refused} requests refused, the last because: {self._reason}", "change its server to take such requests"
+        errors = [choice["error"] for choice in failed if "error" in choice]
+        if errors:
+            return (
+                f"{len(errors)} answers are {errors[0]}",
+                "set evaluate_alpaca.base_url to where its server speaks OpenAI's protocol, usually a path that ends in /v1",
+            )
+        return (
+            f"the likeliest tokens have neither m nor M, as in {json.dumps(failed[0])[:300]}",
+            "serve it with log-probabilities",
+        )
+
+
+def connect(**options: Any) -> openai.OpenAI:
+    """Return an OpenAI client. Raises StageError, without showing an address of CONNECTION, which may hold a password."""
+    try:
+        return openai.OpenAI(**options)
+    except Exception as error:  # each version of its HTTP client has its own
+        names = [name for name in sorted(os.environ) if name.upper() in CONNECTION]
+        raise StageError(
+            f"no connection to {options['base_url']} can be set up ({type(error).__name__}): correct or unset the environment "
+            f"variables {', '.join(names)}: proxies are http://HOST:PORT, certificates files that exist"
+        ) from None
 
 
 def check_url(url: str) -> str:
@@ -313,9 +340,14 @@ def check_kept(value: Any) -> Choice:
     if not is_usable(value):
         raise ValueError("expected a choice of a chat completion with log-probabilities of m or M")
     tokens = value.get("total_tokens")
-    if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int)):
-        raise ValueError("expected an integer or null as total_tokens")
+    if tokens is not None and not is_count(tokens):
+        raise ValueError("expected a number of tokens or null as total_tokens")
     return value
+
+
+def is_count(value: Any) -> bool:
+    """Return whether a server's number of tokens is one."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS
 
 
 def is_usable(choice: Choice) -> bool:

@@ -278,3 +278,13 @@ def test_a_known_md5_is_not_computed_again(folder: Path) -> None:
     assert files.dvc_md5(folder, known) == digest
     assert files.dvc_md5(folder.parent / "link", known) == known[(folder / "b").stat().st_dev, (folder / "b").stat().st_ino]
     assert files.dvc_md5(folder) != digest
+
+
+def test_a_file_name_that_is_not_utf_8_is_hashed(tmp_path: Path) -> None:
+    digests = set()
+    for name in (b"\xff", b"\xfe", "é".encode()):
+        folder = tmp_path / f"folder-{name.hex()}"
+        folder.mkdir()
+        (folder / os.fsdecode(name)).write_bytes(b"x")
+        digests.add(files.digest(folder))
+    assert len(digests) == 3

@@ -126,6 +126,22 @@ def test_weights_that_are_not_the_configs_are_refused(
     refuse(model, *parts)
 
 
+@pytest.mark.parametrize(("value", "dtype"), [(1e300, torch.float64), (-4e38, torch.float64), (3.402e38, torch.float32)])
+def test_a_weight_that_becomes_infinite_when_it_is_loaded_is_refused(model: Path, value: float, dtype: torch.dtype) -> None:
+    def change(weights: dict[str, Any]) -> None:
+        weights[QUERY] = weights[QUERY].to(dtype)
+        weights[QUERY][0, 0] = value
+
+    edit_weights(model, change)
+    refuse(model, WEIGHTS, repr(QUERY), "exceeds bfloat16")
+
+
+@pytest.mark.parametrize("length", ["512", [], {}])
+def test_a_tokenizer_that_loads_and_cannot_tokenize_is_refused(model: Path, length: Any) -> None:
+    edit_json(model / "tokenizer_config.json", model_max_length=length)
+    refuse(model, "tokenizer_config.json", "TypeError")
+
+
 @pytest.mark.parametrize("name", models.ADAPTERS)
 def test_adapters_beside_a_model_are_refused(model: Path, name: str) -> None:
     (model / name).write_text('{"base_model_name_or_path": "someone/model"}')

@@ -170,7 +170,7 @@ def test_an_endpoint_that_does_not_answer_in_time_is_an_error() -> None:
     ("reply", "parts"),
     [
         (endpoint.chosen(None), ["of 40 pairs", "some/judge", "neither m nor M", "evaluate_alpaca.judge"]),
-        ((200, "<html>"), ["of 40 pairs", "not a chat completion", "evaluate_alpaca.judge"]),
+        ((200, "<html>"), ["of 40 pairs", "not a chat completion", "evaluate_alpaca.judge", "evaluate_alpaca.base_url", "/v1"]),
         ((401, {"error": {"message": f"wrong key {judging.KEY}"}}), ["some/judge", "Error code: 401", "wrong key"]),
         ((404, {"error": {"message": "no such model"}}), ["some/judge", "Error code: 404", "no such model", "re-run"]),
         ((400, {"error": {"message": "no logprobs here"}}), ["some/judge", "of 40 pairs", "no logprobs here", "50%"]),
@@ -219,6 +219,8 @@ FAULTS: list[tuple[int, Any]] = [
     (500, {"error": {"message": "CUDA error"}}),
     (502, "<html>\x1b[31mbad gateway"),
     (200, {"choices": []}),
+    (200, {"choices": {"0": 1}}),
+    (200, {"choices": "x"}),
     (200, {"error": {"message": "moderation"}}),
     (200, '{"choices": ' + "[" * 100_000),
     endpoint.chosen(None),
@@ -304,6 +306,9 @@ def test_odd_numbers_and_text_in_an_answer_are_kept_as_json(value: str, of: str,
     assert of == "other" or math.isnan(preference) or (value, preference) == ("-Infinity", 2)
 
 
+ODD_COUNTS = ["null", "1e999", '"x"', "-5", f"1{'0' * 400}", "[]", "true", "NaN"]
+"""What a server may say instead of a number of tokens, as JSON."""
+
 KEPT = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
     lambda values: (
@@ -329,12 +334,44 @@ def test_a_kept_answer_that_is_odd_is_set_aside_and_asked_for_again(content: byt
         assert path.with_name(f"{path.name}.unreadable").read_bytes() == content
 
 
-def test_an_odd_number_of_tokens_in_a_kept_answer_is_set_aside() -> None:
+@pytest.mark.parametrize(
+    "usage", [*("null", "{}", "[]", "1", '"x"'), *(f'{{"total_tokens": {value}}}' for value in ODD_COUNTS)]
+)
+def test_an_answer_counts_whatever_its_server_says_about_tokens(usage: str) -> None:
+    text = json.dumps(endpoint.chosen(0.25)[1] | {"usage": "HERE"}).replace('"HERE"', usage)
+    with endpoint.serve(lambda *_: (200, text)) as server:
+        for _ in range(2):
+            result = make_judge(server.url, price=1.0).complete(PROMPTS[:2])
+            assert preferences(result) == pytest.approx([1.75] * 2)
+            assert all(map(math.isnan, result["price_per_example"]))
+        assert len(server.requests) == 2, "the answers were kept"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ALL_PROXY", "socks5://me:secret@127.0.0.1:1"),
+        ("all_proxy", "carrier-pigeon://me:secret@127.0.0.1"),
+        ("HTTP_PROXY", "http://me:secret/x@127.0.0.1:1"),
+        ("https_proxy", "http://127.0.0.1:port"),
+        ("SSL_CERT_FILE", "/nowhere/secret.pem"),
+    ],
+)
+def test_a_connection_that_cannot_be_set_up_is_one_line(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(StageError) as error:
+        make_judge(judging.NO_ENDPOINT)
+    assert_message(str(error.value), judging.NO_ENDPOINT, name, "correct or unset")
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("count", ['"400"', *ODD_COUNTS[1:]])
+def test_an_odd_number_of_tokens_in_a_kept_answer_is_set_aside(count: str) -> None:
     with endpoint.serve(judging.prefer_ours) as server:
         judge = make_judge(server.url, price=1.0)
         judge.complete(PROMPTS[:1])
         (path,) = judge.folder.glob("*.json")
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"total_tokens": "400"}))
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"total_tokens": "HERE"}).replace('"HERE"', count))
         assert make_judge(server.url, price=1.0).complete(PROMPTS[:1])["price_per_example"] == pytest.approx([400e-6])
         assert len(server.requests) == 2
 
