@@ -39,6 +39,11 @@ def succeed(folder: Path, **environment: str) -> "subprocess.CompletedProcess[st
     return done
 
 
+def find_line(text: str, part: str) -> str:
+    (line,) = [line for line in text.splitlines() if part in line]
+    return line
+
+
 def fail(folder: Path, **environment: str) -> str:
     """Run the stage, which must fail without an output, and return its stderr."""
     done = judging.run_judge(folder, **environment)
@@ -231,7 +236,7 @@ def test_pairs_without_a_preference_are_counted_and_left_out(folder: Path) -> No
     with endpoint.serve(reply) as server:
         judging.set_model_judge(folder, server.url)
         done = succeed(folder)
-    assert_message(done.stderr.partition("\nwin rate")[0], "some/judge: 2 of 40 pairs", "left out", "limit: 50%")
+    assert_message(find_line(done.stderr, "have no preference"), "some/judge: 2 of 40 pairs", "left out", "limit: 50%")
     metrics = read_metrics(folder)
     assert (metrics["n_failed"], metrics["n_total"]) == (2, 58)
     assert metrics["win_rate"] == pytest.approx(100 * (38 * 0.8 + 20 * 0.5) / 58)
@@ -265,7 +270,7 @@ def test_a_judge_that_cannot_answer_some_pairs_is_no_obstacle(folder: Path) -> N
     with endpoint.serve(reply) as server:
         judging.set_model_judge(folder, server.url)
         done = succeed(folder)
-        assert_message(done.stderr.partition("\nwin rate")[0], "4 of 40 pairs", "refused", "limit: 50%")
+        assert_message(find_line(done.stderr, "have no preference"), "4 of 40 pairs", "refused", "limit: 50%")
         assert "\x1b" not in done.stderr
         first = (folder / "out" / "annotations.json").read_bytes()
         server.requests.clear()
@@ -275,7 +280,6 @@ def test_a_judge_that_cannot_answer_some_pairs_is_no_obstacle(folder: Path) -> N
     assert (read_metrics(folder)["n_failed"], read_metrics(folder)["n_total"]) == (4, 56)
     unjudged = [row for row in read_annotations(folder) if row["preference"] is None]
     assert [row["instruction"] for row in unjudged] == long
-    assert [row["raw_completion"]["refused"] for row in unjudged] == [*["HTTP 400"] * 3, "HTTP 500"]
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.artifacts import tables
+from stages.artifacts import schemas, tables
 from support.checkout import list_run
 from support.running import SMALLEST, copy_repository, dvc
 
@@ -26,7 +26,9 @@ def test_changed_prompts_are_read_again_and_never_come_from_the_run_cache(tmp_pa
 
     def run() -> tuple[bool, list[str]]:
         ran = list_run(dvc(tmp_path, "repro", "assets-prompts"))
-        return "assets-prompts" in ran, sorted(tables.read(tmp_path / "data/prompts.parquet")["prompt"].to_pylist())
+        return "assets-prompts" in ran, sorted(
+            tables.read(tmp_path / "data/prompts.parquet", schemas.PROMPTS)["prompt"].to_pylist()
+        )
 
     assert run() == (True, ["one", "two"])
     assert run() == (False, ["one", "two"])

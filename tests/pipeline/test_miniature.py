@@ -157,6 +157,7 @@ def test_a_clone_pulls_what_was_pushed_and_is_up_to_date(checkout: Path, remote:
     dvc(clone, "pull", "-r", "shared", "data/models/iter1")
     assert {path.name for path in (clone / "data").iterdir()} == {"README.md", "models"}, "only what was asked for"
     dvc(clone, "pull", "-r", "shared", "dvc.yaml")
+    assert list_run(dvc(clone, "repro")) == {"assets-local"}, "its links are not in the cache"
     assert list_run(dvc(clone, "repro")) == set()
     status = subprocess.run(["git", "status", "--short"], cwd=clone, capture_output=True, text=True, check=True)
     assert status.stdout == ""

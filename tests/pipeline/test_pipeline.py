@@ -299,6 +299,10 @@ def test_a_dry_run_lists_the_recipes_stages(recipe: Path, tmp_path: Path) -> Non
         (copy / "data" / folder).mkdir()
         for name in names:
             (copy / "data" / folder / name).touch()
+    (copy / "data/local").unlink()
+    (copy / "data/local").mkdir()
+    for dep in {dep for stage in ours.values() for dep in data_deps(stage) if dep.startswith("data/local/")}:
+        (copy / dep).touch()
     done = subprocess.run(
         [sys.executable, "-m", "dvc", "repro", "--dry"], cwd=copy, capture_output=True, text=True, check=False
     )

@@ -259,7 +259,8 @@ def read_tables(text: str) -> list[list[list[str]]]:
         if not line.startswith("|"):
             tables += [[]] if tables[-1] else []
             continue
-        cells = [html.unescape(re.sub(r"\\(.)", r"\1", cell)).strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        marked = [re.sub(r"<!-- -->|\\(.)", r"\1", cell) for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        cells = [html.unescape(cell).strip() for cell in marked]
         if not all(re.fullmatch(":?-+:?", cell) for cell in cells):
             tables[-1].append(cells)
     return [table for table in tables if table]
