@@ -72,6 +72,16 @@ def test_a_stage_that_survives_has_no_faults(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_stage_that_has_no_file_yet_to_lose_is_restarted(tmp_path: Path) -> None:
+    """`code` reads nothing below data/, and may be killed before it has written anything to scratch/."""
+    bench = make_bench(tmp_path, GOOD)
+    bench.deps, bench.most_work, bench.duration = [], 0, 0
+    bench.cut_power_once()
+    assert not bench.row.faults
+    assert not bench.row.cuts
+
+
+@pytest.mark.slow
 def test_a_stage_that_trusts_what_a_power_cut_left_is_noticed(tmp_path: Path) -> None:
     bench = make_bench(tmp_path, BAD)
     for _ in range(12):

@@ -278,7 +278,10 @@ class Bench:
         run = start(self.folder, self.row, self.command, by_dvc=False)
         self.wait_for_moment(run, 0, by_dvc=False)
         run.clear()
-        path = self.chance.choice(self.list_files())
+        if not (files := self.list_files()):  # the stage reads nothing below data/, and has written nothing yet
+            self.start_over()
+            return
+        path = self.chance.choice(files)
         whole = path.read_bytes()
         path.unlink()  # it may be a link to DVC's cache
         path.write_bytes(whole[: self.chance.choice([0, self.chance.randint(0, max(0, len(whole) - 1))])])
