@@ -1,7 +1,6 @@
 """What the launcher does around every stage: environment, errors, exit codes, timings, records and signals."""
 
 import argparse
-import functools
 import json
 import os
 import shutil
@@ -17,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stages.artifacts import files
-from stages.runtime import devices, run
+from stages.runtime import devices, processes, run
 from stages.runtime.paths import ROOT
 from support.messages import assert_message
 from support.running import ENVIRONMENT, list_processes, run_module, run_stage, run_tool, set_params, wait_for
@@ -341,7 +340,10 @@ if __name__ == "__main__":
 """A slow stage, alone or with two more processes; each reports in a file that it is working."""
 
 
-obey_sigint = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+def obey_signals() -> None:
+    """Undo what whoever started the tests ignores: SIGINT in a script's background job, SIGHUP under nohup."""
+    for number in processes.STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture
@@ -361,7 +363,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
                 stderr=log,
                 text=True,
                 start_new_session=True,
-                preexec_fn=obey_sigint,  # the tests themselves may run with SIGINT ignored, in a script's background job
+                preexec_fn=obey_signals,
             )
         process.mark = mark  # type: ignore[attr-defined]
         started.append(process)
