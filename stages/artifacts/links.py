@@ -40,7 +40,7 @@ def list_sets(assets: params.EvaluationAssets) -> Assets:
 
 def write_links(assets: Mapping[str, params.Asset | None], out: Path) -> None:
     """Write the folder `out`, in place of an earlier one. Raises StageError, and writes nothing, if a directory is missing."""
-    local = {key: asset for key, asset in assets.items() if asset and not asset.made_here and not asset.on_hub}
+    local = {key: asset for key, asset in assets.items() if asset and asset.is_local}
     targets = {key: (hub.require_directory(asset), Path(asset.repo).is_absolute()) for key, asset in local.items()}
     out.mkdir(parents=True, exist_ok=True)
     for old in out.iterdir():

@@ -84,7 +84,11 @@ class Asset(Section):
 
     @property
     def on_hub(self) -> bool:
-        return not self.made_here and not self.repo.startswith(("/", "."))
+        return not self.made_here and not self.is_local
+
+    @property
+    def is_local(self) -> bool:
+        return self.repo.startswith(("/", "."))
 
     @model_validator(mode="after")
     def _check_revision(self) -> Self:

@@ -147,7 +147,7 @@ def _find_directory(key: str, document: dict[str, Any]) -> str | None:
     value: Any = document if key.startswith(("models.", "rankers.")) else document.get("assets")
     for part in [*key.split("."), "repo"]:
         value = value.get(part) if isinstance(value, dict) else None
-    return value if isinstance(value, str) and value.startswith(("/", ".")) else None
+    return value if isinstance(value, str) and params.Asset.model_construct(repo=value).is_local else None
 
 
 def _find_changed_code(hashes: dict[str, str]) -> Iterator[str]:

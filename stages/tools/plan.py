@@ -356,7 +356,7 @@ def get_base_asset(settings: Params | EvaluationParams) -> Asset:
 def find_base(folder: Path, settings: Params | EvaluationParams) -> Path | None:
     """Return the folder of the base policy, or of its pointer: the pipeline's or, before it has run, the local original."""
     asset = get_base_asset(settings)
-    places = [folder / "data/models/base", *([] if asset.on_hub or asset.made_here else [folder / asset.repo])]
+    places = [folder / "data/models/base", *([folder / asset.repo] if asset.is_local else [])]
     return next((place for place in places if place.is_dir()), None)
 
 

@@ -32,8 +32,6 @@ from stages.tools import locks, options, repository, revisions
 INTACT, MISSING, CORRUPTED = "intact", "missing", "corrupted"
 REPORTS = ("report", "report-models")
 """The stages that write reports; a pipeline has one of them."""
-CODE = "code"
-"""The stage that fingerprints the code."""
 RESTORE = "restore dvc.lock with Git, or run the experiment with `dvc repro`"
 
 Copies = dict[Path, Path | None]
@@ -354,7 +352,7 @@ def check_inputs(folder: Path, stages: dict[str, Any], cache: Cache) -> list[str
     outs = {PurePosixPath(out["path"]) for entry in stages.values() for out in entry.get("outs", [])}
     faults = []
     for stage, entry in stages.items():
-        for dep in entry.get("deps", []) if stage not in (CODE, *REPORTS) else ():
+        for dep in entry.get("deps", []) if stage not in (locks.CODE, *REPORTS) else ():
             name = PurePosixPath(dep["path"])
             is_asset = locks.is_link(dep["path"]) and (folder / name).is_symlink()
             is_written = bool(outs & {name, *name.parents}) or any(name in out.parents for out in outs)
