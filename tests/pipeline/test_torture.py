@@ -144,3 +144,13 @@ def test_odd_input_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert figures.failures == [f"FAILED tests/x.py::test_y - KeyError (seed {seed})" for seed in (7, 8)]
     assert "20 inputs" in fuzz.format_figures(figures)
     assert "Tracebacks and invalid results: 2" in fuzz.format_figures(figures)
+
+
+def test_only_a_lock_file_of_dvc_that_is_cut_is_removed(tmp_path: Path) -> None:
+    lock = tmp_path / ".dvc/tmp/rwlock"
+    lock.parent.mkdir(parents=True)
+    assert not torture.remove_cut_lock(tmp_path)
+    for text, cut in (("", True), ('{"read": {', True), ('{"read": {}}', False)):
+        lock.write_text(text)
+        assert torture.remove_cut_lock(tmp_path) == cut
+        assert lock.exists() != cut

@@ -8,6 +8,7 @@ restarted. In the end, odd input is tried (support/fuzz.py).
 import argparse
 import contextlib
 import hashlib
+import json
 import os
 import random
 import re
@@ -28,7 +29,7 @@ from dvc.repo import Repo
 
 from stages.runtime.paths import ROOT
 from support import fuzz
-from support.checkout import run_and_commit
+from support.checkout import restore, run_and_commit
 from support.endpoint import chosen, serve
 from support.running import SMALLEST, list_processes, set_params, wait_for
 
@@ -62,6 +63,8 @@ class Row:
     """Runs that ended by themselves, compared with the uninterrupted one."""
     slowest: float = 0
     """Seconds from a kill to the end of the last process."""
+    locks: int = 0
+    """Times that DVC, killed while it wrote its lock file, left half of it."""
     cuts: Counter[str] = field(default_factory=Counter)
     """Restarts after a power cut: those that `continued`, and those that were `refused` in one line and then continued."""
     faults: list[str] = field(default_factory=list)
@@ -206,6 +209,19 @@ def complete(folder: Path, row: Row, command: str, by_dvc: bool = False) -> floa
     return time.monotonic() - started
 
 
+def remove_cut_lock(folder: Path) -> bool:
+    """Remove DVC's lock file if it is not whole, as docs/troubleshooting.md says. Returns whether it was not."""
+    lock = folder / ".dvc/tmp/rwlock"
+    try:
+        json.loads(lock.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    except ValueError:
+        lock.unlink()
+        return True
+    return False
+
+
 @dataclass
 class Bench:
     """A copy of the checkout in which one stage is killed repeatedly."""
@@ -224,7 +240,9 @@ class Bench:
     """Hashes of the outs of an uninterrupted run."""
 
     def start_over(self) -> None:
-        remove(self.folder, [*self.outs, "scratch", "dvc.lock"])
+        if self.row.tool:  # it may have been killed while it had the commit's own files in the workspace
+            restore(self.folder)
+        remove(self.folder, [*self.outs, "scratch", *([] if self.row.tool else ["dvc.lock"])])
 
     def run_uninterrupted(self) -> None:
         self.start_over()
@@ -262,6 +280,7 @@ class Bench:
             if how.endswith("worker") and run.process.poll() not in (0, None, -signal.SIGKILL):
                 self.row.faults += find_message_faults(run)
             run.clear()
+            self.row.locks += remove_cut_lock(self.folder)
         else:
             self.duration = min(self.duration, time.monotonic() - started)
             check(self.folder, self.row, run, self.outs, self.expected)
@@ -310,18 +329,26 @@ class Bench:
         check(self.folder, self.row, run, self.outs, self.expected)
 
 
+def list_all(folder: Path) -> set[Path]:
+    """Return the paths of a checkout, except for what Git and DVC keep for themselves."""
+    own = (folder / ".dvc", folder / ".git")
+    return {path for path in folder.rglob("*") if not any(path.is_relative_to(other) for other in own)}
+
+
 def torture(checkout: Path, row: Row, kills: int, seed: int, cuts: int = 0) -> Row:
     """Kill a stage `kills` times in a copy of the checkout, restart it after each, cut the power, and record the results."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "sppo"
         shutil.copytree(checkout, folder, symlinks=True)
         set_params(folder, SHARDS | row.overrides, folder / "params.yaml")
+        if row.tool:
+            subprocess.run(["git", "commit", "-qam", "parameters"], cwd=folder, check=True)
         with Repo(str(folder)) as repo:
             stage = repo.stage.load_one(str(folder / "dvc.yaml"), row.stage)
             outs = [out.def_path for out in stage.outs]
             deps = [dep.def_path for dep in stage.deps if dep.def_path.startswith("data/")]
         bench = Bench(folder, stage.cmd, deps, outs, row, random.Random(f"{seed}/{row.stage}/{row.note}"))
-        others = {path for path in folder.rglob("*") if not path.is_relative_to(folder / ".dvc")}
+        others = list_all(folder)
         bench.run_uninterrupted()
         order = HOW * (kills // len(HOW) + 1)
         bench.chance.shuffle(order)
@@ -332,7 +359,7 @@ def torture(checkout: Path, row: Row, kills: int, seed: int, cuts: int = 0) -> R
         for _ in range(0 if row.tool else cuts):
             bench.cut_power_once()
         remove(folder, ["scratch", "log"])
-        new = {path for path in folder.rglob("*") if not path.is_relative_to(folder / ".dvc")} - others
+        new = list_all(folder) - others
         row.faults += [f"left: {path.relative_to(folder)}" for path in sorted(new)]
     return row
 
@@ -380,6 +407,12 @@ def format_document(done: list[Row], kills: int, cuts: int, seed: int) -> str:
         resumed, same = f"{row.resumed} of {row.restarts}", f"{row.ends - bad} of {row.ends}"
         cut = f"{row.cuts['continued']} + {row.cuts['refused']}" if row.cuts else "–"
         lines.append(f"| {name} | {killed} | {resumed} | {same} | {row.slowest:.1f} s | {left} | {cut} |")
+    if locks := sum(row.locks for row in done):
+        lines += [
+            "",
+            f"DVC, killed while it wrote .dvc/tmp/rwlock, left half of it {locks} times: it was removed, as "
+            "[troubleshooting.md](troubleshooting.md) says.",
+        ]
     lines += [
         "",
         "Resumed: restarts that found finished work in scratch/; stages that keep no such work take only seconds or start"
