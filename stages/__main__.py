@@ -1,6 +1,7 @@
 """Run one stage of dvc.yaml: python -m stages NAME [options]."""
 
 import argparse
+import fnmatch
 import importlib
 import os
 import sys
@@ -13,6 +14,28 @@ from stages.runtime.paths import ROOT
 
 WITHOUT_RECORD = ("code", "assets-local", "assets-local-models", "report", "report-models")
 """Stages without a record: the first three compute no results, and the reports read the records of the other stages."""
+
+MODEL = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+"""A checkpoint's files, or the pointer to one."""
+RANKER = ("PairRM/*", "base/*")
+CONTENTS = {
+    "assets-alpaca-eval": ("*.json", "*.csv"),
+    "assets-harness": ("allenai/*", "truthful_qa/*", "winogrande/*", "gsm8k/*", "hellaswag/*", "hails/*", "exact_match/*"),
+    "assets-local": ("*",),
+    "assets-local-models": ("*",),
+    "assets-model": MODEL,
+    "assets-pairrm": RANKER,
+    "assets-policy": MODEL,
+    "assets-ranker": RANKER,
+    "code": ("*",),
+    "evaluate-alpaca": ("annotations.json", "metrics.json"),
+    "evaluate-lm": ("*.json",),
+    "report": ("*",),
+    "report-models": ("*",),
+    "split": ("*.parquet", "contamination.json"),
+    "train": MODEL,
+}
+"""The stages whose --out is a folder -> patterns of all that may be in it. All other outputs are files."""
 
 NAMES = "--names"
 """In place of a stage: only check the names in params.yaml, as dvc.yaml's commands do before the shell expands the rest."""
@@ -62,6 +85,21 @@ def require_recordable(outputs: list[Path]) -> None:
             )
 
 
+def refuse_foreign_outputs(name: str, args: argparse.Namespace) -> None:
+    """Raise StageError before the stage's work if its outputs would replace what it has hardly written: see `refuse_foreign`,
+    which judges by the exact names at the end."""
+    from stages.artifacts import files
+
+    for path in run.output_paths(args):
+        patterns = CONTENTS.get(name) if path == args.out else None
+        files.refuse_foreign(path, partial(matches, patterns) if patterns else None)
+
+
+def matches(patterns: tuple[str, ...], name: str) -> bool:
+    """Return whether a name, as of `files.list_names`, matches one of the patterns, in which * stands for slashes too."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
 def start_numerics(name: str) -> str | None:
     """Set up this process for `numerics` of params.yaml. Returns the numerics in effect, None for a stage that uses none.
 
@@ -75,9 +113,10 @@ def start_numerics(name: str) -> str | None:
     return numerics.apply(params.load("numerics").numerics)
 
 
-def run_main(stage: Any, numerics_used: str | None, args: argparse.Namespace) -> None:
-    """Run a stage's `main`, then verify that its numerics were in effect. Raises StageError."""
+def run_main(name: str, stage: Any, numerics_used: str | None, args: argparse.Namespace) -> None:
+    """Check a stage's outputs, run its `main`, then verify that its numerics were in effect. Raises StageError."""
     require_recordable(run.output_paths(args))
+    refuse_foreign_outputs(name, args)
     stage.main(args)
     if numerics_used:
         from stages.engines import numerics
@@ -112,7 +151,7 @@ def main(argv: list[str]) -> None:
     stage = importlib.import_module(modules[name])
     args = run.build_parser(f"python -m stages {name}", stage.__doc__, stage.add_arguments).parse_args(argv[1:])
     write_record = None if name in WITHOUT_RECORD else partial(records.write_record, numerics=used)
-    run.run_stage(name, partial(run_main, stage, used), args, write_record)
+    run.run_stage(name, partial(run_main, name, stage, used), args, write_record)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace, settings: Any, group: distributed.Group) -> No
     arguments = training.training_arguments(folder, settings.device_batch, settings.dtype, seed=0)
     path = folder / "unscored.parquet"
     with arguments.main_process_first(local=False):  # only one process holds all responses in memory
-        if not path.exists():
+        if not shards.is_kept(path):
             responses = tables.read(args.responses, schemas.RESPONSES)
             pairs = build_pairs(responses, tables.read(args.rankings, schemas.RANKINGS), settings.lengths)
             tables.write(pairs, schemas.UNSCORED_PAIRS, path)

@@ -7,6 +7,7 @@ at 1". The global batch consists of the same pairs in the same order on any numb
 import argparse
 import math
 import os
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,10 @@ from stages.runtime.logs import log
 NOT_IN_RESUME_KEY = {"checkpoint_steps", "report_to"}
 """Keys of `train` that do not affect the result. They are left out of the scratch folder's key, so that interrupted training
 resumes from its checkpoint even if they change."""
+
+
+WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+"""Names of the files in a policy's folder that hold its weights."""
 
 
 class Outputs(NamedTuple):
@@ -61,11 +66,19 @@ def run(args: argparse.Namespace, settings: params.Train, eta: float, seed: int,
     training.quiet_libraries()
     if is_main_process():
         models.check_policy(args.model)
-        models.rehearse_saving(args.model)
+        refuse_foreign(args.out, models.rehearse_saving(args.model))
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(scratch.FOLDER / "tensorboard" / args.out.name))
     distributed.start_group(group)
     seeding.make_deterministic(seed)
     train_policy(pairs, args.model, eta, settings, seed, folder, Outputs(args.out, args.out_log, args.out_update))
+
+
+def refuse_foreign(out: Path, description: list[str]) -> None:
+    """Raise StageError, before days of training, for what is in the folder `out` and no part of a policy.
+
+    description: the names of its files besides the weights.
+    """
+    files.refuse_foreign(out, lambda name: name in description or bool(WEIGHTS.fullmatch(name)))
 
 
 def select_whole_batches(pairs: pa.Table, global_batch: int) -> pa.Table:
@@ -125,7 +138,7 @@ def train_policy(
         first = training.load_start(model_path, model, arguments, settings.dtype)
         model = packing.enable_scoring(model)
     trainer = SPPOTrainer(model, arguments, settings, eta, to_dataset(pairs), first)
-    start = checkpoints.newest_checkpoint(folder)
+    start = checkpoints.find_start(folder)
     if start:
         log.info("resuming from %s", start)
     trainer.train(resume_from_checkpoint=start and str(start))

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -26,7 +26,7 @@ def replacing(path: Path) -> Iterator[Path]:
     remove(partial)
     try:
         yield partial
-        refuse_foreign(path, partial)
+        refuse_foreign(path, set(list_names(partial)).__contains__ if partial.is_dir() else None)
         if path.is_dir() or partial.is_dir():
             remove(path)
         durable.replace(partial, path)
@@ -39,22 +39,28 @@ def replacing(path: Path) -> Iterator[Path]:
         remove(partial)
 
 
-def refuse_foreign(path: Path, new: Path) -> None:
-    """Raise StageError if `path` is a folder in place of a file or the other way round, or contains a file or folder that the
-    folder `new` does not, which therefore an earlier run of the same stage has hardly written.
+def refuse_foreign(path: Path, is_part: Callable[[str], bool] | None) -> None:
+    """Raise StageError if `path` is a folder in place of a file or the other way round, or contains a file or folder that is no
+    part of the output that would replace it, which therefore an earlier run of the same stage has hardly written.
 
-    A link or an empty folder at `path` is not refused.
+    is_part: whether a name, from `list_names`, is part of the output; None for an output that is a file. A link or an empty
+    folder at `path` is not refused.
     """
     if path.is_symlink() or not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     remedy = "move it elsewhere, or remove it if you do not need it, then re-run; or name another path for the output"
-    if path.is_dir() != new.is_dir():
+    if path.is_dir() != bool(is_part):
         kinds = ("folder", "file") if path.is_dir() else ("file", "folder")
         raise StageError(f"{path} is a {kinds[0]}, and the output a {kinds[1]} that would replace it: {remedy}")
-    for old in sorted(path.rglob("*")) if path.is_dir() else ():
-        counterpart = new / old.relative_to(path)
-        if not counterpart.exists() or counterpart.is_dir() != old.is_dir():
-            raise StageError(f"{old} is not part of the output that would replace {path}: {remedy}")
+    for name in list_names(path) if is_part else ():
+        if is_part and not is_part(name):
+            raise StageError(f"{path / name} is not part of the output that would replace {path}: {remedy}")
+
+
+def list_names(folder: Path) -> list[str]:
+    """List everything below a folder, sorted: paths relative to it, those of folders with a slash at the end."""
+    paths = sorted(folder.rglob("*"))
+    return [path.relative_to(folder).as_posix() + "/" * path.is_dir() for path in paths]
 
 
 def is_inside(name: object) -> bool:

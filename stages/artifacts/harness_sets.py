@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.artifacts import hub
-from stages.runtime.errors import StageError
+from stages.artifacts import harness_rules, hub
+from stages.runtime.errors import StageError, quote
 from stages.runtime.params import EvaluationAsset
 
 Row = dict[str, Any]
@@ -112,7 +112,8 @@ def select_tasks(tasks: Sequence[str] | None) -> list[str]:
 def read_rows(task: str, asset: EvaluationAsset) -> dict[str, Splits]:
     """Read a data set from the Hub or a local directory: config -> split -> rows, for the splits that the task reads.
 
-    Raises StageError if a column that the task needs is missing, or if there are too few rows.
+    Raises StageError if a column that the task needs is missing, if there are too few rows, or for the first row that the task
+    cannot use.
     """
     data_set = DATA_SETS[task]
     return {
@@ -127,10 +128,19 @@ def _read_split(task: str, asset: EvaluationAsset, config: str, split: str) -> l
     remedy = f"set assets.harness.{task} in params.yaml to a data set in the format of {data_set.folder}"
     if missing := sorted(data_set.columns - set(rows.column_names)):
         raise StageError(f"{place}: {task} requires column {', '.join(map(repr, missing))}: {remedy}")
+    if mixed := [column for column in sorted(data_set.columns) if "Json(" in str(rows.features[column])]:
+        # `datasets` then reads "1" as 1, so that the rows that differ cannot be told from the others.
+        raise StageError(
+            f"{place}: column {', '.join(map(repr, mixed))} has values of several types: give all one, or {remedy}"
+        )
     required = data_set.few_shot[1] if data_set.few_shot and split == data_set.few_shot[0] else 2
     if len(rows) < required:
         raise StageError(f"{place}: {len(rows)} rows, but {task} requires at least {required}: {remedy}")
-    return [dict(row) for row in rows]
+    read = [dict(row) for row in rows]
+    for index, row in enumerate(read):
+        if fault := harness_rules.find_fault(task, row):
+            raise StageError(f"{place}: row {index}: {quote(fault[0])} {fault[1]}: correct the row, or {remedy}")
+    return read
 
 
 def write_data_set(data_set: DataSet, configs: dict[str, Splits], root: Path) -> None:

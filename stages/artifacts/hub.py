@@ -135,19 +135,26 @@ def load_rows(asset: Asset, config: str | None, split: str) -> Any:
     return rows
 
 
-def find_csv(asset: Asset, split: str) -> tuple[list[Path], str]:
-    """Return the CSV files of a split of a local directory, in the order of its rows, and what separates their cells.
+def find_texts(asset: Asset, split: str) -> tuple[str, list[Path], str]:
+    """Find the CSV or JSON files of a split, local or fetched from the Hub, as they are stored.
 
-    Returns no files if the data set is in another format. Raises StageError if `datasets` cannot tell.
+    Returns `csv` or `json`, the files in the order of the split's rows, and what separates cells; no files if the data set is
+    in another format. Raises StageError if `datasets` cannot tell, or for data outside the data set.
     """
     import datasets
 
-    cache = _create_private_cache(asset)
+    cache = None if asset.on_hub else _create_private_cache(asset)
     with _explain_hub_errors(f"split {split!r} of {asset.repo}", asset.repo, "dataset"):
-        builder = datasets.load_dataset_builder(asset.repo, cache_dir=cache)
-    if builder.name != "csv":
-        return [], ""
-    return [Path(name) for name in builder.config.data_files.get(split, [])], builder.config.sep
+        _check_front_matter(asset)
+        builder = datasets.load_dataset_builder(asset.repo, revision=asset.revision, cache_dir=cache)
+    if builder.name not in ("csv", "json"):
+        return builder.name, [], ""
+    names = (builder.config.data_files or {}).get(split, [])
+    separator = builder.config.sep if builder.name == "csv" else ""
+    if not asset.on_hub:
+        return builder.name, [Path(name) for name in names], separator
+    inside = [name.partition("@")[2].partition("/")[2] for name in names]  # of hf://datasets/REPO@REVISION/NAME
+    return builder.name, [fetch_file(asset, name) for name in inside], separator
 
 
 def _check_front_matter(asset: Asset) -> None:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from stages.artifacts import hub
+from stages.artifacts import files, hub
 from stages.runtime import params
 
 NOT_LOCAL = "Not a local directory.\n"
@@ -39,9 +39,13 @@ def list_sets(assets: params.EvaluationAssets) -> Assets:
 
 
 def write_links(assets: Mapping[str, params.Asset | None], out: Path) -> None:
-    """Write the folder `out`, in place of an earlier one. Raises StageError, and writes nothing, if a directory is missing."""
+    """Write the folder `out`, in place of an earlier one.
+
+    Raises StageError, and writes nothing, if a directory is missing, or if there is something else in `out`.
+    """
     local = {key: asset for key, asset in assets.items() if asset and asset.is_local}
     targets = {key: (hub.require_directory(asset), Path(asset.repo).is_absolute()) for key, asset in local.items()}
+    files.refuse_foreign(out.resolve(), lambda name: _is_link(out / name))
     out.mkdir(parents=True, exist_ok=True)
     for old in out.iterdir():
         old.unlink()  # a link or a file, never what a link leads to
@@ -51,3 +55,8 @@ def write_links(assets: Mapping[str, params.Asset | None], out: Path) -> None:
             (out / key).symlink_to(path if is_absolute else os.path.relpath(path.resolve(), out.resolve()))
         else:
             (out / key).write_text(NOT_LOCAL, encoding="utf-8")
+
+
+def _is_link(path: Path) -> bool:
+    """Return whether this is a link, or what `write_links` writes in the place of one."""
+    return path.is_symlink() or (path.is_file() and path.read_bytes() == NOT_LOCAL.encode())

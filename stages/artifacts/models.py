@@ -218,10 +218,10 @@ def _read(file: Path, name: str) -> Any:
         return weights.get_tensor(name)
 
 
-def rehearse_saving(path: Path) -> None:
+def rehearse_saving(path: Path) -> list[str]:
     """Save everything but the weights to a temporary folder, to know before training that `save_policy` can save it.
 
-    path: a folder with the model to train or a pointer to it. Raises StageError.
+    path: a folder with the model to train or a pointer to it. Returns the names of the files. Raises StageError.
     """
     from transformers import AutoConfig, GenerationConfig
 
@@ -230,6 +230,7 @@ def rehearse_saving(path: Path) -> None:
         with tempfile.TemporaryDirectory() as temporary, silence_transformers():
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             _save_description(config, GenerationConfig.from_model_config(config), folder, Path(temporary))
+            return files.list_names(Path(temporary))
     except Exception as error:  # each library has its own
         raise StageError(
             f"{folder}: transformers could not save a model trained from this one ({describe(error)}): correct its config.json "

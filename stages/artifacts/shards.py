@@ -66,17 +66,22 @@ def copy_slice(shard: pa.Table) -> pa.Table:
 def list_shards(folder: Path, count: int) -> tuple[list[Path], list[int]]:
     """Return the paths of `count` shards in the folder and the indices of those to compute.
 
-    Every process of a group gets the same. A shard that is not a whole Parquet file, as after a power cut, is set aside and
-    computed again.
+    Every process of a group gets the same. A shard that `is_kept` sets aside is computed again.
     """
     paths = [folder / f"{index:05}.parquet" for index in range(count)]
-    pending = [index for index, path in enumerate(paths) if not tables.is_readable(path)]
-    for path in (paths[index] for index in pending):
-        if is_main_process() and path.exists():
-            durable.set_aside(path, "not a readable Parquet file")
+    pending = [index for index, path in enumerate(paths) if not is_kept(path)]
     if len(pending) < count:
         log.info("%d of %d shards are already finished, in %s", count - len(pending), count, folder)
     return paths, pending
+
+
+def is_kept(path: Path) -> bool:
+    """Return whether an earlier run kept its work in this Parquet file. One that is not whole, as after a power cut, is set
+    aside, by the main process of a group."""
+    kept = tables.is_readable(path)
+    if not kept and is_main_process() and path.exists():
+        durable.set_aside(path, "not a readable Parquet file")
+    return kept
 
 
 def _compute_shards(

@@ -48,7 +48,8 @@ def is_readable(path: Path) -> bool:
 
 
 def _load(path: Path) -> pa.Table:
-    files.require(path)
+    if not files.require(path).is_file():  # a pipe may block its reader for ever
+        raise StageError(f"{path}: not a regular file, which a Parquet file is: {files.suggest_remedy(path)}")
     try:
         with pq.ParquetFile(path, pre_buffer=False) as file:  # reading the whole file at once takes twice the table's memory
             table = pa.Table.from_batches(file.iter_batches(BATCH), file.schema_arrow)

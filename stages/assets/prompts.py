@@ -8,7 +8,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ MAX_UNKNOWN_SHARE = 0.1
 REMEDY = "correct the row, or set column in params.yaml to another one"
 OTHER_FORMAT = "store the data set as Parquet or JSON Lines"
 CSV_REMEDY = f"put every text into double quotes and those inside it twice, or {OTHER_FORMAT}"
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"PK\x03\x04", b"7z\xbc\xaf", b"Rar!")
+"""How files of gzip, bzip2, xz, zstd, lz4, zip, 7z and rar begin, which `datasets` reads like the text in them."""
 Prompt = tuple[str, str | None]
 """A prompt and the iteration that it is assigned to, or None."""
 Texts = Sequence[str | None]
@@ -105,15 +107,13 @@ def _read_column(asset: params.Asset, split: str, column: str) -> Texts:
     try:
         rows = hub.load_rows(asset, None, split)
     except StageError:
-        _check_files(asset, column)  # it can name the row
-        list(_read_cells(asset, split, column))
+        _read_cells(asset, split, column)  # it can name the row
         raise
     place = f"{asset.repo}, split {split}"
     if column not in rows.column_names:
         known = ", ".join(map(quote, rows.column_names))
         raise StageError(f"{place}: there is no column {quote(column)}: set column in params.yaml to one of {known}")
-    _check_files(asset, column)
-    cells = list(_read_cells(asset, split, column))
+    cells = _read_cells(asset, split, column)
     texts = _list_values(rows.with_format("arrow")[column][:])
     if type(rows.features[column]).__name__ == "Json":  # what datasets makes of a column with values of several types
         texts = [json.loads(text) if isinstance(text, str) else text for text in texts]
@@ -150,21 +150,41 @@ def _describe_odd(row: int, column: str, value: object) -> str:
     return f"row {row}: {quote(column)} is {quote(value)}, which is not text"
 
 
-def _check_files(asset: params.Asset, column: str) -> None:
-    """Raise StageError for the first row in the JSON and CSV files of a local directory that is not valid UTF-8, or whose value
-    in the column is not text: once `datasets` has read it, it may look like text."""
-    for path in [] if asset.on_hub else sorted(Path(asset.repo).rglob("*")):
-        if path.suffix in (".csv", ".json", ".jsonl") and path.is_file() and (fault := _find_fault(path, column)):
-            raise StageError(f"{path}: {fault}: {REMEDY}")
+def _read_cells(asset: params.Asset, split: str, column: str) -> list[tuple[str, str]]:
+    """Read a column from a split's files as they are stored: once `datasets` has read them, what is odd may look like text.
 
-
-def _find_fault(path: Path, column: str) -> str | None:
-    try:
+    Returns file and line, and content, of the cells of CSV files that are not blank; none for other formats. Raises StageError
+    for a CSV or JSON file that is compressed or not UTF-8, for the first value in a JSON file that is not text, and for a row
+    of a CSV file that has not as many cells as the header: one of them may be a part of another's text.
+    """
+    kind, paths, separator = hub.find_texts(asset, split)
+    cells: list[tuple[str, str]] = []
+    for path in paths:
         text = _read_text(path)
-    except ValueError as error:
-        return str(error)
-    if path.suffix == ".csv":
-        return None
+        if kind == "csv":
+            cells += _list_cells(path, text, separator, column)
+        elif fault := _find_fault(text, column):
+            raise StageError(f"{path}: {fault}: {REMEDY}")
+    return cells
+
+
+def _read_text(path: Path) -> str:
+    """Read a file with its own line breaks. Raises StageError if it is compressed or not UTF-8."""
+    content = path.read_bytes()
+    if content.startswith(COMPRESSED):
+        raise StageError(
+            f"{path} is compressed, so that its rows cannot be checked: decompress it, and remove this one (if it is from the "
+            "Hub, in a local copy of the data set, which repo in params.yaml may name)"
+        )
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise StageError(f"{path}: line {line}: not valid UTF-8: {REMEDY}") from error
+
+
+def _find_fault(text: str, column: str) -> str | None:
+    """Describe the first row of a JSON file, a list or one object per line, whose value in the column is not text."""
     try:
         lines = [line for line in text.split("\n") if line.strip()]
         rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in lines]
@@ -175,32 +195,16 @@ def _find_fault(path: Path, column: str) -> str | None:
     return next((_describe_odd(row, column, values[row]) for row in odd), None)
 
 
-def _read_text(path: Path) -> str:
-    """Read a file with its own line breaks. Raises ValueError if it is not UTF-8."""
-    content = path.read_bytes()
+def _list_cells(path: Path, text: str, separator: str, column: str) -> list[tuple[str, str]]:
     try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"line {line}: not valid UTF-8") from error
-
-
-def _read_cells(asset: params.Asset, split: str, column: str) -> Iterator[tuple[str, str]]:
-    """Yield file and line, and content, of the cells of a column that are not blank, in the CSV files of a local directory.
-
-    Raises StageError for a row that has not as many cells as the header: one of them may be a part of another's text.
-    """
-    paths, separator = ([], "") if asset.on_hub else hub.find_csv(asset, split)
-    for path in paths:
-        try:
-            header, *rows = _read_csv(_read_text(path), separator) or [(1, [])]
-        except (ValueError, TypeError) as error:  # TypeError: a separator that is not one character
-            raise StageError(f"{path}: {error}: {CSV_REMEDY}") from error
-        if header[1].count(column) != 1:
-            fault = f"line {header[0]}: {header[1].count(column)} columns are named {quote(column)}"
-            raise StageError(f"{path}: {fault}: name one column so, or set column in params.yaml to another one")
-        index = header[1].index(column)
-        yield from ((f"{path}: line {line}", row[index]) for line, row in rows if row[index].strip())
+        header, *rows = _read_csv(text, separator) or [(1, [])]
+    except (ValueError, TypeError) as error:  # TypeError: a separator that is not one character
+        raise StageError(f"{path}: {error}: {CSV_REMEDY}") from error
+    if header[1].count(column) != 1:
+        fault = f"line {header[0]}: {header[1].count(column)} columns are named {quote(column)}"
+        raise StageError(f"{path}: {fault}: name one column so, or set column in params.yaml to another one")
+    index = header[1].index(column)
+    return [(f"{path}: line {line}", row[index]) for line, row in rows if row[index].strip()]
 
 
 def _read_csv(text: str, separator: str) -> list[tuple[int, list[str]]]:

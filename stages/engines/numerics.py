@@ -94,8 +94,6 @@ def log_once(message: str) -> None:
     path, text = scratch.FOLDER / "numerics.txt", f"{os.getppid()} {message}"
     if "DVC_STAGE" not in os.environ or not path.is_file() or path.read_bytes() != text.encode():
         log.warning("%s", message)
-        if path.is_dir():
-            durable.set_aside(path, "it is a folder")
         durable.write(path, text)
 
 

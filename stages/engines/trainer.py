@@ -138,8 +138,7 @@ class SPPOTrainer(PackedTrainer):
         self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
-        if is_main_process():
-            checkpoints.mark_complete(path)
+        checkpoints.mark_complete(path)
 
 
 def check_start(

@@ -22,9 +22,10 @@ Value = TypeVar("Value")
 def write(path: Path, text: str) -> None:
     """Write a text file in UTF-8. After a crash or a power cut it has either its earlier content or all of the new one.
 
-    Creates the folder if necessary. Raises OSError.
+    Creates the folder if necessary, and sets aside what is no file in its place. Raises OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    set_aside_unless_file(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.write_text(text, encoding="utf-8")
@@ -44,8 +45,12 @@ def replace(new: Path, path: Path) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append a line to a text file in UTF-8, on a line of its own even if a crash cut off the last one. Raises OSError."""
+    """Append a line to a text file in UTF-8, on a line of its own even if a crash cut off the last one.
+
+    Creates the folder if necessary, and sets aside what is no file in its place. Raises OSError.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    set_aside_unless_file(path)
     with path.open("ab+") as file:
         end = file.tell()
         file.seek(max(0, end - 1))
@@ -71,13 +76,20 @@ def read_json(path: Path, check: Callable[[Any], Value]) -> Value | None:
     check: returns what the caller needs of the value, and raises ValueError, TypeError, KeyError or AttributeError if it is not
     as the caller wrote it. Raises OSError if the file must not be read.
     """
+    set_aside_unless_file(path)
     try:
         return check(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, IsADirectoryError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         set_aside(path, describe(error))
         return None
+
+
+def set_aside_unless_file(path: Path) -> None:
+    """Set aside what is in a file's place and is none: a folder, or a pipe or device, which may block a reader for ever."""
+    if path.exists() and not path.is_file():
+        set_aside(path, "not a regular file")
 
 
 def set_aside(path: Path, reason: str) -> None:

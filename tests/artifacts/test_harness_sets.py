@@ -1,5 +1,6 @@
 """The data sets are laid out as the stock tasks of lm-eval read them, and real ones are checked when they are read."""
 
+import copy
 import json
 import re
 import sys
@@ -91,6 +92,38 @@ def test_a_missing_column_or_too_few_rows_are_rejected(folder: Path, rows: dict[
     with pytest.raises(StageError) as error:
         harness_sets.read_rows("gsm8k", EvaluationAsset(repo="./source"))
     assert_message(str(error.value), "./source, configuration main", *parts, "assets.harness.gsm8k in params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("split", "odd", "fault"),
+    [("train", "five", "'five'"), ("test", None, "None"), ("test", "#### none", "'#### none'")],
+)
+def test_an_odd_value_is_refused_by_row_until_it_is_corrected(folder: Path, split: str, odd: str | None, fault: str) -> None:
+    rows = [{"question": f"{index}?", "answer": f"#### {index}"} for index in range(6)]
+    splits = {"train": copy.deepcopy(rows), "test": copy.deepcopy(rows)}
+    splits[split][4]["answer"] = odd  # type: ignore[assignment]
+    harness_sets.write_data_set(DATA_SETS["gsm8k"], {"main": splits}, folder / "source")
+    asset = EvaluationAsset(repo="./source/gsm8k")
+    with pytest.raises(StageError) as error:
+        harness_sets.read_rows("gsm8k", asset)
+    parts = (f"./source/gsm8k, configuration main, split {split}: row 4: 'answer' is {fault}", "correct the row", "params.yaml")
+    assert_message(str(error.value), *parts)
+    path = folder / "source/gsm8k/main" / f"{split}.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    lines[4] = json.dumps(rows[4])
+    path.write_text("\n".join(lines), encoding="utf-8")
+    assert harness_sets.read_rows("gsm8k", asset) == {"main": {"train": rows, "test": rows}}
+
+
+def test_one_value_of_another_type_is_refused_by_column(folder: Path) -> None:
+    """`datasets` reads such a column as JSON, in which the texts of numbers become numbers."""
+    row = {"sentence": "_ smiled.", "option1": "a", "option2": "b", "answer": "1"}
+    splits = {split: [dict(row) for _ in range(7)] for split in ("train", "validation")}
+    splits["train"][5]["answer"] = 2  # type: ignore[assignment]
+    harness_sets.write_data_set(DATA_SETS["winogrande"], {"winogrande_xl": splits}, folder / "source")
+    with pytest.raises(StageError) as error:
+        harness_sets.read_rows("winogrande", EvaluationAsset(repo="./source/winogrande"))
+    assert_message(str(error.value), "split train: column 'answer' has values of several types", "give all one")
 
 
 def test_the_metric_is_where_the_stage_looks_for_it(folder: Path) -> None:

@@ -64,6 +64,25 @@ def test_the_last_parameters_count_and_no_directory_is_harmed(
     assert (folder / "mine/a").read_text() == "kept"
 
 
+@pytest.mark.parametrize("foreign", ["thesis.md", "folder/thesis.md", "prompts"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_what_is_no_link_is_named_and_kept(mine: Path, foreign: str, linked: bool) -> None:
+    out, assets = Path("local"), {"prompts": params.Asset(repo="./mine"), "policy": HUB}
+    if linked:
+        Path("elsewhere").mkdir()
+        out.symlink_to("elsewhere")
+    (out / foreign).parent.mkdir(parents=True, exist_ok=True)
+    (out / foreign).write_text("mine")
+    with pytest.raises(StageError) as error:
+        links.write_links(assets, out)
+    assert_message(str(error.value), f"{out.resolve()}/{foreign.partition('/')[0]} is not part", "move it elsewhere")
+    assert (out / foreign).read_text() == "mine"
+    files.remove(out / foreign.partition("/")[0])
+    links.write_links(assets, out)
+    links.write_links(assets, out)
+    assert {path.name for path in out.iterdir()} == set(assets)
+
+
 def test_a_missing_directory_is_named_before_anything_is_written(mine: Path) -> None:
     links.write_links({"prompts": params.Asset(repo="./mine")}, Path("local"))
     with pytest.raises(StageError) as error:

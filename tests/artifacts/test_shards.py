@@ -48,7 +48,7 @@ def test_a_single_prompt_is_a_shard() -> None:
     assert map_echo(5, 128, ["Why?"]).num_rows == 1
 
 
-@pytest.mark.parametrize("damage", ["empty", "short", "without its end", "zeros", "text", "a folder"])
+@pytest.mark.parametrize("damage", ["empty", "short", "without its end", "zeros", "text", "a folder", "a pipe"])
 def test_a_corrupted_shard_is_set_aside_and_computed_again(damage: str, caplog: pytest.LogCaptureFixture) -> None:
     complete = map_echo(2, 5)
     path = sorted(Path("scratch").glob("generate/*/*.parquet"))[1]
@@ -57,6 +57,8 @@ def test_a_corrupted_shard_is_set_aside_and_computed_again(damage: str, caplog: 
     path.unlink()
     if damage == "a folder":
         path.mkdir()
+    elif damage == "a pipe":
+        os.mkfifo(path)
     else:
         path.write_bytes(ends[damage])
     assert map_echo(2, 5).equals(complete)

@@ -1,10 +1,12 @@
+import bz2
 import csv
+import gzip
 import hashlib
 import io
 import json
 import logging
+import lzma
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from stages.artifacts import schemas, tables
 from stages.assets import prompts
 from stages.runtime.errors import StageError
 from stages.runtime.params import Assignment, PromptsAsset
-from support.hub import Run
+from support.hub import FakeHub, Run
 from support.messages import assert_message
 
 Texts = list[str | None]
@@ -143,10 +145,7 @@ VALUES = st.one_of(st.text(st.characters(codec="utf-8")), st.none(), st.integers
 def test_the_first_odd_row_of_a_json_file_is_found(values: list[Any], form: str) -> None:
     rows = [{"p": value} for value in values]
     text = json.dumps(rows) if form == "list" else "\n".join(map(json.dumps, rows))
-    with tempfile.TemporaryDirectory() as name:
-        path = Path(name) / "x.json"
-        path.write_text(text, encoding="utf-8")
-        fault = prompts._find_fault(path, "p")
+    fault = prompts._find_fault(text, "p")
     odd = [row for row, value in enumerate(values) if value is not None and not isinstance(value, str)]
     assert (fault or "").partition(":")[0] == (f"row {odd[0]}" if odd else "")
 
@@ -154,12 +153,12 @@ def test_the_first_odd_row_of_a_json_file_is_found(values: list[Any], form: str)
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "json"])
 @pytest.mark.parametrize("content", [b"\xff", b"What\xc3?", b"\xed\xa0\x80"])
 def test_invalid_utf8_is_refused_by_line(folder: Path, content: bytes, suffix: str) -> None:
-    write_json(folder / "main", ["What?"])
-    path = folder / "main" / f"more.{suffix}"
-    path.write_bytes(b"first line\nsecond " + content + b"\n")
+    (folder / "main").mkdir()
+    path = folder / "main" / f"train.{suffix}"
+    path.write_bytes(b"instruction\nsecond " + content + b"\n")
     with pytest.raises(StageError) as error:
-        prompts._check_files(ASSET, "instruction")
-    assert_message(str(error.value), f"main/more.{suffix}: line 2: not valid UTF-8")
+        prompts.read_prompts(ASSET)
+    assert_message(str(error.value), f"main/train.{suffix}: line 2: not valid UTF-8")
 
 
 @pytest.mark.parametrize("content", [b"x\xff", b"\xed\xa0\x80"])
@@ -249,12 +248,58 @@ def test_only_the_files_of_the_split_count(folder: Path) -> None:
     assert prompts.read_prompts(ASSET) == [("What?", None), ("Number 007", None)]
 
 
+@pytest.mark.parametrize("name", ["train.csv.gz", "train.jsonl.gz", "train.json.xz", "train.csv.bz2", "train.csv"])
+def test_a_compressed_file_is_named_and_read_once_it_is_decompressed(folder: Path, name: str) -> None:
+    """Whatever its name: `datasets` recognizes compression by the content."""
+    text = b"instruction\nWhat?\n" if "csv" in name else b'{"instruction": "What?"}\n'
+    (folder / "main").mkdir()
+    path = folder / "main" / name
+    path.write_bytes({"xz": lzma, "bz2": bz2}.get(name.rpartition(".")[2], gzip).compress(text))
+    with pytest.raises(StageError) as error:
+        prompts.read_prompts(ASSET)
+    assert_message(str(error.value), f"main/{name} is compressed", "decompress it")
+    path.unlink()
+    path.with_name(".".join(name.split(".")[:2])).write_bytes(text)
+    assert prompts.read_prompts(ASSET) == [("What?", None)]
+
+
+SCRIPT = """
+from stages.assets import prompts
+from stages.runtime.params import PromptsAsset
+asset = PromptsAsset(repo="some/rows", revision="{revision}", split="train", column="instruction")
+print(prompts.read_prompts(asset))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "parts"),
+    [
+        ("train.csv", b"instruction,x\nWhat?,1\nWhat, is it?,1\n", ["train.csv: line 3: 3 cells", "JSON Lines"]),
+        ("train.csv", b"instruction\n007\nWhat?\n", []),
+        ("train.csv", b"instruction\n" + b"What?\n" * 1000 + b"007\n", []),
+        ("train.csv.gz", gzip.compress(b"instruction\nWhat?\n"), ["train.csv.gz is compressed"]),
+        ("train.jsonl", b'{"instruction": "What?"}\n{"instruction": 5}\n', ["train.jsonl: row 1: 'instruction' is 5"]),
+    ],
+    ids=["a ragged row", "a number", "a number after many texts", "compressed", "a number in JSON"],
+)
+def test_the_files_of_the_hub_are_compared_too(
+    run: Run, fake_hub: FakeHub, name: str, content: bytes, parts: list[str]
+) -> None:
+    fake_hub.repos["datasets/some/rows"] = {name: content}
+    script = SCRIPT.format(revision=fake_hub.commit("datasets/some/rows"))
+    done = run("-c", script, endpoint=fake_hub.endpoint)
+    if parts:
+        assert_message(done.stderr.replace("Traceback", ""), *parts)
+    else:
+        assert "007" in done.stdout, done.stderr
+
+
 @pytest.mark.parametrize("blank", ["\r", " ", "\t", " \r"])
 def test_blank_lines_of_json_do_not_hide_the_odd_row(folder: Path, blank: str) -> None:
     path = write_json(folder / "main", ["What?", 5])
     path.write_text(path.read_text(encoding="utf-8").replace("\n", f"\n{blank}\n"), encoding="utf-8", newline="")
     with pytest.raises(StageError) as error:
-        prompts._check_files(ASSET, "instruction")
+        prompts.read_prompts(ASSET)
     assert_message(str(error.value), "main/train.jsonl: row 1: 'instruction' is 5", "correct the row")
 
 

@@ -82,6 +82,41 @@ def test_a_killed_training_resumes_to_the_same_bytes(
 
 
 @pytest.mark.slow
+def test_a_training_whose_checkpoint_was_damaged_ends_with_the_same_bytes(pairs: Path) -> None:
+    """The last checkpoint has its size, but zeros in place of the optimizer's state and the master weights."""
+    uninterrupted, killed = pairs / "intact", pairs / "damaged"
+    for folder, checkpoint_steps in ((uninterrupted, 0), (killed, 2)):
+        folder.mkdir()
+        set_params(folder, TINY | {"train.stop_epoch": 2, "train.checkpoint_steps": checkpoint_steps})
+    finish_stage(uninterrupted, TRAIN)
+    kill_stage(killed, TRAIN, f"checkpoint-2/{checkpoints.MARKER}")
+    for file in killed.glob("scratch/train/*/checkpoint-2/*/*optim_states.pt"):
+        file.write_bytes(bytes(file.stat().st_size))
+    log = finish_stage(killed, TRAIN)
+    assert "checkpoint-2 cannot be used" in log
+    assert "resuming from" not in log
+    assert files.digest(killed / "iter1") == files.digest(uninterrupted / "iter1")
+    assert (killed / "iter1.csv").read_bytes() == (uninterrupted / "iter1.csv").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["cut", "zeros", "a pipe"])
+def test_damaged_pairs_of_a_killed_reference_are_built_again(pairs: Path, damage: str) -> None:
+    uninterrupted, killed = pairs / f"pairs-{damage}", pairs / f"pairs-killed-{damage}"
+    for folder in (uninterrupted, killed):
+        folder.mkdir()
+        set_params(folder, TINY)
+    finish_stage(uninterrupted, REFERENCE)
+    kill_stage(killed, REFERENCE, "unscored.parquet")
+    (path,) = killed.glob("scratch/reference/*/unscored.parquet")
+    content = path.read_bytes()
+    path.unlink()
+    os.mkfifo(path) if damage == "a pipe" else path.write_bytes(content[:-9] if damage == "cut" else bytes(len(content)))
+    assert "unscored.parquet cannot be used" in finish_stage(killed, REFERENCE)
+    assert (killed / "pairs.parquet").read_bytes() == (uninterrupted / "pairs.parquet").read_bytes()
+
+
+@pytest.mark.slow
 def test_a_killed_reference_resumes_to_the_same_bytes(pairs: Path) -> None:
     """Two shards, the second of four pairs."""
     uninterrupted, killed = pairs / "reference-uninterrupted", pairs / "reference-killed"

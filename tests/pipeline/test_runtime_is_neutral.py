@@ -86,6 +86,7 @@ MUTANTS: dict[str, Callable[..., Any]] = {
     "durable.flush": ignore,
     "durable.replace": lambda new, path: new.replace(path),
     "durable.set_aside": lambda path, reason: path.rename(path.with_name("aside")),
+    "durable.set_aside_unless_file": ignore,
     "durable.write": lambda path, text: path.write_text(text, encoding="utf-8"),
     "errors.escape_controls": lambda text: "mutant",
     "devices.is_main_process": lambda: True,  # False means that another process writes the outputs

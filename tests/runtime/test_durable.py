@@ -69,6 +69,38 @@ def test_a_missing_file_is_none_without_a_word(tmp_path: Path, caplog: pytest.Lo
     assert not caplog.messages
 
 
+def make_other(path: Path, kind: str) -> None:
+    """Make what is no file; whoever read the pipe would wait for ever, and the device never ends."""
+    if kind == "a pipe":
+        os.mkfifo(path)
+    elif kind == "a device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+
+
+OTHERS = ["a pipe", "a device", "a folder"]
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_what_is_no_file_is_neither_read_nor_waited_for(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "file.json"
+    make_other(path, kind)
+    assert durable.read_json(path, check_step) is None
+    (line,) = caplog.messages
+    assert str(path) in line
+    assert os.path.lexists(tmp_path / "file.json.unreadable")
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_what_is_no_file_is_not_in_the_way_of_a_new_one(kind: str, tmp_path: Path) -> None:
+    for write, content in ((durable.write, "text"), (durable.append_line, "text\n")):
+        make_other(tmp_path / "file", kind)
+        write(tmp_path / "file", "text")
+        assert (tmp_path / "file").read_text() == content
+        (tmp_path / "file").unlink()
+
+
 @pytest.mark.parametrize("before", ["nothing", "a file", "a folder"])
 @pytest.mark.parametrize("kind", ["a file", "a folder"])
 def test_what_is_set_aside_replaces_what_was_set_aside_before(before: str, kind: str, tmp_path: Path) -> None:
