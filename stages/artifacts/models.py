@@ -1,14 +1,16 @@
-"""Policies are what their files say: the tensors are those that config.json describes, and every weight is finite.
+"""Models are what their files say: the tensors are those that config.json describes, and every number can be computed with.
 
 Libraries load what is not so without an error: they draw missing weights at random, drop extra layers, and compute with NaN.
 """
 
 import contextlib
+import math
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stages.artifacts import files, pointers
 from stages.runtime.errors import StageError, describe, one_line, quote
@@ -29,19 +31,48 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 """safetensors' names of the precisions that weights may be stored in."""
 NOT_QUANTIZED = "quantized weights are not supported: use the model's weights in bfloat16, float16 or float32"
 RIGHT_CONFIG = "use the config.json that belongs to these weights, or recreate the model"
+LARGEST = 3.4e38
+"""The largest number in float32, in which models compute."""
+UNBOUNDED = ("time_step_limit",)
+"""Keys of config.json that may be infinite: Mamba's limit of a time step, which often is none."""
+TAG = "__float__"
+"""transformers writes a number that JSON does not have as an object with this key and the number's name."""
+STOP = "eos_token_id"
+
+
+class Range(NamedTuple):
+    """The values of a setting that a model can compute with: above `low`, and at most `high`."""
+
+    low: float
+    high: float
+
+
+RANGES = {
+    r"\w*norm_eps(ilon)?": Range(0, 0.1),
+    r"(\w*_)?rope_theta|rope_local_base_freq|rotary_emb_base": Range(1, LARGEST),
+    r"partial_rotary_factor|rotary_pct": Range(0, 1),
+    r"factor|(low|high)_freq_factor|(short|long|attention)_factor|beta_(fast|slow)": Range(0, LARGEST),
+    r"(original_)?max_position_embeddings|sliding_window": Range(0, LARGEST),
+    r"(attn|final)_logit_softcapping|query_pre_attn_scalar|logits_scaling": Range(0, LARGEST),
+}
+"""Names of settings, as regular expressions -> their range. Outside it, logits are NaN, or hardly depend on the text."""
 
 
 def check_policy(path: Path) -> Path:
     """Return `pointers.check_model(path)` after checking that the model is what its files say.
 
     path: a folder with a causal language model or a pointer to it. Reads every weight once. Raises StageError if the model has
-    adapters, is quantized, or asks for an attention kernel or files of its own; if the names, shapes or number of its tensors
-    are not those of its config.json; or if a weight is not finite.
+    adapters, is quantized, or asks for an attention kernel or files of its own; if a setting is a number that no model can
+    compute with; if the names, shapes or number of its tensors, or its class, are not those of its config.json; if a token that
+    ends a text is not one of the model's; or if a weight is not finite.
     """
     check_form(pointers.resolve(path))
     folder = pointers.check_model(path)
     stored = list_tensors(folder)
-    check_weights(stored, load_skeleton(folder, len(stored)))
+    model = load_skeleton(folder, len(stored))
+    check_class(folder, type(model).__name__)
+    check_stop_tokens(folder, model.config.get_text_config().vocab_size)
+    check_weights(stored, model)
     return folder
 
 
@@ -53,28 +84,38 @@ def check_form(folder: Path) -> None:
                 f"{folder / name}: adapters beside a model are not supported: merge them into the weights once with PEFT "
                 "(`merge_and_unload`), save the result, and set repo to its folder"
             )
-    for name in ("config.json", GENERATION):
-        if (folder / name).exists() and not isinstance(files.read_json(folder / name), dict):
+    for name in ("config.json", GENERATION):  # check_model requires the first
+        if not (folder / name).exists():
+            continue
+        if not isinstance(content := files.read_json(folder / name), dict):
             raise StageError(f"{folder / name}: expected a JSON object: recreate it")
-    if (folder / "config.json").exists():  # check_model requires it
-        for key, value in _walk(files.read_json(folder / "config.json")):
-            if problem := _find_problem(key, value):
-                raise StageError(f"{folder / 'config.json'}: {key} is {quote(value)}: {problem}")
+        for path, value in _walk(content):
+            if problem := _find_problem(path[-1], value):
+                raise StageError(f"{folder / name}: {'.'.join(path)} is {quote(value)}: {problem}")
 
 
-def _walk(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the items of a configuration and of those nested in it, such as text_config, unless they are null."""
-    pending = [config]
+def _walk(content: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield the items of a JSON object and of those nested in it, such as text_config, unless they are null.
+
+    Yields the keys that lead to an item, and its value. The elements of a list follow it, with the list's keys.
+    """
+    pending: list[tuple[tuple[str, ...], Any]] = [((key,), value) for key, value in content.items()]
     while pending:
-        for key, value in pending.pop().items():
-            if value is not None:
-                yield key, value
-            if isinstance(value, dict):
-                pending.append(value)
+        path, value = pending.pop()
+        if isinstance(value, dict) and value.get(TAG) in ("NaN", "Infinity", "-Infinity"):
+            value = float(value[TAG])
+        if value is not None:
+            yield path, value
+        if isinstance(value, dict):
+            pending += [((*path, key), item) for key, item in value.items()]
+        elif isinstance(value, list):
+            pending += [(path, item) for item in value]
 
 
 def _find_problem(key: str, value: Any) -> str | None:
-    """Return what is wrong with an item of config.json, and the remedy; None if nothing is."""
+    """Return what is wrong with an item of config.json or GENERATION, and the remedy; None if nothing is."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return _find_wrong_number(key, value)
     if key in QUANTIZED:
         return NOT_QUANTIZED
     if key in ELSEWHERE:
@@ -82,6 +123,42 @@ def _find_problem(key: str, value: Any) -> str | None:
     if key in KERNELS and value not in OWN_KERNELS:
         return "this attention kernel needs another package, or code from the Hub: remove this key"
     return None
+
+
+def _find_wrong_number(key: str, value: float) -> str | None:
+    """Return what is wrong with a number, and the remedy; None if nothing is, or if nothing is known about the key's range."""
+    low, high = next((limits for names, limits in RANGES.items() if re.fullmatch(names, key)), Range(-LARGEST, LARGEST))
+    if low < value <= high or (key in UNBOUNDED and not math.isnan(value)):  # NaN compares false
+        return None
+    return f"expected a number above {low:g}, at most {high:g}: use the file that belongs to these weights, or correct it"
+
+
+def check_class(folder: Path, expected: str) -> None:
+    """Raise StageError if config.json names another class than transformers builds from it: vLLM would build that one.
+
+    expected: the name of transformers' class.
+    """
+    found = files.read_json(folder / "config.json").get("architectures")
+    if found != [expected]:
+        raise StageError(
+            f"{folder / 'config.json'}: architectures is {quote(found)}, but model_type implies {expected}: set it to "
+            f'["{expected}"] or, if model_type is wrong, {RIGHT_CONFIG}'
+        )
+
+
+def check_stop_tokens(folder: Path, vocabulary: int) -> None:
+    """Raise StageError if one of the tokens that end a text is not one of the model's, so that nothing would.
+
+    vocabulary: the number of the model's tokens.
+    """
+    for file in (folder / "config.json", folder / GENERATION):
+        found = files.read_json(file).get(STOP) if file.exists() else None
+        tokens = found if isinstance(found, list) else [found]
+        if found is not None and not (tokens and all(type(token) is int and 0 <= token < vocabulary for token in tokens)):
+            raise StageError(
+                f"{file}: {STOP} is {quote(found)}, expected a token of the model or a list of them, 0 to {vocabulary - 1}: "
+                "set it to the tokens that end its responses, or remove this key"
+            )
 
 
 def list_weights(folder: Path) -> list[str]:
@@ -182,12 +259,24 @@ def silence_transformers() -> Iterator[None]:
 def check_weights(stored: Mapping[str, Path], model: Any) -> None:
     """Check the values of a model's weights. stored: from `list_tensors`. model: from `load_skeleton`.
 
-    Raises StageError if a weight is not stored in one of FLOATS, or is not finite in bfloat16, or if config.json ties two
-    weights that differ.
+    Raises StageError as `check_values` does, or if config.json ties two weights that differ.
+    """
+    check_values(stored, {name for name, _ in model.named_parameters(remove_duplicate=False)})
+    for name, other in model.all_tied_weights_keys.items():
+        if name in stored and other in stored and not _read(stored[name], name).equal(_read(stored[other], other)):
+            raise StageError(
+                f"{stored[name]}: {quote(name)} and {quote(other)} differ, but config.json ties them: set tie_word_embeddings "
+                "to false, or recreate the model"
+            )
+
+
+def check_values(stored: Mapping[str, Path], parameters: Collection[str]) -> None:
+    """Check the precision and the values of weights. stored: from `list_tensors`. parameters: those that cannot be integers.
+
+    Raises StageError if a weight is not stored in one of FLOATS, or is not finite in bfloat16.
     """
     from safetensors import safe_open
 
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for file in sorted(set(stored.values())):
         with safe_open(file, "pt") as weights:
             for name in weights.keys():  # noqa: SIM118 - not a dict
@@ -198,12 +287,6 @@ def check_weights(stored: Mapping[str, Path], model: Any) -> None:
                     raise StageError(
                         f"{file}: {quote(name)} contains NaN or an infinity, or exceeds bfloat16: recreate or replace the model"
                     )
-    for name, other in model.all_tied_weights_keys.items():
-        if name in stored and other in stored and not _read(stored[name], name).equal(_read(stored[other], other)):
-            raise StageError(
-                f"{stored[name]}: {quote(name)} and {quote(other)} differ, but config.json ties them: set tie_word_embeddings "
-                "to false, or recreate the model"
-            )
 
 
 def _is_finite(weights: Any) -> bool:

@@ -23,7 +23,8 @@ KEPT = ["results", "groups", "versions", "n-shot", "configs"]
 
 
 class CountingModel(HFLM):  # type: ignore[misc]
-    """The harness's model, with logits in float32: it would compute a bf16 model's log-softmax in bf16.
+    """The harness's model, with logits in float32, and never NaN: it would compute a bf16 model's log-softmax in bf16, and
+    count an answer that scores NaN as right or wrong.
 
     The harness cuts off the start of a context that does not fit into the model, without a word: `cut` collects these contexts.
     """
@@ -33,7 +34,13 @@ class CountingModel(HFLM):  # type: ignore[misc]
         self.cut: set[str] = set()
 
     def _model_call(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Compute logits, (batch, tokens, vocabulary), float32. Raises StageError if one is NaN."""
         logits: torch.Tensor = super()._model_call(*args, **kwargs)
+        if logits.max().isnan():  # a maximum needs no other tensor of this size
+            raise StageError(
+                f"{self.config._name_or_path}: logits are NaN: check the numbers in its config.json, and its weights "
+                "(`make verify`), or use another model"
+            )
         return logits.float()
 
     def _loglikelihood_tokens(self, requests: list[Any], *args: Any, **kwargs: Any) -> Any:
@@ -76,7 +83,10 @@ def register_tasks(folders: tuple[str, ...]) -> None:
 
 @functools.cache
 def load_policy(model: str, dtype: str, batch_size: int) -> Any:
-    """Load a model for the harness, on the GPU if there is one. Raises StageError if transformers cannot load it."""
+    """Load a model for the harness, on the GPU if there is one.
+
+    Raises StageError if transformers cannot load it, or if its logits are NaN.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         torch.set_num_threads(1)  # the number of threads changes the last digit of sums
@@ -87,6 +97,7 @@ def load_policy(model: str, dtype: str, batch_size: int) -> Any:
             f"{model}: transformers cannot load this model ({one_line(error)}): use a complete checkpoint"
         ) from error
     pointers.cap_attention(lm.model)
+    lm._model_call(torch.zeros(1, 2, dtype=torch.long, device=device))  # tasks that generate texts make no such call
     return lm
 
 

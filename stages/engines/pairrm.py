@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from stages.artifacts import files, pointers
+from stages.artifacts import files, models, pointers
 from stages.engines import deberta
 from stages.runtime.errors import StageError, one_line
 
@@ -44,14 +44,35 @@ class EncodedTexts(NamedTuple):
     """How many of the K responses were truncated."""
 
 
-def check_ranker(ranker: Path) -> tuple[Path, Path]:
-    """Return the folders of PairRM's weights and of its base model. Raises StageError if either cannot be loaded."""
-    weights = pointers.check_model(files.require(ranker) / "PairRM", tokenizer=False)
+def check_ranker(ranker: Path) -> None:
+    """Check a folder with `PairRM` and `base` before it is loaded. Reads every weight once.
+
+    Raises StageError if either cannot be loaded, if a setting of theirs is a number that no model can compute with, or if a
+    weight is not a finite floating-point number.
+    """
+    weights, _ = find_folders(ranker)
+    stored = models.list_tensors(weights)
+    models.check_values(stored, stored.keys())
+
+
+def find_folders(ranker: Path) -> tuple[Path, Path]:
+    """Return the folders of PairRM's weights and of its base model.
+
+    Raises StageError as `check_ranker` does, except for the values of weights, which it does not read.
+    """
+    models.check_form(pointers.resolve(files.require(ranker) / "PairRM"))
+    weights = pointers.check_model(ranker / "PairRM", tokenizer=False)
+    if not (weights / pointers.WEIGHTS).exists():
+        raise StageError(
+            f"{weights / pointers.INDEX}: the weights of a ranker are read from one file: save the tensors of all its files as "
+            f"{pointers.WEIGHTS} (`safetensors.torch.save_file`), and remove the index"
+        )
     config = weights / "config.json"
     if files.read_json(config).get("ranker_type") != "pairranker":
         raise StageError(
             f"{config}: 'ranker_type' is not 'pairranker', PairRM's architecture: correct assets.ranker or rankers"
         )
+    models.check_form(pointers.resolve(ranker / "base"))
     return weights, pointers.check_model(ranker / "base", weights=False)
 
 
@@ -99,7 +120,7 @@ def load_blender(ranker: Path) -> Any:
     from transformers import AutoTokenizer
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    weights, base = check_ranker(ranker)
+    weights, base = find_folders(ranker)
     with import_llm_blender():
         import llm_blender
         from llm_blender.blender import blender_utils

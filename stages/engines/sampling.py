@@ -1,11 +1,12 @@
 """Sample from a policy with vLLM, for both generate and answer: one request per prompt, one seed per sample."""
 
+import contextlib
 import functools
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,7 @@ def load_sampler(model: Path, engine: params.Engine, sampling: Sampling) -> Call
 def start_engine(model: Path, engine: params.Engine, seed: int) -> Any:
     """Start a vLLM `LLM` on this process's device. Raises StageError if it does not start."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # run the engine in this process, where nothing reorders requests
+    os.environ["VLLM_RAISE_ON_LOGIT_NANS"] = "1"  # otherwise it samples token 0 from NaN, and calls that a response
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     for name, value in (("VLLM_HOST_IP", "127.0.0.1"), ("GLOO_SOCKET_IFNAME", "lo")):  # not open to other machines
         os.environ.setdefault(name, value)
@@ -213,11 +215,25 @@ def explain_failed_start(error: Exception, engine: params.Engine) -> str:
     return f"vLLM failed to start ({describe(error)}): check the model and the section engine of params.yaml"
 
 
+@contextlib.contextmanager
+def explain_nan(llm: Any) -> Iterator[None]:
+    """Raise StageError where vLLM, within the block, notices logits that are NaN. llm: from `start_engine`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "NaNs detected in logits" not in str(error):
+            raise
+        raise StageError(
+            f"{llm.model_config.model}: logits are NaN: check the numbers in its config.json, and its weights (`make verify`), "
+            "or use another model"
+        ) from error
+
+
 def sample_shard(llm: Any, engine: params.Engine, sampling: Sampling, shard: pa.Table) -> pa.Table:
     """Sample responses to one shard of tokenized prompts and return a table of schemas.RESPONSES.
 
     llm: from `start_engine`. shard: the columns of schemas.SPLIT, `templated_prompt` and `prompt_token_ids`. Raises
-    StageError if the GPU runs out of memory.
+    StageError if the GPU runs out of memory, or if a logit is NaN.
     """
     from vllm import SamplingParams
 
@@ -235,7 +251,7 @@ def sample_shard(llm: Any, engine: params.Engine, sampling: Sampling, shard: pa.
         )
         for seed in seeds
     ]
-    with explain_out_of_memory(LESS_MEMORY):
+    with explain_out_of_memory(LESS_MEMORY), explain_nan(llm):
         outputs = llm.generate([{"prompt_token_ids": row["prompt_token_ids"]} for row in rows], requests, use_tqdm=False)
     for row, seed, output in zip(rows, seeds, outputs, strict=True):
         samples = sorted(output.outputs, key=lambda sample: sample.index)

@@ -92,6 +92,122 @@ def test_a_kernel_that_needs_no_package_is_accepted(model: Path, kernel: str | N
     assert models.check_policy(model) == model
 
 
+ROPE = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+NAN, INFINITY = float("nan"), float("inf")
+NUMBERS = [
+    *((("rms_norm_eps",), value) for value in (NAN, INFINITY, 0.0, -1.0, -1, 1e9)),
+    *((("rope_parameters", "rope_theta"), value) for value in (NAN, INFINITY, 0, 0.0, -1e4, 1e300)),
+    *((("rope_theta",), value) for value in (0.0, NAN)),
+    *((("rope_parameters", "factor"), value) for value in (NAN, 0.0, -8.0)),
+    *((("rope_parameters", "low_freq_factor"), value) for value in (NAN, 0.0, -1.0)),
+    *((("rope_parameters", "high_freq_factor"), value) for value in (NAN, 0.0, -1.0)),
+    *((("rope_parameters", "original_max_position_embeddings"), value) for value in (NAN, 0, -1)),
+    *((("rope_scaling", "attention_factor"), value) for value in (NAN, 0.0, -1.0)),
+    *((("rope_scaling", "long_factor"), value) for value in ([1.0, NAN], [0.0, 1.0])),
+    *((("max_position_embeddings",), value) for value in (0, -1)),
+    *((("sliding_window",), value) for value in (0, -1)),
+    *((("text_config", "layer_norm_epsilon"), value) for value in (NAN, -1e-5)),
+    *((("text_config", "final_logit_softcapping"), value) for value in (NAN, 0.0)),
+    (("attention_dropout",), NAN),
+    (("some", "other", "number"), 10**400),
+]
+
+
+@pytest.mark.parametrize(("keys", "value"), NUMBERS)
+def test_a_number_that_gives_no_logits_is_refused_with_its_key(model: Path, keys: tuple[str, ...], value: Any) -> None:
+    place = config = json.loads((model / CONFIG).read_text())
+    for key in keys[:-1]:
+        if key == "rope_parameters":
+            place[key] = ROPE | {"original_max_position_embeddings": 64}
+        place = place.setdefault(key, {})
+    place[keys[-1]] = value
+    edit_json(model / CONFIG, **config)
+    refuse(model, CONFIG, ".".join(keys), "use the file that belongs to these weights")
+
+
+@settings(max_examples=50)
+@given(
+    st.lists(st.sampled_from(["a", "text_config", "rms_norm_eps"]), min_size=1, max_size=4),
+    st.sampled_from([CONFIG, GENERATION]),
+    st.sampled_from([NAN, INFINITY, -INFINITY, {"__float__": "NaN"}, {"__float__": "-Infinity"}, 1e39, [1, [NAN]]]),
+)
+def test_a_number_that_is_none_is_found_wherever_it_is(
+    tmp_path_factory: pytest.TempPathFactory, keys: list[str], name: str, value: Any
+) -> None:
+    folder = tmp_path_factory.mktemp("model")
+    for key in reversed(keys):
+        value = {key: value}
+    (folder / name).write_text(json.dumps(value))
+    with pytest.raises(StageError) as raised:
+        models.check_form(folder)
+    assert_message(str(raised.value), str(folder / name), ".".join(keys), "use the file that belongs to these weights")
+
+
+def test_published_settings_are_accepted(tmp_path: Path) -> None:
+    """Those of Llama 3.1, Gemma 2, Mistral, GPT-NeoX, Mamba 2 and DeBERTa, and a number that JSON does not have."""
+    config = {
+        "rms_norm_eps": 1e-5,
+        "layer_norm_epsilon": 1e-12,
+        "rope_theta": 500000.0,
+        "rope_scaling": ROPE | {"original_max_position_embeddings": 8192},
+        "final_logit_softcapping": 30.0,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": None,
+        "rotary_pct": 1.0,
+        "partial_rotary_factor": 0.25,
+        "max_relative_positions": -1,
+        "pad_token_id": -1,
+        "attention_dropout": 0.0,
+        "time_step_limit": [0.0, INFINITY],
+        "vision_config": {"time_step_limit": {"__float__": "Infinity"}, "num_steps": 5, "use_cache": True},
+    }
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    models.check_form(tmp_path)
+    edit_json(tmp_path / CONFIG, time_step_limit=[0.0, NAN])
+    with pytest.raises(StageError, match="time_step_limit"):
+        models.check_form(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "architectures",
+    [None, [], ["LlamaModel"], ["MistralForCausalLM"], "LlamaForCausalLM", [1], {}, ["LlamaForCausalLM", "MistralForCausalLM"]],
+)
+def test_a_class_that_model_type_does_not_imply_is_refused(tmp_path: Path, architectures: Any) -> None:
+    for config in ({"architectures": architectures}, {}):
+        (tmp_path / CONFIG).write_text(json.dumps(config))
+        with pytest.raises(StageError) as raised:
+            models.check_class(tmp_path, "LlamaForCausalLM")
+        assert_message(str(raised.value), str(tmp_path / CONFIG), "architectures", 'set it to ["LlamaForCausalLM"]')
+
+
+def test_the_class_is_that_which_transformers_builds(model: Path) -> None:
+    edit_json(model / CONFIG, architectures=["MistralForCausalLM"])
+    refuse(model, CONFIG, "architectures", 'set it to ["LlamaForCausalLM"]')
+
+
+ODD_TOKENS = ["4", "", -1, 10, [], [1, "4"], [1, -1], [4, 10], [[1]], True, [False], 4.0, {"a": 1}]
+
+
+@pytest.mark.parametrize("name", [CONFIG, GENERATION])
+def test_a_token_that_ends_no_text_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / CONFIG).write_text("{}")
+    for value in (None, 0, 9, [4], [9, 0]):
+        (tmp_path / name).write_text(json.dumps({"eos_token_id": value}))
+        models.check_stop_tokens(tmp_path, 10)
+    for value in ODD_TOKENS:
+        (tmp_path / name).write_text(json.dumps({"eos_token_id": value}))
+        with pytest.raises(StageError) as raised:
+            models.check_stop_tokens(tmp_path, 10)
+        assert_message(str(raised.value), str(tmp_path / name), "eos_token_id", "0 to 9", "remove this key")
+
+
+@pytest.mark.parametrize(("name", "value"), [(CONFIG, "4"), (CONFIG, 10**9), (GENERATION, "4"), (GENERATION, [1, -1])])
+def test_tokens_that_end_a_text_are_the_models(model: Path, name: str, value: Any) -> None:
+    (model / GENERATION).write_text("{}")
+    edit_json(model / name, eos_token_id=value)
+    refuse(model, name, "eos_token_id")
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=10)
 @given(st.integers(0, 10**9), st.sampled_from([float("nan"), float("inf"), float("-inf")]), st.booleans())
 def test_one_weight_that_is_not_finite_is_enough(model: Path, made: Path, place: int, value: float, half: bool) -> None:

@@ -3,7 +3,9 @@
 import itertools
 import json
 import logging
+import math
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -21,6 +23,7 @@ from stages.method import sppo
 from stages.runtime.errors import StageError
 from stages.runtime.paths import ROOT
 from support.messages import assert_message
+from support.models import edit_json, make_model
 from support.ranker import OVERRIDES, PYTHON, ROWS, write_responses
 from support.running import run_stage, set_params
 
@@ -175,7 +178,7 @@ def test_importing_llm_blender_leaves_nothing_behind(capsys: pytest.CaptureFixtu
     assert "hidden" not in "".join(capsys.readouterr())
 
 
-def make_folder(folder: Path, **config: str) -> Path:
+def make_folder(folder: Path, **config: Any) -> Path:
     """Make a ranker's folder with PairRM alone, and return the path of its weights."""
     (folder / "PairRM").mkdir()
     (folder / "PairRM" / "config.json").write_text(json.dumps(config))
@@ -201,6 +204,57 @@ def test_a_ranker_of_another_kind_or_without_its_base_is_rejected(tmp_path: Path
     with pytest.raises(StageError) as error:
         pairrm.check_ranker(tmp_path)
     assert_message(str(error.value), str(tmp_path / "base"), "missing")
+
+
+def make_ranker(folder: Path) -> Path:
+    """Make a ranker's folder that can be checked, if not loaded, and return the path of its weights."""
+    weights = make_folder(folder, ranker_type="pairranker", source_maxlength=10)
+    make_model(folder / "base")
+    pairrm.check_ranker(folder)
+    return weights
+
+
+def refuse(folder: Path, *parts: str) -> None:
+    with pytest.raises(StageError) as error:
+        pairrm.check_ranker(folder)
+    assert_message(str(error.value), *parts)
+
+
+def test_weights_of_a_ranker_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    """llm-blender would convert integers and 8-bit numbers to floating-point numbers without a word."""
+    weights = make_ranker(tmp_path)
+    for value in (float("nan"), float("inf"), -float("inf")):
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            save_file({"head": torch.zeros(2), "layer": torch.tensor([[0, value]], dtype=dtype)}, weights)
+            refuse(tmp_path, str(weights), "'layer'", "NaN or an infinity")
+    for dtype in (torch.int8, torch.uint8, torch.int64, torch.float8_e4m3fn, torch.float8_e5m2):
+        save_file({"head": torch.zeros(2), "layer": torch.zeros(2).to(dtype)}, weights)
+        refuse(tmp_path, str(weights), "'layer'", "not supported")
+
+
+def test_settings_of_a_ranker_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    make_ranker(tmp_path)
+    for folder, key, value in (("base", "layer_norm_eps", -1e-7), ("base", "some", math.nan), ("PairRM", "drop_out", math.nan)):
+        config = tmp_path / folder / "config.json"
+        before = config.read_text()
+        edit_json(config, **{key: value})
+        refuse(tmp_path, str(config), key)
+        config.write_text(before)
+    pairrm.check_ranker(tmp_path)
+
+
+def test_a_ranker_in_several_files_or_none_of_an_index_is_refused(tmp_path: Path) -> None:
+    weights = make_ranker(tmp_path)
+    index = weights.with_name("model.safetensors.index.json")
+    index.write_text(json.dumps({"weight_map": {"weight": "shard.safetensors"}}))
+    refuse(tmp_path, "shard.safetensors", "missing")
+    shutil.copyfile(weights, weights.with_name("shard.safetensors"))
+    refuse(tmp_path, index.name, "remove")
+    weights.unlink()
+    refuse(tmp_path, str(index), "save", "model.safetensors", "remove the index")
+    index.unlink()
+    weights.with_name("shard.safetensors").rename(weights)
+    pairrm.check_ranker(tmp_path)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from stages.artifacts import schemas, tables
 from stages.engines import sampling
@@ -17,8 +18,17 @@ from stages.runtime import params
 from stages.runtime.errors import StageError
 from stages.runtime.paths import ROOT
 from support.messages import assert_message
+from support.models import make_model
 from support.running import TINY, run_stage, set_params
 
+VARIABLES = [
+    "VLLM_ENABLE_V1_MULTIPROCESSING",
+    "VLLM_RAISE_ON_LOGIT_NANS",
+    "VLLM_LOGGING_LEVEL",
+    "VLLM_HOST_IP",
+    "GLOO_SOCKET_IFNAME",
+]
+"""Environment variables that `start_engine` sets."""
 DRAW = sampling.Sampling(samples=2, temperature=1, top_p=1, max_new_tokens=9, seed=0, name="x")
 
 
@@ -117,11 +127,48 @@ def test_out_of_gpu_memory_names_its_parameters(engine: params.Engine, monkeypat
     running = SimpleNamespace(generate=out_of_memory, reset_prefix_cache=lambda: None)
     vllm = SimpleNamespace(LLM=out_of_memory if starting else lambda **_: running, SamplingParams=lambda **_: None)
     monkeypatch.setitem(sys.modules, "vllm", vllm)
-    for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_LEVEL", "VLLM_HOST_IP", "GLOO_SOCKET_IFNAME"):
+    for name in VARIABLES:
         monkeypatch.setenv(name, "")
     with pytest.raises(StageError) as error:
         sampling.load_sampler(Path("x"), engine, DRAW)(pa.table({"a": []}))
     assert_message(str(error.value), "out of GPU memory", "lower engine.kv_cache_gib", "engine.max_model_length")
+
+
+@pytest.mark.parametrize("message", ["NaNs detected in logits: {'0_0': 128}", "something else"])
+def test_logits_that_are_nan_end_the_stage_with_the_models_name(
+    engine: params.Engine, monkeypatch: pytest.MonkeyPatch, message: str
+) -> None:
+    def generate(*_: Any, **__: Any) -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=lambda **_: None))
+    config = SimpleNamespace(model="some/model")
+    llm = SimpleNamespace(generate=generate, reset_prefix_cache=lambda: None, model_config=config)
+    with pytest.raises((StageError, RuntimeError)) as error:
+        sampling.sample_shard(llm, engine, DRAW, pa.table({"a": []}))
+    if message == "something else":
+        assert error.type is RuntimeError
+    else:
+        assert_message(str(error.value), "some/model", "logits are NaN", "config.json", "`make verify`")
+
+
+@pytest.mark.slow
+def test_vllm_notices_logits_that_are_nan(tmp_path: Path) -> None:
+    """Of weights that are finite, but not their products."""
+    model = make_model(tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    for name, tensor in weights.items():
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            tensor.fill_(1e30)
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    set_params(tmp_path, TINY)
+    prompts = [{"prompt_id": schemas.prompt_id(text), "prompt": text} for text in ("What is 2 plus 2?", "What?")]
+    tables.write(prompts, schemas.SPLIT, tmp_path / "prompts.parquet")
+    options = ("--iteration", "iter1", "--model", model, "--prompts", "prompts.parquet", "--out", "responses.parquet")
+    done = run_stage(tmp_path, "generate", *options)
+    assert done.returncode == 1
+    assert_message(done.stderr, "generate: error: ", str(model), "logits are NaN", "config.json", "another model")
+    assert not (tmp_path / "responses.parquet").exists()
 
 
 def test_samples_are_ordered_by_index_and_carry_their_seeds(engine: params.Engine, monkeypatch: pytest.MonkeyPatch) -> None:

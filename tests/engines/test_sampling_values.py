@@ -1,6 +1,7 @@
 """What vLLM is asked for, and what determines a sample's seed."""
 
 import hashlib
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,9 +49,11 @@ def test_vllm_gets_every_setting_of_the_engine(engine: params.Engine, monkeypatc
     started: list[dict[str, Any]] = []
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=lambda **settings: started.append(settings)))
     monkeypatch.setattr(numerics, "restrict_vllm", lambda: None)
-    for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_LEVEL", "VLLM_HOST_IP", "GLOO_SOCKET_IFNAME"):
+    variables = ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_LEVEL", "VLLM_HOST_IP", "GLOO_SOCKET_IFNAME")
+    for name in (*variables, "VLLM_RAISE_ON_LOGIT_NANS"):
         monkeypatch.setenv(name, "")
     sampling.start_engine(Path("model"), engine, 5)
+    assert os.environ["VLLM_RAISE_ON_LOGIT_NANS"] == "1"
     expected = {"model": "model", "dtype": "float32", "max_model_len": 300, "seed": 5, "kv_cache_memory_bytes": 2**29}
     assert {name: started[0][name] for name in expected} == expected
     assert not started[0]["trust_remote_code"]

@@ -3,8 +3,11 @@
 import argparse
 import importlib
 import json
+import os
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +17,7 @@ import torch
 from ruamel.yaml import YAML
 
 from stages import reference
-from stages.artifacts import schemas, tables
+from stages.artifacts import harness_sets, schemas, tables
 from stages.engines import pairrm, ranking, sampling, training
 from stages.method import chat
 from stages.miniature.policy import make_tokenizer
@@ -24,6 +27,9 @@ from stages.runtime.paths import ROOT
 from support import models
 from support.messages import assert_message
 from support.running import TINY, run_stage, set_params
+
+HARNESS = Path(sys.prefix).parent / "harness" / "bin" / "python"
+"""The interpreter of the environment with lm-eval."""
 
 
 @pytest.fixture
@@ -146,3 +152,16 @@ def test_a_stage_without_its_input_names_it(
     assert_message(str(error.value), " is missing: ", "`dvc repro`")
     assert str(error.value).startswith(tuple(deps))
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.slow
+def test_the_harness_notices_logits_that_are_nan(tmp_path: Path) -> None:
+    """It would count each answer as right or wrong. In tasks that compare answers, and in those that generate texts."""
+    models.make_model(tmp_path / "model")
+    models.edit_json(tmp_path / "model" / "config.json", rms_norm_eps=float("nan"))
+    harness_sets.write_exact_match(tmp_path)
+    code = "from stages.engines import harness_worker; harness_worker.load_policy('model', 'float32', 1)"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([HARNESS, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert_message(done.stderr.splitlines()[-1], "StageError: model: logits are NaN", "config.json", "another model")
