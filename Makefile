@@ -7,6 +7,7 @@ endif
 
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/main/bin:$(PATH)
+unexport PYTHONSAFEPATH  # with it, `python -m stages` would not find the stages in this folder
 
 .PHONY: help env repro status verify sync attest seeds test test-all check coverage mutants torture bench clean
 

@@ -28,7 +28,7 @@ def describe_machine() -> dict[str, Any]:
 
 def describe_processor() -> tuple[str, str]:
     """Return the processor's `processor` and `instruction_set` as in `describe_machine`."""
-    model, flags = parse_cpuinfo(CPUINFO.read_text(encoding="utf-8") if CPUINFO.exists() else "")
+    model, flags = parse_cpuinfo(CPUINFO.read_text(encoding="utf-8", errors="replace") if CPUINFO.exists() else "")
     return model or platform.machine(), name_instruction_set(flags)
 
 
@@ -50,7 +50,7 @@ def list_gpus() -> list[str]:
     """Return the name of each NVIDIA GPU; an empty list if nvidia-smi is missing, fails or hangs."""
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
         return []
     return [line.strip() for line in done.stdout.splitlines() if line.strip()]

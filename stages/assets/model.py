@@ -5,7 +5,6 @@ from pathlib import Path
 
 from stages.artifacts import golden
 from stages.runtime import params
-from stages.runtime.errors import StageError, quote
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,8 +16,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     models: dict[str, params.ModelAsset] = params.load("models").models
-    if args.name not in models:
-        raise StageError(
-            f"params.yaml: models: {quote(args.name)} is not one of {', '.join(models)}: add it, or correct --name"
-        )
-    golden.fetch_checked(models[args.name], args.out, f"models.{args.name}")
+    golden.fetch_checked(params.find_named("models", models, args.name), args.out, f"models.{args.name}")

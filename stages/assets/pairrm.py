@@ -5,7 +5,6 @@ from pathlib import Path
 
 from stages.artifacts import files, hub
 from stages.runtime import params
-from stages.runtime.errors import StageError, quote
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,9 +14,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     rankers: dict[str, params.ExistingRanker] = params.load("rankers").rankers
-    if args.name not in rankers:
-        known = ", ".join(rankers) or "none, there are no rankers"
-        raise StageError(f"params.yaml: rankers: {quote(args.name)} is not one of {known}: add it, or correct --name")
-    asset = rankers[args.name]
+    asset = params.find_named("rankers", rankers, args.name)
     with files.replacing(args.out) as partial:
         hub.fetch_ranker(asset, asset.base, partial)

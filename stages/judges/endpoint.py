@@ -24,7 +24,7 @@ import openai
 from tqdm import tqdm
 
 from stages.runtime import durable, scratch
-from stages.runtime.errors import StageError, one_line
+from stages.runtime.errors import StageError, one_line, quote
 from stages.runtime.logs import log
 from stages.runtime.params import EvaluateAlpaca
 
@@ -48,8 +48,21 @@ FORMS = [Form(limit, system) for system in (True, False) for limit in ("max_toke
 """The first is alpaca-eval's; the others are tried in this order if a model refuses it before it has answered any pair."""
 FORM_REFUSED = (400, 422)
 """HTTP statuses of a request that has a form which the model does not take, or that is too long for the model."""
-REFUSED = (*FORM_REFUSED, 403, 413)
-"""HTTP statuses that may concern one request: those above, moderation, and length."""
+REFUSED = (*FORM_REFUSED, 413)
+"""HTTP statuses that may concern one request: those above, and length."""
+ADDRESS = "set evaluate_alpaca.base_url to where its server speaks OpenAI's protocol, usually a path that ends in /v1"
+MOVED = (301, 302, 303, 307, 308)
+CONCERN_ALL = (*MOVED, 401, 402, 404, 405)
+"""HTTP statuses that concern all requests, unless one has been answered. 403 may also be moderation of a single one."""
+REMEDIES = {
+    **dict.fromkeys((*MOVED, 405), ADDRESS),
+    401: "set OPENAI_API_KEY to a key that this server knows, and correct or unset OPENAI_ORG_ID and OPENAI_PROJECT_ID",
+    402: "pay into the account that OPENAI_API_KEY belongs to",
+    404: f"set evaluate_alpaca.judge to a model that its server has, or {ADDRESS}",
+    403: "set OPENAI_API_KEY to a key that may use this model, or choose another evaluate_alpaca.judge",
+    429: "lower evaluate_alpaca.workers, or raise the limits of the account",
+}
+"""HTTP status that ends the stage -> what helps; of others, only waiting."""
 FILTERS = ("content_filter", "invalid_prompt")
 """Error codes of OpenAI and Azure that concern the text of one request."""
 MOST_FAILED = 0.5
@@ -69,6 +82,8 @@ SHORTEST_SECRET = 8
 """Characters. A shorter key is a placeholder for a server without keys, and may be a word of ordinary text."""
 MOST_TOKENS = 10**9
 """More than any request has: a server that says so is wrong."""
+SENT = ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID")
+"""Environment variables that the client sends as headers."""
 CONNECTION = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
 """Environment variables, in capitals, that say how to connect to an endpoint."""
 NOT_FINITE = {"-Infinity": -9999.0, "Infinity": None, "NaN": None}
@@ -83,8 +98,8 @@ class EndpointJudge:
     """Asks a model which output is better. `complete` is alpaca-eval's completion function.
 
     Usable answers are written to the scratch folder as they arrive, one file each, and never requested again.
-    Raises StageError if OPENAI_API_KEY is not set, cannot be sent, or could be in evaluate_alpaca.base_url, or if one of
-    CONNECTION cannot be used.
+    Raises StageError if OPENAI_API_KEY is not set or could be in evaluate_alpaca.base_url, if one of SENT cannot be sent, or if
+    one of CONNECTION cannot be used.
     """
 
     def __init__(self, section: EvaluateAlpaca, *, retries: int = RETRIES, timeout: float = TIMEOUT) -> None:
@@ -99,6 +114,7 @@ class EndpointJudge:
         self._answered: str | None = None  # a prompt with an answer
         self._failed = 0  # how many pairs are without a preference so far
         self._reason = ""  # why the last refused request was refused, in the endpoint's words, which may differ every time
+        self._text = ""  # the start of the last text that came in place of a chat completion
         logging.getLogger("openai").setLevel(logging.INFO)  # it logs retries, which explain a pause
         determines_answers = json.dumps([section.judge, self.base_url, REQUEST])
         self.folder = scratch.FOLDER / "evaluate-alpaca" / hashlib.sha256(determines_answers.encode()).hexdigest()[:16]
@@ -153,6 +169,7 @@ class EndpointJudge:
 
     def _send(self, client: openai.OpenAI, prompt: str, form: Form) -> Choice:
         """Send one prompt and return the first choice, redacted. Raises openai.APIError."""
+        reply: Any = None
         request = {form.limit if name == "max_tokens" else name: value for name, value in REQUEST.items()}
         try:
             reply = client.chat.completions.create(
@@ -163,6 +180,9 @@ class EndpointJudge:
             tokens = getattr(reply.usage, "total_tokens", None)
             return choice | {"total_tokens": tokens if is_count(tokens) else None}
         except (AttributeError, LookupError, RecursionError, TypeError, ValueError, openai.APIResponseValidationError) as error:
+            text = error.doc if isinstance(error, json.JSONDecodeError) else reply
+            with self._lock:
+                self._text = f", as in {quote(self.redact(text))}" if isinstance(text, str) else ""
             return {"error": f"not a chat completion: {type(error).__name__}"}
 
     def _remember(self, prompt: str, form: Form) -> None:
@@ -199,7 +219,7 @@ class EndpointJudge:
         except openai.OpenAIError as error:
             raise StageError(
                 f"the judge {self.section.judge} at {self.base_url} failed: {self._quote(error)}: its answers so far are kept; "
-                "re-run to resume"
+                f"{self._find_remedy(error)}, then re-run to resume"
             ) from None  # the cause's traceback could show the key
         finally:
             pool.shutdown(cancel_futures=True)
@@ -211,11 +231,16 @@ class EndpointJudge:
             return None
         try:
             choice = self.ask(prompt)
+            if "error" in choice and self._answered is None and not self._answers_others(prompt, paths):
+                raise openai.OpenAIError(f"its answers are {choice['error']}{self._text}")
         except openai.APIError as error:
-            if not self._answers_others(prompt, paths):
+            if not self._concerns_pair(error, prompt, paths):
                 self._stopped.set()
                 raise
             choice = self._refuse(error)
+        except openai.OpenAIError:
+            self._stopped.set()
+            raise
         if is_usable(choice):
             durable.write(paths[prompt], json.dumps(choice, ensure_ascii=False))
         else:
@@ -225,6 +250,22 @@ class EndpointJudge:
                     self._stopped.set()
         return choice
 
+    def _concerns_pair(self, error: openai.APIError, prompt: str, paths: dict[str, Path]) -> bool:
+        """Return whether an error is the fault of a pair rather than of the endpoint, the key or the model."""
+        status = error.status_code if isinstance(error, openai.APIStatusError) else None
+        is_certain = self._answered is None and status in CONCERN_ALL
+        return not is_certain and self._answers_others(prompt, paths)
+
+    def _find_remedy(self, error: openai.OpenAIError) -> str:
+        """Say what helps against an error that ends the stage."""
+        if isinstance(error, openai.APIConnectionError):
+            return "start its server, correct evaluate_alpaca.base_url, or check the network"
+        if not isinstance(error, openai.APIStatusError):
+            return ADDRESS
+        where = error.response.headers.get("location")
+        moved = f", not to one that redirects to {quote(self.redact(where))}" if where else ""
+        return REMEDIES.get(error.status_code, "wait until its server works again") + moved
+
     def _answers_others(self, prompt: str, paths: dict[str, Path]) -> bool:
         """Return whether the endpoint answers another prompt at once: if so, the failed one is at fault."""
         others = [self._answered] if self._answered else [other for other in paths if other != prompt][:OTHERS]
@@ -233,10 +274,10 @@ class EndpointJudge:
     def _responds(self, prompt: str) -> bool:
         """Return whether the endpoint answers or refuses a prompt, without retries."""
         try:
-            self._send(self._client.with_options(max_retries=0), prompt, self._form or FORMS[0])
+            choice = self._send(self._client.with_options(max_retries=0), prompt, self._form or FORMS[0])
         except openai.APIError as error:
             return isinstance(error, openai.APIStatusError) and error.status_code in FORM_REFUSED
-        return True
+        return "error" not in choice
 
     def _announce(self, pending: list[str], total: int) -> None:
         """Log how many requests will be sent and their estimated cost."""
@@ -267,10 +308,7 @@ class EndpointJudge:
             return f"{refused} requests refused, the last because: {self._reason}", "change its server to take such requests"
         errors = [choice["error"] for choice in failed if "error" in choice]
         if errors:
-            return (
-                f"{len(errors)} answers are {errors[0]}",
-                "set evaluate_alpaca.base_url to where its server speaks OpenAI's protocol, usually a path that ends in /v1",
-            )
+            return f"{len(errors)} answers are {errors[0]}{self._text}", ADDRESS
         return (
             f"the likeliest tokens have neither m nor M, as in {json.dumps(failed[0])[:300]}",
             "serve it with log-probabilities",
@@ -278,9 +316,12 @@ class EndpointJudge:
 
 
 def connect(**options: Any) -> openai.OpenAI:
-    """Return an OpenAI client. Raises StageError, without showing an address of CONNECTION, which may hold a password."""
+    """Return an OpenAI client that follows no redirects: the answers must be those of the address in dvc.lock.
+
+    Raises StageError, without showing an address of CONNECTION, which may hold a password.
+    """
     try:
-        return openai.OpenAI(**options)
+        return openai.OpenAI(**options, http_client=openai.DefaultHttpxClient(follow_redirects=False))
     except Exception as error:  # each version of its HTTP client has its own
         names = [name for name in sorted(os.environ) if name.upper() in CONNECTION]
         raise StageError(
@@ -306,17 +347,19 @@ def check_url(url: str) -> str:
 
 
 def read_key(judge: str) -> str:
-    """Return OPENAI_API_KEY. Raises StageError, without showing it, if it is not set or cannot be sent."""
+    """Return OPENAI_API_KEY. Raises StageError, without showing it, if it is not set, or if one of SENT cannot be sent."""
     key = os.environ.get("OPENAI_API_KEY")
     if not key:
         raise StageError(
             f"evaluate_alpaca.judge: {judge} is called over the network: set OPENAI_API_KEY (to any value for a "
             "server that you started without a key, such as vLLM)"
         )
-    if not key.isascii() or not key.isprintable() or key != key.strip():
-        raise StageError(
-            "OPENAI_API_KEY has spaces around it, a line break or another character that no key has: set it again, without them"
-        )
+    for name in SENT:
+        value = os.environ.get(name, "")
+        if not value.isascii() or not value.isprintable() or value != value.strip():
+            raise StageError(
+                f"{name} has spaces around it, a line break or another character that cannot be sent: set it again, without it"
+            )
     return key
 
 

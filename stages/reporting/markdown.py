@@ -1,6 +1,7 @@
 """Markdown tables that show text verbatim: model output must neither break a page nor be executed in it."""
 
 import re
+import unicodedata
 
 INTERVAL = 1.96
 """Half-width of a 95% confidence interval, in standard errors."""
@@ -8,8 +9,11 @@ INTERVAL = 1.96
 WORDS = {True: "yes", False: "no", None: "–"}
 """The cells of a column that answers a question; None: unknown."""
 
-UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters, including those that change the text direction, and lone surrogates."""
+HIDDEN = ("Cc", "Cf", "Cs")
+"""Categories of characters that are not shown: control and format characters, lone surrogates."""
+JOINERS = "\u200c\u200d"
+"""Invisible characters that emoji and the scripts of Asia need, between characters of these categories: JOINED."""
+JOINED = ("Lo", "Mc", "Mn", "Sk", "So")
 
 BREAK = "<!-- -->"
 """An empty comment. A page shows nothing for it, and text on both its sides is not recognized as one."""
@@ -27,13 +31,16 @@ RECOGNIZED = re.compile(
 )
 """Starts of text that GitHub replaces or links after it has rendered Markdown, so that no escape prevents it."""
 
+COMMIT = re.compile(r"(?<![A-Za-z0-9_])(?=[0-9]*[a-f])[0-9a-f]{7,40}(?![A-Za-z0-9_])", re.IGNORECASE)
+"""The hash of a commit, which GitHub links too, if there is such a commit. Digits alone are taken for a number."""
 
-def table(header: list[str], rows: list[list[str]], *, text: bool = False) -> str:
-    """Format a Markdown table and escape its cells (but not its header).
+
+def table(header: list[str], rows: list[list[str]], *, text: bool = False, hashes: bool = False) -> str:
+    """Format a Markdown table and escape its cells (but not its header). hashes: see `escape`.
 
     The first column is left-aligned; the others are right-aligned, or left-aligned too if `text`.
     """
-    return lay_out(header, [[escape(cell) for cell in row] for row in rows], text=text)
+    return lay_out(header, [[escape(cell, hashes=hashes) for cell in row] for row in rows], text=text)
 
 
 def lay_out(header: list[str], rows: list[list[str]], *, text: bool = False) -> str:
@@ -43,13 +50,16 @@ def lay_out(header: list[str], rows: list[list[str]], *, text: bool = False) -> 
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def escape(text: str) -> str:
+def escape(text: str, *, hashes: bool = False) -> str:
     """Escape text so that a Markdown page or table cell shows it verbatim: no markup, HTML or line breaks.
 
-    UNPRINTABLE is shown as U+FFFD. Text that GitHub itself would turn into something else (RECOGNIZED) is interrupted by BREAK.
+    HIDDEN characters are shown as U+FFFD: see `clean`. Text that GitHub itself would turn into something else
+    (RECOGNIZED, COMMIT) is interrupted by BREAK. hashes: leave COMMIT as it is, in text of our own.
     """
-    pieces = RECOGNIZED.sub(r"\g<0>\0", clean(text)).split("\0")
-    return BREAK.join(map(_escape_marks, pieces))
+    marked = RECOGNIZED.sub(r"\g<0>\0", clean(text))
+    if not hashes:
+        marked = COMMIT.sub(lambda found: "\0".join(re.findall(".{1,6}", found[0])), marked)
+    return BREAK.join(map(_escape_marks, marked.split("\0")))
 
 
 def _escape_marks(text: str) -> str:
@@ -59,7 +69,7 @@ def _escape_marks(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """Format text as a code span, which shows it verbatim except for line breaks and UNPRINTABLE. Not for table cells."""
+    """Format text as a code span, which shows it verbatim except for what `clean` replaces. Not for table cells."""
     shown = clean(text)
     fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
     space = " " if shown.startswith("`") or shown.endswith("`") else ""
@@ -67,8 +77,15 @@ def code(text: str) -> str:
 
 
 def clean(text: str) -> str:
-    """Join the lines of a text, and replace each of UNPRINTABLE by U+FFFD."""
-    return UNPRINTABLE.sub("\ufffd", " ".join(text.split()))
+    """Join the lines of a text, and replace each character of HIDDEN by U+FFFD, but for JOINERS where they join."""
+    line = " ".join(text.split())
+    return line if line.isprintable() else "".join(map(_show, line, f" {line}", f"{line[1:]} "))
+
+
+def _show(char: str, before: str, after: str) -> str:
+    if char in JOINERS and unicodedata.category(before) in JOINED and unicodedata.category(after) in JOINED:
+        return char
+    return "\ufffd" if unicodedata.category(char) in HIDDEN else char
 
 
 def number(value: float | None, digits: int = 2) -> str:

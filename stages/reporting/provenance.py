@@ -157,7 +157,7 @@ def format_sources(kind: str, sources: dict[str, tuple[str, Path]]) -> str:
     Raises StageError if a file or folder is missing.
     """
     rows = [[name, source, files.dvc_md5(files.require(path))] for name, (source, path) in sources.items()]
-    return markdown.table([kind, "source", "MD5"], rows, text=True)
+    return markdown.table([kind, "source", "MD5"], rows, text=True, hashes=True)
 
 
 def format_stages(records: Path, names: Collection[str]) -> str:

@@ -136,7 +136,7 @@ def format_reproductions(folder: Path) -> str:
     """Format the table of all runs in a folder of reproductions, sorted by file name. Raises StageError for an invalid file."""
     runs = [read_reproduction(path) for path in sorted(folder.glob("*.json"))]
     header = ["machine", "experiment", "commit", "numerics", "same bytes", "last iteration − base", "last iteration", "note"]
-    return markdown.table(header, [format_row(run) for run in runs], text=True)
+    return markdown.table(header, [format_row(run) for run in runs], text=True, hashes=True)
 
 
 def format_row(run: Reproduction) -> list[str]:

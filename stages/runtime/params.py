@@ -8,6 +8,7 @@ Every value comes from the file: no field has a default other than None ("absent
 
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -598,11 +599,24 @@ def _require_training(document: dict[str, Any], path: Path) -> None:
         )
 
 
+def unchecked_asset(repo: str) -> Asset:
+    """Return an asset that is not validated, to ask where its `repo` is."""
+    return Asset.model_construct(repo=repo)
+
+
+def find_named(section: str, entries: Mapping[str, Named], name: str) -> Named:
+    """Return the entry of a section of params.yaml that a stage's option --name names. Raises StageError if there is none."""
+    if name not in entries:
+        known = ", ".join(entries) or f"none, there are no {section}"
+        raise StageError(f"params.yaml: {section}: {quote(name)} is not one of {known}: add it, or correct --name")
+    return entries[name]
+
+
 def _pretend_pinned(node: Any) -> Any:
     if not isinstance(node, dict):
         return node
     copy = {key: _pretend_pinned(value) for key, value in node.items()}
-    if isinstance(node.get("repo"), str) and Asset.model_construct(repo=node["repo"]).on_hub:
+    if isinstance(node.get("repo"), str) and unchecked_asset(node["repo"]).on_hub:
         copy["revision"] = "0" * 40
     return copy
 

@@ -85,7 +85,7 @@ def require_complete(folder: Path, run: revisions.Revision) -> None:
     """Raise StageError unless the experiment in `folder` has run to completion."""
     for name, content in ((revisions.LOCK, run.stages), (revisions.METRICS, run.metrics)):
         if content is None:
-            raise StageError(f"{folder / name} is missing: run the experiment to completion with `dvc repro`")
+            raise revisions.no_run(folder / name)
     stale = [stage for stage in plan.find_stale_stages(folder) if stage != locks.CODE]
     if stale:
         raise StageError(

@@ -68,13 +68,13 @@ def list_missing_files(a: Revision, b: Revision) -> str:
     """List the files that one or both revisions lack."""
     text = ""
     for name, values in ((PARAMS, (a.params, b.params)), (METRICS, (a.metrics, b.metrics)), (LOCK, (a.stages, b.stages))):
-        titles = [markdown.escape(rev.title) for rev, value in zip((a, b), values, strict=True) if value is None]
+        titles = [rev.shown for rev, value in zip((a, b), values, strict=True) if value is None]
         text += f"\nNo {name} at {' and '.join(titles)}.\n" if titles else ""
     return text
 
 
 def make_header(first: str, a: Revision, b: Revision, *others: str) -> list[str]:
-    return [first, markdown.escape(a.title), markdown.escape(b.title), *others]
+    return [first, a.shown, b.shown, *others]
 
 
 def compare_params(a: Revision, b: Revision) -> str:
@@ -185,7 +185,7 @@ def compare_published(revision: Revision) -> str:
             rows.append([".".join(key), *cells])
     if not rows:
         return ""
-    header = ["metric", markdown.escape(revision.title), "published", "difference", BEYOND_ERROR, BEYOND_NOISE]
+    header = ["metric", revision.shown, "published", "difference", BEYOND_ERROR, BEYOND_NOISE]
     text = (
         f"{markdown.table(header, rows)}\nEvaluation error: the two evaluations are taken as independent; where no standard "
         f"error is published, ours is used in its place. Run-to-run noise: {SEEDS} at this revision; the published run is "
@@ -222,5 +222,5 @@ def compare_artifacts(a: Revision, b: Revision) -> str:
             text += f"\n{what}: {', '.join(markdown.escape(stage) for stage in stages)}.\n"
     if rows:
         header = ["stage", "artifact", *make_header("", a, b)[1:]]
-        text += "\n" + markdown.table(header, rows, text=True)
+        text += "\n" + markdown.table(header, rows, text=True, hashes=True)
     return collapse(f"Artifacts: {len(rows)} with different hashes", text.lstrip("\n")) if text else ""

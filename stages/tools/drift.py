@@ -8,7 +8,6 @@ import argparse
 import textwrap
 from pathlib import Path
 
-from stages.runtime.errors import StageError
 from stages.tools import changes, git, locks, options, revisions
 
 WIDTH = 80
@@ -35,7 +34,7 @@ def describe_drift(folder: Path) -> str:
     """
     committed, current = revisions.read_revision("HEAD", folder), revisions.read_revision(revisions.WORKSPACE, folder)
     if current.stages is None:
-        raise StageError(f"{folder / revisions.LOCK} is missing: run the experiment with `dvc repro`")
+        raise revisions.no_run(folder / revisions.LOCK)
     commit = git.head(folder)
     if committed.stages is None:
         return f"Nothing to compare this run with: commit {commit[:7]} has no {folder / revisions.LOCK}."

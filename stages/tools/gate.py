@@ -60,7 +60,7 @@ def check_pipeline(folder: Path) -> list[str]:
 
 
 def _find_faults(folder: Path) -> Iterator[str]:
-    locked = _read_lock(folder / revisions.LOCK)
+    locked = revisions.read_lock(folder / revisions.LOCK)
     with repository.open_repository(folder) as repo:
         loaded = load_file(repo, str(folder / PIPELINE)).stages
         declared = {name: loaded[name] for name in loaded}
@@ -71,12 +71,6 @@ def _find_faults(folder: Path) -> Iterator[str]:
     current = {name: entry for name, entry in locked.items() if name in declared}
     for name, paths in locks.find_outdated(current, _read_listings(folder, current)).items():
         yield f"{name}: it has not run since these were written: {', '.join(paths)}"
-
-
-def _read_lock(path: Path) -> locks.Stages:
-    if not path.is_file():
-        raise StageError(f"{path} is missing: run `dvc repro`, then commit it")
-    return revisions.parse_lock(path.read_bytes(), str(path))
 
 
 def _read_listings(folder: Path, stages: locks.Stages) -> dict[str, str]:
@@ -123,7 +117,7 @@ def _compare_file(file: Any, md5: str | None) -> Iterator[str]:
         return
     if not path.exists():
         yield f"{file.def_path} is missing: commit it"
-    elif files.dvc_md5(path) != md5:
+    elif repository.hash_path(path, file.repo.dvcignore) != md5:
         yield f"{file.def_path} has changed"
 
 
@@ -138,7 +132,9 @@ def _find_changed_assets(hashes: dict[str, str], folder: Path, repo: Any) -> Ite
         name = _find_directory(path.removeprefix(f"{locks.LOCAL}/"), document)
         target = (folder / name).resolve() if name else None
         in_git = target and target.is_dir() and target.is_relative_to(Path(repo.root_dir).resolve())
-        if target and in_git and not repo.scm.is_ignored(str(target)) and files.dvc_md5(target) != md5:
+        if not target or not in_git or repo.scm.is_ignored(str(target)):
+            continue
+        if repository.hash_path(target, repo.dvcignore) != md5:
             yield f"the files of {name} in Git are not those that it read"
 
 
@@ -147,7 +143,7 @@ def _find_directory(key: str, document: dict[str, Any]) -> str | None:
     value: Any = document if key.startswith(("models.", "rankers.")) else document.get("assets")
     for part in [*key.split("."), "repo"]:
         value = value.get(part) if isinstance(value, dict) else None
-    return value if isinstance(value, str) and params.Asset.model_construct(repo=value).is_local else None
+    return value if isinstance(value, str) and params.unchecked_asset(value).is_local else None
 
 
 def _find_changed_code(hashes: dict[str, str]) -> Iterator[str]:

@@ -110,7 +110,7 @@ def is_pinned(asset: dict[str, Any]) -> bool:
 
 
 def is_on_hub(asset: dict[str, Any]) -> bool:
-    return params.Asset.model_construct(repo=asset["repo"]).on_hub
+    return params.unchecked_asset(asset["repo"]).on_hub
 
 
 def fetch_models(data: Path) -> None:

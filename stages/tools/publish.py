@@ -142,7 +142,8 @@ def require_intact(folder: Path, out: str, stages: dict[str, Any]) -> Path:
     path = files.require(folder / out)
     if files.dvc_md5(path) != revisions.find_hash(stages, out):
         raise StageError(
-            f"{path} differs from {folder / revisions.LOCK}: `python -m stages.tools verify` says how to restore it"
+            f"{path} differs from {folder / revisions.LOCK}: `python -m stages.tools verify` says how to restore it; "
+            "if it finds no fault, remove the files there that DVC ignores, such as __pycache__: they would be uploaded"
         )
     return path
 

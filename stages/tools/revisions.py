@@ -14,7 +14,7 @@ from typing import Any
 from dvc.fs import GitFileSystem
 from dvc.scm import SCM, RevError, SCMError, resolve_rev
 
-from stages.reporting import per_item, seeds
+from stages.reporting import markdown, per_item, seeds
 from stages.runtime import documents
 from stages.runtime.errors import StageError, quote
 from stages.tools import changes
@@ -42,6 +42,11 @@ class Revision:
     """Metric, its keys joined by dots -> the largest difference that noise explains, from seeds.json."""
     published: list[Published] = field(default_factory=list)
     """published.yaml's results."""
+
+    @property
+    def shown(self) -> str:
+        """The title as Markdown, in which GitHub links the commit."""
+        return markdown.escape(self.title, hashes=True)
 
 
 def read_revision(rev: str, folder: Path) -> Revision:
@@ -89,6 +94,18 @@ def read_metrics(document: dict[str, Any], where: str) -> Flat:
             name = ".".join(key)
             raise StageError(f"{where}: '{name}' is {quote(value)}, expected a number: {per_item.REMEDY}")
     return metrics
+
+
+def read_lock(path: Path) -> dict[str, Any]:
+    """Return the stages of a dvc.lock in the working tree as `read_stages` does. Raises StageError, also if it is missing."""
+    if not path.is_file():
+        raise no_run(path)
+    return parse_lock(path.read_bytes(), str(path))
+
+
+def no_run(path: Path) -> StageError:
+    """Return the error for a missing file that every run leaves, such as dvc.lock."""
+    return StageError(f"{path} is missing: restore it with Git, or run the experiment with `dvc repro`, then commit it")
 
 
 def parse_lock(content: bytes, where: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def summarize(a: Revision, b: Revision, folder: Path) -> str:
     """
     figures = verdict.list_figures(a, b)
     place = "" if folder == Path() else f"{markdown.escape(folder.as_posix())}: "
-    titles = f"From {markdown.escape(a.title)} to {markdown.escape(b.title)}"
+    titles = f"From {a.shown} to {b.shown}"
     lines = [f"# {place}{format_verdict(a, b, figures)}", f"{titles}: {explain(figures)}" if figures else f"{titles}."]
     lines += [text for text in (list_causes(a, b), format_figures(a, b, figures), list_flags(a, b, figures)) if text]
     return "\n\n".join(line.rstrip("\n") for line in lines) + "\n" + draw_changes(a, b)
@@ -51,16 +51,16 @@ def name_models(a: Revision, b: Revision) -> str:
 
 def explain_silence(a: Revision, b: Revision, figures: dict[Key, Figure]) -> str:
     """Say why there is no verdict."""
-    missing = [markdown.escape(revision.title) for revision in (a, b) if revision.metrics is None]
+    missing = [revision.shown for revision in (a, b) if revision.metrics is None]
     if missing:
         return f"no results at {' and '.join(missing)}"
-    unnamed = [markdown.escape(revision.title) for revision in (a, b) if verdict.find_last(revision) is None]
+    unnamed = [revision.shown for revision in (a, b) if verdict.find_last(revision) is None]
     if unnamed:
         return f"{revisions.PARAMS} at {' and '.join(unnamed)} names no models"
     figure = figures.get(WIN_RATE)
     values = (None, None) if figure is None else (figure.old, figure.new)
     lacking = [
-        f"{markdown.escape(str(verdict.find_last(revision)))} at {markdown.escape(revision.title)}"
+        f"{markdown.escape(str(verdict.find_last(revision)))} at {revision.shown}"
         for revision, value in zip((a, b), values, strict=True)
         if value is None
     ]
@@ -165,7 +165,7 @@ def list_flags(a: Revision, b: Revision, figures: dict[Key, Figure]) -> str:
         return ""
     flags = find_flags(a, b, figures)
     lines = [f"- ⚠️ **{markdown.escape(text[0].upper() + text[1:])}**" for text in flags.new] or ["- No new warnings."]
-    title = markdown.escape(a.title)
+    title = a.shown
     return "\n".join([*lines, *[f"- Already at {title}: {markdown.escape(text)}." for text in flags.known]])
 
 
@@ -195,5 +195,5 @@ def draw_win_rates(a: Revision, b: Revision) -> str:
                 rows.append(charts.Row(label, metrics[key], markdown.INTERVAL * error, mark))
     if not rows or not any(figure.change for figure in figures.values()):
         return ""
-    text = f"○ {markdown.escape(a.title)}, ● {markdown.escape(b.title)}; in percent, with 95% intervals:\n\n"
+    text = f"○ {a.shown}, ● {b.shown}; in percent, with 95% intervals:\n\n"
     return f"{text}```text\n{charts.draw(rows, '.2f')}```\n"

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from dvc.ignore import DvcIgnoreFilter
 from tqdm import tqdm
 
 from stages.artifacts import files, pointers, schemas, tables
@@ -60,6 +61,8 @@ class Cache:
     """DVC's cache, and the MD5s computed so far: files in the workspace may be links to the cache."""
 
     folder: Path
+    ignore: DvcIgnoreFilter
+    """What DVC leaves out of folders in the workspace."""
     known: dict[files.Inode, str] = field(default_factory=dict)
 
     def locate(self, md5: str) -> Path:
@@ -70,7 +73,7 @@ class Cache:
         """Return the state of a file or folder, in the cache or elsewhere, whose MD5 must be `md5`."""
         if not path.is_file() and not path.is_dir():  # a device or a pipe could be read without end
             return MISSING
-        return INTACT if files.dvc_md5(path, self.known) == md5 else CORRUPTED
+        return INTACT if repository.hash_path(path, self.ignore, self.known) == md5 else CORRUPTED
 
 
 @dataclass
@@ -109,14 +112,14 @@ def verify(folder: Path) -> tuple[list[str], str]:
     started = time.monotonic()
     stages = read_lock(folder / "dvc.lock")
     with repository.open_repository(folder) as repo:
-        cache = Cache(Path(repo.cache.local.path))
+        cache = Cache(Path(repo.cache.local.path), repo.dvcignore)
     artifacts = list_artifacts(folder, stages)
     result = Result()
     with tqdm(total=sum(artifact.size for artifact in artifacts), desc="verifying", unit="file") as bar:
         for artifact in artifacts:
             result.extend(check_artifact(artifact, folder, cache, bar))
     result.faults += check_inputs(folder, stages, cache)
-    faults, reports = check_reports(folder, stages, result.copies)
+    faults, reports = check_reports(folder, stages, result.copies, cache)
     size = sum(copy.stat().st_size for copy in result.copies.values() if copy)
     summary = (
         f"{pluralize(len(artifacts), 'artifact')}, {reports}, {pluralize(len(result.copies), 'file')} ({result.tables} with "
@@ -135,9 +138,7 @@ def read_lock(path: Path) -> dict[str, Any]:
     Raises StageError if it is missing, not valid YAML or has another structure than DVC's, or if an output leads out of the
     folder of dvc.lock, has no MD5, or is in another output.
     """
-    if not path.is_file():
-        raise StageError(f"{path} is missing: run the experiment with `dvc repro`")
-    stages = revisions.parse_lock(path.read_bytes(), str(path))
+    stages = revisions.read_lock(path)
     known = dict[PurePosixPath, str]()
     for stage, entry in stages.items():
         for out in entry.get("outs", []):
@@ -217,10 +218,11 @@ def check_folder(artifact: Artifact, cache: Cache, bar: "tqdm[Any]") -> Result:
     there = cache.check(listing, artifact.md5.removesuffix(".dir"))
     if there != INTACT:  # only the workspace can tell which files belong to the artifact
         here = cache.check(out, artifact.md5)
-        copies: Copies = {path: path for path in list_files(out)} if here == INTACT else {out: None}
+        copies: Copies = {path: path for path in repository.list_files(out, cache.ignore)} if here == INTACT else {out: None}
         return Result([describe_fault(artifact, out, here, there, listing)], copies)
     md5s = {out / name: md5 for name, md5 in read_listing(listing).items()}
-    result = Result([f"{path}: does not belong to this artifact: remove it" for path in list_files(out) if path not in md5s])
+    strays = [path for path in repository.list_files(out, cache.ignore) if path not in md5s]
+    result = Result([f"{path}: does not belong to this artifact: remove it" for path in strays])
     result.extend(check_files(artifact, md5s, cache, bar))
     if not out.exists() and not result.faults:
         result.faults = [describe_fault(artifact, out, MISSING, INTACT, listing)]
@@ -257,11 +259,6 @@ def check_files(artifact: Artifact, md5s: dict[Path, str], cache: Cache, bar: "t
         result.copies[path] = cached if there == INTACT else path if here == INTACT else None
         bar.update()
     return result
-
-
-def list_files(folder: Path) -> list[Path]:
-    """Return all files under a folder, sorted."""
-    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
 def describe_fault(artifact: Artifact, path: Path, here: str, there: str, cached: Path) -> str:
@@ -365,7 +362,7 @@ def check_inputs(folder: Path, stages: dict[str, Any], cache: Cache) -> list[str
     return faults
 
 
-def check_reports(folder: Path, stages: dict[str, Any], copies: Copies) -> tuple[list[str], str]:
+def check_reports(folder: Path, stages: dict[str, Any], copies: Copies, cache: Cache) -> tuple[list[str], str]:
     """Regenerate the reports if all of their inputs are intact. Returns the faults, and a phrase for the summary."""
     report = next((name for name in REPORTS if name in stages), None)
     if report is None:
@@ -376,13 +373,13 @@ def check_reports(folder: Path, stages: dict[str, Any], copies: Copies) -> tuple
     intact = {path: copy for path, copy in inputs.items() if copy}
     if len(intact) < len(inputs):
         return [], "the reports not regenerated because their inputs have faults"
-    faults = regenerate_reports(folder, report, stages[report], intact)
+    faults = regenerate_reports(folder, report, stages[report], intact, cache)
     return [f"{report}: {line}" for line in faults], "the reports regenerated"
 
 
-def regenerate_reports(folder: Path, report: str, entry: dict[str, Any], copies: dict[Path, Path]) -> list[str]:
+def regenerate_reports(folder: Path, report: str, entry: dict[str, Any], copies: dict[Path, Path], cache: Cache) -> list[str]:
     """Run the stage `report` on the copies, and return a fault for each report that differs from its entry in dvc.lock."""
-    changes = list(find_changes(folder, entry, copies))
+    changes = list(find_changes(folder, entry, copies, cache))
     remedy = f"changed since: {', '.join(changes)}: `dvc repro`" if changes else recreate_command(folder, report)
     with tempfile.TemporaryDirectory() as name:
         temporary = Path(name)
@@ -400,15 +397,14 @@ def regenerate_reports(folder: Path, report: str, entry: dict[str, Any], copies:
         if done.returncode:
             cause = (done.stderr.strip().splitlines() or ["no message"])[-1]
             return [f"the reports cannot be regenerated ({one_line(cause)}): {remedy}"]
-        cache = Cache(temporary)
-        states = {folder / out["path"]: cache.check(temporary / out["path"], out["md5"]) for out in entry.get("outs", [])}
+        regenerated = Cache(temporary, cache.ignore)
+        states = {folder / out["path"]: regenerated.check(temporary / out["path"], out["md5"]) for out in entry.get("outs", [])}
     verbs = {MISSING: "is missing", CORRUPTED: "differs"}
     return [f"{path}: {verbs[state]} when regenerated: {remedy}" for path, state in states.items() if state != INTACT]
 
 
-def find_changes(folder: Path, entry: dict[str, Any], copies: dict[Path, Path]) -> Iterator[str]:
+def find_changes(folder: Path, entry: dict[str, Any], copies: dict[Path, Path], cache: Cache) -> Iterator[str]:
     """Yield a stage's code, other files outside data/, and parameters that differ from its dvc.lock entry."""
-    cache = Cache(folder)
     for dep in entry.get("deps", []):
         path = folder / dep["path"]
         if path.parent == folder / repository.FINGERPRINTS and path.stem in catalog.stage_modules():

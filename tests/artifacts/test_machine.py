@@ -72,6 +72,16 @@ def test_without_a_working_driver_there_are_no_gpus(
     assert machine.list_gpus() == []
 
 
+def test_names_that_are_not_utf_8_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nvidia-smi").write_bytes(b"#!/bin/sh\nprintf 'GPU \\377\\n'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    (tmp_path / "cpuinfo").write_bytes(b"model name\t: CPU \xff\n")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
+    assert machine.list_gpus() == ["GPU \ufffd"]
+    assert machine.describe_processor()[0] == "CPU \ufffd"
+
+
 def test_without_cpuinfo_the_processor_is_the_architecture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
     assert machine.describe_processor() == (platform.machine(), platform.machine())

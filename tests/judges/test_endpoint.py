@@ -117,10 +117,14 @@ def test_chatml_tokens_in_an_output_stay_text() -> None:
 
 
 def test_rate_limits_server_errors_and_invalid_json_are_retried(caplog: pytest.LogCaptureFixture) -> None:
-    failures: list[tuple[int, Any]] = [(429, {"error": {"message": "slow down"}}), (503, "busy"), (200, '{"choices": [')]
+    failures: dict[int, tuple[int, Any]] = {
+        0: (429, {"error": {"message": "slow down"}}),
+        1: (503, "busy"),
+        20: (200, '{"choices": ['),
+    }
 
     def reply(number: int, prompt: str) -> tuple[int, Any]:
-        return failures[number] if number < len(failures) else judging.prefer_ours(number, prompt)
+        return failures.get(number) or judging.prefer_ours(number, prompt)
 
     with endpoint.serve(reply) as server:
         result = make_judge(server.url).complete(PROMPTS)
@@ -170,19 +174,64 @@ def test_an_endpoint_that_does_not_answer_in_time_is_an_error() -> None:
     ("reply", "parts"),
     [
         (endpoint.chosen(None), ["of 40 pairs", "some/judge", "neither m nor M", "evaluate_alpaca.judge"]),
-        ((200, "<html>"), ["of 40 pairs", "not a chat completion", "evaluate_alpaca.judge", "evaluate_alpaca.base_url", "/v1"]),
-        ((401, {"error": {"message": f"wrong key {judging.KEY}"}}), ["some/judge", "Error code: 401", "wrong key"]),
-        ((404, {"error": {"message": "no such model"}}), ["some/judge", "Error code: 404", "no such model", "re-run"]),
         ((400, {"error": {"message": "no logprobs here"}}), ["some/judge", "of 40 pairs", "no logprobs here", "50%"]),
-        ((403, {"error": {"message": "not in your plan"}}), ["some/judge", "of 40 pairs", "not in your plan", "50%"]),
     ],
-    ids=["neither letter", "not JSON", "wrong key", "no model", "no logprobs", "forbidden"],
+    ids=["neither letter", "no logprobs"],
 )
 def test_a_model_that_cannot_judge_is_an_error(reply: tuple[int, Any], parts: list[str]) -> None:
     with endpoint.serve(lambda *_: reply) as server:
         assert_message(fail(make_judge(server.url), PROMPTS), *parts)
         asked = list_asked(server)
     assert len(asked) <= 25, "it stops soon after half of the pairs have failed"
+
+
+KEY, ADDRESS, MODEL = "OPENAI_API_KEY", "evaluate_alpaca.base_url", "evaluate_alpaca.judge"
+
+
+@pytest.mark.parametrize(
+    ("reply", "parts", "most"),
+    [
+        ((401, {"error": {"message": f"wrong key {judging.KEY}"}}), ["Error code: 401", "wrong key", KEY, "OPENAI_ORG_ID"], 1),
+        ((402, {"error": {"message": "no money"}}), ["Error code: 402", "no money", KEY], 1),
+        ((404, {"error": {"message": "no such model"}}), ["Error code: 404", "no such model", MODEL, ADDRESS], 1),
+        ((405, "<html>"), ["Error code: 405", ADDRESS, "/v1"], 1),
+        *(((status, ""), [f"Error code: {status}", ADDRESS, "/elsewhere"], 1) for status in (301, 302, 303, 307, 308)),
+        ((403, {"error": {"message": "not in your plan"}}), ["Error code: 403", "not in your plan", KEY, MODEL], 6),
+        ((200, "<html>Log in"), ["not a chat completion", "<html>Log in", ADDRESS, "/v1"], 6),
+        ((200, {"error": {"message": "no"}}), ["not a chat completion", ADDRESS, "/v1"], 6),
+        ((429, {"error": {"message": "quota"}}), ["Error code: 429", "quota", "evaluate_alpaca.workers"], 7),
+        ((503, "busy"), ["Error code: 503", "wait"], 7),
+    ],
+)
+@pytest.mark.parametrize("kind", ["application/json", "text/html"])
+def test_a_fault_of_the_endpoint_stops_the_stage_at_once_with_what_helps(
+    reply: tuple[int, Any], parts: list[str], most: int, kind: str
+) -> None:
+    headers = {"content-type": kind, "location": "/elsewhere"} if 300 <= reply[0] < 400 else {"content-type": kind}
+    with endpoint.serve(lambda *_: reply, headers) as server:
+        judge = make_judge(server.url, workers=1, retries=1)
+        assert_message(fail(judge, PROMPTS), "some/judge", server.url, "its answers so far are kept", "re-run", *parts)
+        assert len(server.requests) <= most
+
+
+@pytest.mark.parametrize("fault", [(401, {"error": {"message": "no"}}), (404, "no"), (403, "no"), (200, "<html>")])
+def test_a_fault_after_an_answer_is_that_of_the_pair_if_another_is_answered(fault: tuple[int, Any]) -> None:
+    def answer(number: int, prompt: str) -> tuple[int, Any]:
+        return fault if "instruction 07" in prompt else judging.prefer_ours(number, prompt)
+
+    with endpoint.serve(answer) as server:
+        result = make_judge(server.url, workers=1).complete(PROMPTS)
+    assert [index for index, value in enumerate(preferences(result)) if math.isnan(value)] == [7]
+
+
+@pytest.mark.parametrize("name", ["OPENAI_ORG_ID", "OPENAI_PROJECT_ID"])
+@pytest.mark.parametrize("value", ["órg", "org\u200b", " org", "org\n", "o\trg", "\x1b[2J", "\ud800"])
+def test_a_variable_that_cannot_be_sent_is_refused_by_name(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.environ", {"OPENAI_API_KEY": judging.KEY, name: value})
+    with pytest.raises(StageError) as error:
+        make_judge(judging.NO_ENDPOINT)
+    assert_message(str(error.value), name, "set it again")
+    assert "OPENAI_API_KEY" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -242,9 +291,11 @@ def test_faults_of_single_pairs_are_counted_whichever_they_are(faults: dict[int,
             assert {index for index, value in enumerate(preferences(result)) if math.isnan(value)} == set(faults)
             json.dumps(result["completions"], allow_nan=False, ensure_ascii=False).encode()
         asked = list_asked(server)
-        outages = any(status >= 500 for status, _ in faults.values())
+        outages = any(status == 403 or status >= 500 for status, _ in faults.values())
         assert faults.keys() <= asked
-        assert len(asked - faults.keys()) <= outages, "an answered pair is asked for again only to tell a fault from an outage"
+        assert len(asked - faults.keys()) <= outages, (
+            "an answered pair is asked for again only to tell a fault from an outage or a wrong key"
+        )
 
 
 @settings(max_examples=10, deadline=None)

@@ -22,22 +22,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from stages.artifacts import files, pointers, schemas, shards, tables
-from stages.engines import checkpoints
+from stages import reference
+from stages.artifacts import files, machine, models, pointers, schemas, shards, tables
+from stages.engines import checkpoints, harness
 from stages.judges import endpoint
 from stages.method import chat
-from stages.reporting import inputs, published
+from stages.reporting import inputs, published, reproductions
 from stages.reporting.published import TASKS
 from stages.runtime import durable, params, run, scratch
 from stages.runtime.errors import StageError
 from stages.runtime.paths import ROOT
-from stages.tools import attest, diff, drift, locks, recipe, revisions, timings
+from stages.tools import attest, diff, drift, gate, locks, recipe, revisions, timings, verify
 from support import fuzz
 from support import tables as examples
 from support.messages import assert_message
 from support.models import make_model
 from support.revisions import LOCK, commit, git, make_metrics
-from support.running import run_stage, set_params
+from support.running import dvc, run_stage, set_params
 
 pytestmark = pytest.mark.slow
 
@@ -303,6 +304,130 @@ def test_the_example_of_a_run_is_valid(experiment: tuple[Path, revisions.Revisio
         assert "No changes in parameters, metrics, artifacts." in compare_all(committed)
 
 
+PIPELINE = {
+    "stages": {
+        "assets-prompts": {"cmd": "cp -r mine data/prompts", "deps": ["data/local/prompts"], "outs": ["data/prompts"]},
+        "split": {
+            "cmd": "mkdir -p reports; cat data/prompts/* > reports/a.md",
+            "deps": ["data/prompts/a.jsonl", "published.yaml"],
+            "params": ["assets", "seed"],
+            "outs": [{"reports/a.md": {"cache": False}}],
+        },
+        "answer": {"foreach": "${iterations}", "do": {"cmd": "echo > ${key}", "deps": ["reports/a.md"], "outs": ["${key}"]}},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository whose PIPELINE has run, and whose files that `gate` and `verify` read are JSON, which is YAML."""
+    folder = tmp_path_factory.mktemp("finished")
+    settings = {"seed": 1, "iterations": {"iter1": "base"}, "assets": {"prompts": {"repo": "./mine"}}}
+    for name, document in (("dvc.yaml", PIPELINE), ("params.yaml", settings), ("published.yaml", {}), ("mine/a.jsonl", {})):
+        files.write_json(document, folder / name)
+    (folder / "data/local").mkdir(parents=True)
+    (folder / "data/local/prompts").symlink_to("../../mine")
+    (folder / ".gitignore").write_text("/data/*\n/iter1\n")
+    git(folder, "init", "-q")
+    for command in ("init", "repro"):
+        dvc(folder, command, "-q")
+    files.write_json(YAML(typ="safe").load(folder / "dvc.lock"), folder / "dvc.lock")
+    commit(folder, "run")
+    with contextlib.chdir(folder):
+        assert gate.check_pipeline(Path()) == []
+        assert verify.verify(Path())[0] == []
+    return folder
+
+
+@settings(QUICK, max_examples=max(20, QUICK.max_examples // 3))
+@given(data=st.data())
+def test_locks_and_pipelines_of_any_kind_are_checked_or_rejected(data: st.DataObject, finished: Path) -> None:
+    (listing,) = finished.glob(".dvc/cache/files/md5/*/*.dir")
+    path = data.draw(st.sampled_from([*(finished / name for name in ("dvc.lock", "dvc.yaml", "params.yaml")), listing]))
+    whole = path.read_bytes()
+    path.chmod(0o644)
+    path.write_bytes(corrupt(whole, data))
+    try:
+        with contextlib.chdir(finished):
+            read_or_reject(lambda: gate.check_pipeline(Path()))
+            read_or_reject(lambda: verify.verify(Path()))
+    finally:
+        path.write_bytes(whole)
+
+
+RUNS = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(ROOT.glob("reproductions/*.json"))]
+
+
+@QUICK
+@given(data=st.data())
+def test_runs_on_other_machines_of_any_kind(data: st.DataObject, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(corrupt(json.dumps(data.draw(st.sampled_from(RUNS))).encode(), data))
+    table = read_or_reject(lambda: reproductions.format_reproductions(tmp_path))
+    assert table is None or len(table.encode().splitlines()) == 3
+
+
+@QUICK
+@given(
+    content=st.lists(st.sampled_from([b"model name", b"flags", b"\t: ", b"avx2 fma", b"\n\n"]) | st.binary(max_size=3)).map(
+        b"".join
+    )
+)
+def test_descriptions_of_processors_of_any_kind(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_bytes(content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
+        processor, _ = read_or_reject(machine.describe_processor)
+    assert processor
+    assert len(processor.splitlines()) == 1
+
+
+def make_task_results(name: str) -> dict[str, Any]:
+    """Return the results of `evaluate_task` for a task of two subtasks."""
+    task = harness.TASKS[name]
+    scores = {f"{task.metric},{task.filter}": 0.5, f"{task.metric}_stderr,{task.filter}": 0.25}
+    items = {name: [0.0, 1.0] for name in ("a", "b")}
+    return {"results": dict.fromkeys([name, *items], scores), "items": items, "n": dict.fromkeys(items, 2), "cut": {"a": 1}}
+
+
+@QUICK
+@given(data=st.data())
+def test_kept_results_of_tasks_of_any_kind(data: st.DataObject, tmp_path: Path) -> None:
+    name = data.draw(st.sampled_from(sorted(harness.TASKS)))
+    results = make_task_results(name)
+    path = tmp_path / "task.json"
+    path.write_text(json.dumps(results), encoding="utf-8")
+    assert durable.read_json(path, functools.partial(harness.check_kept, name)) == results
+    path.write_bytes(change_document(corrupt(path.read_bytes(), data), data))
+    kept = read_or_reject(lambda: durable.read_json(path, functools.partial(harness.check_kept, name)))
+    assert path.exists() == (kept is not None)
+    if kept is not None:
+        json.dumps(kept, allow_nan=False, ensure_ascii=False).encode()
+
+
+UNSCORED = [{name: row[name] for name in schemas.UNSCORED_PAIRS.names} for row in examples.pairs()]
+
+
+@QUICK
+@given(data=st.data())
+def test_kept_pairs_of_any_kind(data: st.DataObject, tmp_path: Path) -> None:
+    rows = copy.deepcopy(UNSCORED)
+    for _ in range(data.draw(st.integers(0, 2))):
+        row = data.draw(st.sampled_from(rows))
+        column = data.draw(st.sampled_from(schemas.UNSCORED_PAIRS.names))
+        row[column] = change_cell(row[column], data)
+    nullable = pa.schema([field.with_nullable(True) for field in schemas.UNSCORED_PAIRS])
+    try:
+        table = pa.Table.from_pylist(rows, schema=nullable)
+    except (pa.ArrowException, UnicodeEncodeError):
+        return
+    path = tmp_path / "unscored.parquet"
+    pq.write_table(table, path)
+    path.write_bytes(data.draw(st.sampled_from([path.read_bytes(), corrupt(path.read_bytes(), data)])))
+    pairs = read_or_reject(lambda: tables.read(path, schemas.UNSCORED_PAIRS))
+    if pairs is not None:
+        reference.longest_pair(pairs)
+
+
 @QUICK
 @given(data=st.data())
 def test_training_logs_of_any_kind(data: st.DataObject, tmp_path: Path) -> None:
@@ -411,6 +536,32 @@ def test_small_files_of_models_of_any_kind(data: st.DataObject, model: Path, tmp
     path = tmp_path / "model" / data.draw(st.sampled_from(small))
     path.write_bytes(corrupt(path.read_bytes(), data))
     read_or_reject(lambda: pointers.check_model(tmp_path / "model"))
+
+
+SAFETENSORS_HEADER = 8
+"""Bytes before the header of a safetensors file: its length."""
+
+
+def corrupt_header(content: bytes, data: st.DataObject) -> bytes:
+    """Change the JSON at the start of a safetensors file, and often state its new length."""
+    end = SAFETENSORS_HEADER + int.from_bytes(content[:SAFETENSORS_HEADER], "little")
+    header = corrupt(content[SAFETENSORS_HEADER:end], data)
+    length = len(header) if data.draw(st.booleans()) else data.draw(st.integers(0, 2**64 - 1))
+    return length.to_bytes(SAFETENSORS_HEADER, "little") + header + content[end:]
+
+
+@settings(QUICK, max_examples=max(20, QUICK.max_examples // 5))
+@given(data=st.data())
+def test_policies_of_any_kind(data: st.DataObject, model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(model, folder)
+    if data.draw(st.booleans()):
+        (folder / pointers.INDEX).unlink()  # with it, check_policy refuses a single file of weights
+    path = data.draw(st.sampled_from(sorted(folder.iterdir())))
+    change = corrupt_header if path.suffix == ".safetensors" else corrupt
+    path.write_bytes(change(path.read_bytes(), data))
+    read_or_reject(lambda: models.check_policy(folder))
 
 
 PIECES = [

@@ -41,7 +41,14 @@ from support import workers
 from support.running import SMALLEST, set_params
 
 RUNTIME = [catalog, devices, durable, errors, fingerprint, logs, params, paths, processes, run, scratch, versions]
-VALUES = {"params.load", "params.read", "params.validate_model", "durable.read_json", "documents.load_mapping"}
+VALUES = {
+    "params.load",
+    "params.read",
+    "params.find_named",
+    "params.validate_model",
+    "durable.read_json",
+    "documents.load_mapping",
+}
 """Functions whose values enter results: the tests of their modules in tests/runtime show that they are the file's."""
 DECLARATIONS = {
     *(f"params.{name}" for name, value in vars(params).items() if isinstance(value, type)),
@@ -161,6 +168,7 @@ def test_every_function_of_runtime_is_listed_here() -> None:
         "params.validate_unpinned",
         "params.validate_evaluation",
         "params.is_evaluation",
+        "params.unchecked_asset",
         "run.build_parser",
         "run.run_stage",
         *(

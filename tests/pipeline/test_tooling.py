@@ -1,5 +1,6 @@
 """What surrounds the code: the Makefile, requirement files, workflows, and what Git and DVC ignore."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -23,6 +24,15 @@ def list_pins(text: str) -> dict[str, str]:
     """Return package -> version of the lines `name==version` in a requirements file, .in or .txt."""
     pins = re.findall(r"^([\w.-]+)(?:\[[\w,-]+\])?==([\w.+]+)", text, re.MULTILINE)
     return {re.sub(r"[._-]+", "-", name): version for name, version in pins}
+
+
+def test_a_path_that_is_safe_hides_no_stages_from_make() -> None:
+    """`python -m stages` finds them in the current folder, where PYTHONSAFEPATH forbids Python to look."""
+    command = ["make", "--no-print-directory", "--eval", "probe: ; @env", "probe"]
+    environment = os.environ | {"PYTHONSAFEPATH": "1", "KEPT": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    names = {line.partition("=")[0] for line in done.stdout.splitlines()}
+    assert {"KEPT", "PYTHONSAFEPATH"} & names == {"KEPT"}
 
 
 def test_clean_removes_unfinished_work_only_whatever_the_names(tmp_path: Path) -> None:

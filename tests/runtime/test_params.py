@@ -456,3 +456,11 @@ def test_a_key_in_the_judges_address_is_refused_and_not_shown(url: str, tmp_path
         params.load("evaluate_alpaca", path=path)
     assert_message(str(error.value), "params.yaml", "evaluate_alpaca.base_url", "OPENAI_API_KEY")
     assert "sk-secret" not in str(error.value)
+
+
+def test_an_entry_is_found_by_its_name_or_the_names_are_listed() -> None:
+    assert [params.find_named("models", {"a": 1, "b": 2}, name) for name in "ab"] == [1, 2]
+    for entries, known in (({"a": 1, "b": 2}, "a, b"), ({}, "there are no models")):
+        with pytest.raises(StageError) as error:
+            params.find_named("models", entries, "c\nd")
+        assert_message(str(error.value), "params.yaml", "models", r"'c\nd'", known, "--name")

@@ -21,7 +21,8 @@ class Handler(BaseHTTPRequestHandler):
         status, answer = self.server.reply(number, request["messages"][-1]["content"])
         body = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
         self.send_response(status)
-        self.send_header("content-type", "application/json")
+        for name, value in self.server.headers.items():
+            self.send_header(name, value)
         self.send_header("content-length", str(len(body)))
         self.send_header("retry-after-ms", "1")  # the client honours this, so that tests do not wait
         self.end_headers()
@@ -35,9 +36,10 @@ class Handler(BaseHTTPRequestHandler):
 class Endpoint(ThreadingHTTPServer):
     """Answers POST requests by `reply` and keeps what it was sent."""
 
-    def __init__(self, reply: Reply) -> None:
+    def __init__(self, reply: Reply, headers: dict[str, str]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.reply = reply
+        self.headers = headers
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
         self.requests: list[dict[str, Any]] = []
         self.keys: set[str] = set()
@@ -77,9 +79,9 @@ def chosen(first: float | None) -> tuple[int, Any]:
 
 
 @contextmanager
-def serve(reply: Reply) -> Iterator[Endpoint]:
-    """Run an endpoint within the block."""
-    endpoint = Endpoint(reply)
+def serve(reply: Reply, headers: dict[str, str] | None = None) -> Iterator[Endpoint]:
+    """Run an endpoint within the block. headers: those of its answers."""
+    endpoint = Endpoint(reply, headers or {"content-type": "application/json"})
     Thread(target=endpoint.serve_forever, daemon=True).start()
     try:
         yield endpoint

@@ -1,7 +1,7 @@
 """Try odd input for a given time, with fresh seeds, and count the tracebacks that a user would see.
 
-`python -m support.fuzz --minutes 30` runs tests/pipeline/test_fuzz.py again and again: parameters, artifacts, locks, small
-files of runs and models, chat templates and judges' answers.
+`python -m support.fuzz --minutes 30` runs tests/pipeline/test_fuzz.py again and again: parameters, artifacts, locks,
+pipelines, small files of runs and models, runs on other machines, chat templates and judges' answers.
 """
 
 import argparse

@@ -200,9 +200,14 @@ def test_a_local_asset_in_git_is_compared(key: str, place: str, clone: Path) -> 
         node = {part: node}
     YAML().dump(node if key.startswith("models.") else {"assets": node}, clone / "params.yaml")
     path = f"data/local/{key}"
+    shutil.copy(ROOT / ".dvcignore", clone)
     with repository.open_repository(clone) as opened:
         find = partial(gate._find_changed_assets, {path: files.dvc_md5(clone / "mine")}, clone, opened)
         assert list(find()) == []
+        for name in ("mine/__pycache__/a.txt", "mine/inner/__pycache__/a.pyc", "mine/inner/.a.partial"):
+            (clone / name).parent.mkdir(parents=True, exist_ok=True)
+            (clone / name).write_text(name)
+        assert list(find()) == [], "DVC ignores them"
         for folder in ("mine", "data/ignored"):
             (clone / folder / "b.jsonl").write_text("{}")
         assert [line.count("./mine") for line in find()] == [1] * (place == "mine")

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 from dvc.cli import main as dvc
+from dvc.fs import localfs
+from dvc.ignore import DvcIgnoreFilter
 from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
@@ -52,6 +54,7 @@ for name in ("metrics.json", "index.html"):
 PROMPTS, MODEL, WEIGHTS = Path("data/prompts.parquet"), Path("data/model"), Path("data/model/weights")
 METRICS = Path("reports/metrics.json")
 CACHE = Path(".dvc/cache/files/md5")
+IGNORED = (ROOT / ".dvcignore").read_text(encoding="utf-8")
 FORCE = "`dvc repro --force --single-item {}`"
 
 
@@ -115,7 +118,7 @@ def find_faults() -> list[str]:
 
 def locate(path: Path) -> Path:
     """Return the place in the cache of an intact file or folder of the workspace."""
-    return verify.Cache(CACHE).locate(files.dvc_md5(path))
+    return CACHE / (md5 := files.dvc_md5(path))[:2] / md5[2:]
 
 
 def corrupt(path: Path) -> None:
@@ -395,11 +398,16 @@ def test_a_local_asset_behind_a_link_is_checked(name: str, tmp_path: Path) -> No
         "assets-x": {"deps": [{"path": path, "md5": files.dvc_md5(tmp_path / "mine")}]},
     }
 
+    (tmp_path / ".dvcignore").write_text(IGNORED)
+    ignore = DvcIgnoreFilter(localfs, str(tmp_path))
+
     def check() -> list[str]:
-        return verify.check_inputs(tmp_path, stages, verify.Cache(tmp_path / "cache"))
+        return verify.check_inputs(tmp_path, stages, verify.Cache(tmp_path / "cache", ignore))
 
     assert check() == [], "the folder of links, an artifact, is reported as missing"
     (tmp_path / path).symlink_to("../../mine")
+    assert check() == []
+    write_ignored(tmp_path / "mine")
     assert check() == []
     (tmp_path / "mine/a.jsonl").write_text("[]")
     (line,) = check()
@@ -412,6 +420,36 @@ def test_a_local_asset_behind_a_link_is_checked(name: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("document", [{}, {"stages": None}, {"stages": []}, {"stages": {"a": None, "b": {"outs": None}}}])
 def test_an_odd_pipeline_has_no_uncached_outputs(document: dict[str, Any]) -> None:
     assert verify.find_uncached(document) == set()
+
+
+def write_ignored(folder: Path) -> None:
+    """Write files that IGNORED names, in the folder and below."""
+    for name in ("__pycache__/a.txt", "inner/__pycache__/a.pyc", "inner/.a.jsonl.partial", ".b.partial/a.jsonl", "a.pyc"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name, encoding="utf-8")
+
+
+def test_the_md5_of_a_folder_is_what_dvc_records(pipeline: Path) -> None:
+    Path(".dvcignore").write_text(IGNORED, encoding="utf-8")
+    write_ignored(Path("model"))
+    Path("model/partial").write_text("", encoding="utf-8")
+    Path("model/.git").mkdir()
+    Path("model/.git/config").write_text("", encoding="utf-8")
+    assert dvc(["repro", "-q", "train"]) == 0
+    recorded = {dep["path"]: dep["md5"] for dep in verify.read_lock(Path("dvc.lock"))["train"]["deps"]}
+    with repository.open_repository(Path()) as repo:
+        assert repository.hash_path(Path("model"), repo.dvcignore) == recorded["model"]
+        assert repository.hash_path(Path("model/weights"), repo.dvcignore) == files.dvc_md5(Path("model/weights"))
+
+
+def test_what_dvc_ignores_is_no_fault(pipeline: Path) -> None:
+    Path(".dvcignore").write_text(IGNORED, encoding="utf-8")
+    write_ignored(Path("model"))
+    write_ignored(MODEL)
+    assert find_faults() == []
+    (MODEL / "inner/b.jsonl").write_text("", encoding="utf-8")
+    (line,) = find_faults()
+    assert_message(line, "train: ", str(MODEL / "inner/b.jsonl"), "does not belong", "remove it")
 
 
 def test_a_file_that_does_not_belong_is_named(pipeline: Path) -> None:
