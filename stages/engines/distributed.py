@@ -17,15 +17,15 @@ from functools import partial
 from pathlib import Path
 
 from stages.artifacts import files
-from stages.runtime import processes
+from stages.runtime import durable, processes
 from stages.runtime.devices import LAUNCH_FOLDER, explain_out_of_memory, is_launched, is_main_process
-from stages.runtime.errors import StageError
+from stages.runtime.errors import StageError, user_message
 from stages.runtime.logs import log
 
 DIGESTS = "digests.json"
 """In LAUNCH_FOLDER: the digests of the stage's inputs, so that they are hashed once rather than once per worker."""
 ERROR = "error"
-"""In that folder: a worker's StageError, for the launching process to report last, below torchrun's own output."""
+"""In that folder: a worker's message, for the launching process to report once, below torchrun's own output."""
 
 PROCESSES_PER_CORE = 8
 """Without GPUs, more processes than that would only fill the memory."""
@@ -135,10 +135,12 @@ def _run_under_launcher(devices: int, inputs: Mapping[str, Path], work: Work) ->
     try:
         digests = json.loads((exchange / DIGESTS).read_text(encoding="utf-8")) if exchange else _hash_inputs(inputs)
         _work_in_group(Group(devices, digests), work)
-    except StageError as error:
-        if exchange:
-            (exchange / ERROR).write_text(str(error), encoding="utf-8")
-        raise
+    except Exception as error:
+        line = user_message(error)
+        if not exchange or not line or os.environ.get("SPPO_DEBUG"):
+            raise
+        durable.write(exchange / ERROR, line)  # the process that launched this one says it, once
+        sys.exit(1)
 
 
 def _run_torchrun(devices: int, digests: Mapping[str, str]) -> None:

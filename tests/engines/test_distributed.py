@@ -22,8 +22,10 @@ from stages.runtime.errors import StageError
 
 def work(group):
     rank = os.environ["RANK"]
-    if os.environ.get("FAIL") == rank:
+    if os.environ.get("FAIL") in (rank, "all"):
         raise StageError("row 3 is wrong: fix it")
+    if os.environ.get("FULL") == rank:
+        raise OSError(28, "No space left on device")
     Path(rank).write_text(f"{group.devices} {group.digests['input']}")
 
 if "LOCAL_RANK" in os.environ:  # a worker
@@ -48,11 +50,22 @@ def test_launched_processes_do_not_hash_the_inputs_again(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", ["0", "1"])
-def test_the_error_of_a_launched_process_is_raised_last(tmp_path: Path, rank: str) -> None:
-    done = launch_two(tmp_path, FAIL=rank)
+@pytest.mark.parametrize(
+    ("variable", "rank", "message"),
+    [
+        ("FAIL", "0", "row 3 is wrong: fix it"),
+        ("FAIL", "1", "row 3 is wrong: fix it"),
+        ("FAIL", "all", "row 3 is wrong: fix it"),
+        ("FULL", "1", "free some space"),
+    ],
+)
+def test_the_error_of_launched_processes_is_reported_once_and_last(
+    tmp_path: Path, variable: str, rank: str, message: str
+) -> None:
+    done = launch_two(tmp_path, **{variable: rank})
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].endswith("StageError: row 3 is wrong: fix it")
+    assert message in done.stderr.splitlines()[-1]
+    assert done.stderr.count(message) == 1
 
 
 def test_more_devices_than_gpus_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
