@@ -147,7 +147,7 @@ def test_an_intact_pipeline_has_no_faults_and_is_left_alone(pipeline: Path) -> N
     before = read_all()
     done = run_verify(pipeline)
     assert done.returncode == 0, done.stdout + done.stderr
-    outputs = [Path("data/code/report.json"), PROMPTS, *verify.list_files(MODEL), *verify.list_files(Path("reports"))]
+    outputs = [Path("data/code/report.json"), PROMPTS, *filter(Path.is_file, MODEL.rglob("*")), *Path("reports").rglob("*")]
     assert_message(
         done.stdout,
         "no faults: 5 artifacts",
