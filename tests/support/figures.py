@@ -423,16 +423,19 @@ def check_answers(experiment: Experiment) -> None:
     assert places == sorted(places)
 
 
-DIRECTIONS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
-"""Bidirectional classes of characters that change the direction of a text."""
-
-
 def collapse(text: str) -> str:
-    """Return a text as a Markdown table shows it: on one line, with U+FFFD for controls and marks of the text's direction."""
+    """Return a text as a Markdown table shows it: on one line, with U+FFFD for controls and invisible characters.
+
+    Joiners stay between letters without case, marks and symbols, as in emoji and the scripts of Asia.
+    """
     words = " ".join(text.split())
-    hidden = [unicodedata.category(mark) in ("Cc", "Cs") or unicodedata.bidirectional(mark) in DIRECTIONS for mark in words]
-    marks = "\u061c\u200e\u200f"
-    return "".join("\ufffd" if hide or mark in marks else mark for mark, hide in zip(words, hidden, strict=True))
+    kinds = ["Zs", *map(unicodedata.category, words), "Zs"]
+    joins = [{before, after} <= {"Lo", "Mc", "Mn", "Sk", "So"} for before, after in zip(kinds, kinds[2:], strict=False)]
+    hidden = [kind in ("Cc", "Cf", "Cs") for kind in kinds[1:-1]]
+    return "".join(
+        "\ufffd" if hide and not (join and mark in "\u200c\u200d") else mark
+        for mark, hide, join in zip(words, hidden, joins, strict=True)
+    )
 
 
 Check = Callable[[Experiment], None]
