@@ -57,6 +57,8 @@ def check_pipeline(folder: Path) -> list[str]:
         return [str(error)]
     except DvcException as error:
         return [f"{folder / PIPELINE}: DVC cannot read it, or its {revisions.LOCK}: {one_line(error)}"]
+    except AssertionError:  # DVC's own, for a stage of a foreach whose key is empty
+        return [f"{folder / PIPELINE}: DVC cannot name a stage: remove empty names from params.yaml, such as of an iteration"]
 
 
 def _find_faults(folder: Path) -> Iterator[str]:

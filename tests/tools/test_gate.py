@@ -108,6 +108,7 @@ def test_a_lock_as_dvc_left_it_passes_with_and_without_data(finished: Path, clon
         ("params.yaml", "split: 1\neta: 10\niterations: {iter1: base}\n", ["evaluate@iter2", "no such stage", "remove"]),
         ("params.yaml", "split: 1\neta: 10\niterations: {iter1: b, iter2: b, iter9: b}\n", ["evaluate@iter9", "not run"]),
         ("params.yaml", "split: 1\neta: 10\n", ["dvc.yaml", "iterations"]),
+        ("params.yaml", "split: 1\neta: 10\niterations: {'': base}\n", ["dvc.yaml", "params.yaml", "empty names"]),
         ("params.yaml", "[1", ["params.yaml"]),
         ("prompts.txt", "others", ["split", "prompts.txt", "changed"]),
         ("published.yaml", None, ["report", "published.yaml", "missing"]),
