@@ -92,6 +92,12 @@ def test_whole_results_are_kept() -> None:
     assert harness.check_kept("gsm8k", WHOLE) is WHOLE
 
 
+@pytest.mark.parametrize("counts", [{}, {"gsm8k": len(WHOLE["items"]["gsm8k"]) + 1}, {**WHOLE["n"], "other": 2}])
+def test_results_of_other_numbers_of_questions_are_not_kept(counts: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="numbers of questions"):
+        harness.check_kept("gsm8k", WHOLE | {"n": counts})
+
+
 @pytest.mark.parametrize(
     ("name", "shots", "metric"),
     [
