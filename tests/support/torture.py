@@ -42,6 +42,7 @@ JUDGE = {"judge": "judge", "workers": 2}
 HOW = ["SIGKILL", "SIGTERM", "SIGINT group", "SIGKILL group", "SIGKILL worker"]
 """Sent to the one process, to its group, as a terminal does, or to one of its workers, as the out-of-memory killer may."""
 MD5 = re.compile(rb"\b[0-9a-f]{32}\b")
+"""In a report: the hash of something that it was made from."""
 LONGEST = 600
 """Seconds that a run may take, also after the end of one of its workers."""
 
@@ -244,11 +245,14 @@ class Bench:
     expected: dict[str, str] = field(default_factory=dict)
     """Hashes of the outs of an uninterrupted run."""
     expected_without_md5s: dict[str, str] = field(default_factory=dict)
+    """The same, of their contents except MD5s."""
 
     def start_over(self) -> None:
         if self.row.tool:  # it may have been killed while it had the commit's own files in the workspace
             restore(self.folder)
-        remove(self.folder, [*self.outs, "scratch", *([] if self.row.tool else ["dvc.lock"])])
+        else:
+            remove(self.folder, ["dvc.lock"])
+        remove(self.folder, [*self.outs, "scratch"])
 
     def run_uninterrupted(self) -> None:
         self.start_over()
