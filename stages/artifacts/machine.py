@@ -3,9 +3,10 @@ under portable numerics (stages/engines/numerics.py)."""
 
 import os
 import platform
-import subprocess
 from pathlib import Path
 from typing import Any
+
+from stages.runtime.devices import query_gpus
 
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -22,7 +23,7 @@ def describe_machine() -> dict[str, Any]:
         "instruction_set": instruction_set,
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "gpus": list_gpus(),
+        "gpus": query_gpus("name"),
     }
 
 
@@ -44,13 +45,3 @@ def name_instruction_set(flags: set[str]) -> str:
     if "avx512f" in flags:
         return "AVX-512"
     return "AVX2" if flags >= {"avx2", "fma"} else platform.machine()
-
-
-def list_gpus() -> list[str]:
-    """Return the name of each NVIDIA GPU; an empty list if nvidia-smi is missing, fails or hangs."""
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=30)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [line.strip() for line in done.stdout.splitlines() if line.strip()]

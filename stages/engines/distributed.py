@@ -18,7 +18,7 @@ from pathlib import Path
 
 from stages.artifacts import files
 from stages.runtime import durable, processes
-from stages.runtime.devices import LAUNCH_FOLDER, explain_out_of_memory, is_launched, is_main_process
+from stages.runtime.devices import LAUNCH_FOLDER, explain_out_of_memory, has_gpus, is_launched, is_main_process
 from stages.runtime.errors import StageError, user_message
 from stages.runtime.logs import log
 
@@ -98,10 +98,10 @@ def leave_group() -> None:
 
 
 def _check_devices(devices: int) -> None:
-    """Raise StageError if this machine cannot run a process for each of the devices."""
+    """Raise StageError if this machine cannot run a process for each of the devices, and as `has_gpus` does."""
     import torch
 
-    if torch.cuda.is_available():
+    if has_gpus():
         available, what = torch.cuda.device_count(), f"{torch.cuda.device_count()} GPUs"
     else:
         cores = len(os.sched_getaffinity(0))

@@ -3,7 +3,9 @@
 import contextlib
 import os
 import re
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 from stages.runtime.errors import StageError, quote
 
@@ -24,19 +26,98 @@ OVERRIDES = (
 """Beginnings of environment variables, for other programs or other models, by which libraries would compute something else than
 params.yaml says, or would not start."""
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+NO_GPU = ("", "-1", "NoDevFiles")
+"""Values of CUDA_VISIBLE_DEVICES that hide every GPU on purpose; Slurm sets the last one for a job without GPUs."""
+DRIVER = Path("/proc/driver/nvidia/version")
+OLDEST_DRIVER = {"13": 580, "12": 525}
+"""Major version of CUDA that torch was built for -> the oldest driver that it works with (CUDA's release notes, table 2)."""
 
-def list_devices(*, cores: bool = False) -> list[str]:
-    """Return the value of CUDA_VISIBLE_DEVICES for each worker: one GPU each, or "" for each worker on a CPU.
 
-    Of CUDA_VISIBLE_DEVICES, CUDA ignores the first entry that is no GPU of this machine, and all after it.
-    On a CPU, the environment variable SPPO_WORKERS sets the number of workers; the default is one or, with `cores` (for
-    single-threaded workers), one per CPU core. Raises StageError if SPPO_WORKERS is not an integer from 1 to 999.
+def has_gpus() -> bool:
+    """Return whether this process is to use GPUs: torch sees some.
+
+    Without any it uses the CPU, which is on purpose where torch is a build for CPUs, CUDA_VISIBLE_DEVICES hides the GPUs, or
+    there is no NVIDIA driver. Raises StageError if torch could use the GPUs of this machine but sees none, as with a driver
+    that is too old: a run meant for GPUs would take months on the CPU. Raises it also if the GPUs that it sees are not all of
+    one kind, because results and memory would then depend on which of them computes what.
     """
     import torch
 
     if torch.cuda.is_available():
-        gpus, visible = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
-        return visible.split(",")[:gpus] if visible else [str(index) for index in range(gpus)]
+        _check_kinds()
+        return True
+    visible = os.environ.get(VISIBLE)
+    if torch.version.cuda and visible not in NO_GPU and (driver := find_driver()):
+        raise StageError(_explain_unseen_gpus(driver, torch.version.cuda, visible))
+    return False
+
+
+def find_driver() -> str:
+    """Return the version of the loaded NVIDIA driver, such as "535.129.03"; "" without a driver."""
+    if DRIVER.is_file():
+        text = DRIVER.read_text(encoding="utf-8", errors="replace")
+        return found[0] if (found := re.search(r"\b\d{3,}(\.\d+)+\b", text)) else "unknown"
+    return next(iter(query_gpus("driver_version")), "")
+
+
+def query_gpus(field: str) -> list[str]:
+    """Return what nvidia-smi says of each GPU, such as its `name`; an empty list if it is missing, fails or hangs."""
+    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+
+
+def _explain_unseen_gpus(driver: str, cuda: str, visible: str | None) -> str:
+    oldest = OLDEST_DRIVER.get(cuda.partition(".")[0], 0)
+    if driver.partition(".")[0].isdecimal() and int(driver.partition(".")[0]) < oldest:
+        cause = f"CUDA {cuda}, for which torch is built, needs driver {oldest} or newer: update the driver"
+    elif visible is not None:
+        cause = f"{VISIBLE} is {quote(visible)}, whose first entry is no GPU of this machine: correct it or unset it"
+    else:
+        cause = "check that `nvidia-smi` lists the GPUs and, in a container or a job, that they were passed to it"
+    return f"torch sees no GPU, although NVIDIA's driver {driver} is loaded: {cause}; to run on the CPU, set {VISIBLE}=''"
+
+
+def _check_kinds() -> None:
+    """Raise StageError if the visible GPUs differ in name or memory."""
+    import torch
+
+    gpus = _visible_gpus()
+    if len(gpus) < 2:
+        return
+    kinds: dict[str, list[str]] = {}
+    for index, gpu in enumerate(gpus):
+        properties = torch.cuda.get_device_properties(index)
+        kinds.setdefault(f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB", []).append(gpu)
+    if len(kinds) > 1:
+        choices = " or ".join(f"{VISIBLE}={','.join(same)} ({len(same)} x {kind})" for kind, same in kinds.items())
+        raise StageError(f"the GPUs are not all of one kind, on which results and memory would depend: set {choices}")
+
+
+def _visible_gpus() -> list[str]:
+    """Return the entries of CUDA_VISIBLE_DEVICES that are GPUs of this machine, or those that would name its GPUs.
+
+    CUDA ignores the first entry that is no GPU of this machine, and all after it.
+    """
+    import torch
+
+    gpus, visible = torch.cuda.device_count(), os.environ.get(VISIBLE)
+    return visible.split(",")[:gpus] if visible else [str(index) for index in range(gpus)]
+
+
+def list_devices(*, cores: bool = False) -> list[str]:
+    """Return the value of CUDA_VISIBLE_DEVICES for each worker: one GPU each, or "" for each worker on a CPU.
+
+    On a CPU, the environment variable SPPO_WORKERS sets the number of workers; the default is one or, with `cores` (for
+    single-threaded workers), one per CPU core. Raises StageError if SPPO_WORKERS is not an integer from 1 to 999, and as
+    `has_gpus` does.
+    """
+    if has_gpus():
+        return _visible_gpus()
     default = len(os.sched_getaffinity(0)) if cores else 1
     count = os.environ.get("SPPO_WORKERS", str(default))
     if not re.fullmatch("[1-9][0-9]{0,2}", count):

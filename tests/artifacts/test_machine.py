@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from stages.artifacts import machine
+from stages.runtime import devices
 from stages.runtime.paths import ROOT
 
 CPUINFO = """processor\t: 0
@@ -69,7 +70,7 @@ def test_without_a_working_driver_there_are_no_gpus(
         (tmp_path / "nvidia-smi").write_text(script)
         (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin" if script else str(tmp_path))
-    assert machine.list_gpus() == []
+    assert devices.query_gpus("name") == []
 
 
 def test_names_that_are_not_utf_8_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +79,7 @@ def test_names_that_are_not_utf_8_are_read(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "cpuinfo").write_bytes(b"model name\t: CPU \xff\n")
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
     monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
-    assert machine.list_gpus() == ["GPU \ufffd"]
+    assert devices.query_gpus("name") == ["GPU \ufffd"]
     assert machine.describe_processor()[0] == "CPU \ufffd"
 
 

@@ -70,7 +70,7 @@ def test_the_error_of_launched_processes_is_reported_once_and_last(
 
 def test_more_devices_than_gpus_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(distributed, "has_gpus", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     with pytest.raises(StageError) as raised:
         distributed.launch(4, {}, lambda group: None)

@@ -85,6 +85,9 @@ MUTANTS: dict[str, Callable[..., Any]] = {
     "errors.exit_with": lambda error, prefix="": sys.exit(3),
     "logs.setup_logging": ignore,
     "devices.list_devices": lambda cores=False: ["", "", ""],
+    "devices.has_gpus": lambda: False,  # True means that torch itself sees some
+    "devices.find_driver": lambda: "",
+    "devices.query_gpus": lambda field: ["mutant"],
     "devices.explain_out_of_memory": do_nothing,
     "devices.is_launched": lambda: False,
     "devices.forget_launchers": ignore,

@@ -1,6 +1,8 @@
 """The devices that a stage's workers run on."""
 
 import os
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +15,16 @@ from support.messages import assert_message
 @pytest.fixture(autouse=True)
 def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(devices, "DRIVER", Path("/nowhere/version"))
     monkeypatch.delenv("SPPO_WORKERS", raising=False)
+
+
+def make_gpus(monkeypatch: pytest.MonkeyPatch, *kinds: tuple[str, int]) -> None:
+    """Let torch see GPUs of these names and bytes of memory."""
+    gpus = [SimpleNamespace(name=name, total_memory=memory) for name, memory in kinds]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", gpus.__getitem__)
 
 
 def test_a_cpu_has_one_worker_or_one_per_core() -> None:
@@ -34,9 +45,11 @@ def test_an_invalid_number_of_workers_is_refused(value: str, monkeypatch: pytest
     assert_message(str(error.value), "SPPO_WORKERS", quote(value), "1 to 999", "correct it or unset it")
 
 
+H100 = ("NVIDIA H100 80GB HBM3", 85_017_755_648)
+
+
 def test_every_visible_gpu_has_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    make_gpus(monkeypatch, H100, (H100[0], H100[1] - 2**20))  # of one kind, although some bytes are reserved
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert devices.list_devices() == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-abc")
@@ -50,10 +63,86 @@ def test_every_visible_gpu_has_a_worker(monkeypatch: pytest.MonkeyPatch) -> None
 def test_an_entry_that_is_no_gpu_has_no_worker(
     visible: str, count: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    make_gpus(monkeypatch, *[H100] * count)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert devices.list_devices() == expected
+
+
+@pytest.mark.parametrize("other", [("NVIDIA T400", H100[1]), (H100[0], 150_000_000_000)])
+@pytest.mark.parametrize(("visible", "choices"), [(None, ("0,2", "1")), ("7,GPU-abc,3", ("7,3", "GPU-abc"))])
+def test_two_kinds_of_gpus_are_refused_with_the_choice(
+    other: tuple[str, int], visible: str | None, choices: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_gpus(monkeypatch, H100, other, H100)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(StageError) as error:
+        devices.list_devices()
+    sets = [f"CUDA_VISIBLE_DEVICES={choice} (" for choice in choices]
+    assert_message(str(error.value), "not all of one kind", *sets, f"(2 x {H100[0]}, 79 GiB)", f"(1 x {other[0]}, ")
+
+
+def install_driver(folder: Path, monkeypatch: pytest.MonkeyPatch, proc: str = "", smi: str = "") -> None:
+    """Install a driver: the text of /proc/driver/nvidia/version, and what nvidia-smi prints as its version, if any."""
+    if proc:
+        (folder / "version").write_text(proc)
+        monkeypatch.setattr(devices, "DRIVER", folder / "version")
+    if smi:
+        (folder / "nvidia-smi").write_text(f'#!/bin/sh\n[ "$1" = --query-gpu=driver_version ] && echo {smi} && echo {smi}\n')
+        (folder / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/bin")
+
+
+KERNEL = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.129.03  Thu Oct 19 18:56:32 UTC 2023\nGCC version: gcc 12.2.0\n"
+OPEN = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build\nGCC version: gcc 13.3.0\n"
+
+
+@pytest.mark.parametrize(
+    ("proc", "smi", "cuda", "visible", "parts"),
+    [
+        (KERNEL, "", "13.0", None, ["driver 535.129.03", "CUDA 13.0", "needs driver 580", "update the driver"]),
+        ("", "535.129.03", "13.0", None, ["driver 535.129.03", "needs driver 580", "update the driver"]),
+        ("", "550.54", "13.0", "0", ["driver 550.54", "needs driver 580", "update the driver"]),
+        (KERNEL, "", "12.8", None, ["driver 535.129.03", "`nvidia-smi`", "container"]),
+        (OPEN, "", "13.0", None, ["driver 580.65.06", "`nvidia-smi`", "container"]),
+        (OPEN, "", "13.0", "9,0", ["driver 580.65.06", "CUDA_VISIBLE_DEVICES is '9,0'", "correct it or unset it"]),
+        ("nothing", "", "13.0", None, ["driver unknown", "`nvidia-smi`"]),
+    ],
+)
+def test_gpus_that_torch_does_not_see_are_no_reason_to_use_the_cpu(
+    proc: str, smi: str, cuda: str, visible: str | None, parts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_driver(tmp_path, monkeypatch, proc, smi)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(StageError) as error:
+        devices.list_devices()
+    assert_message(str(error.value), "torch sees no GPU", *parts, "to run on the CPU, set CUDA_VISIBLE_DEVICES=''")
+
+
+@pytest.mark.parametrize(
+    ("smi", "cuda", "visible"),
+    [("535.129.03", None, None), ("", "13.0", None), *[("535.129.03", "13.0", hidden) for hidden in ("", "-1", "NoDevFiles")]],
+)
+def test_the_cpu_is_used_on_purpose(
+    smi: str, cuda: str | None, visible: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With torch's build for CPUs, without a driver, or with all GPUs hidden."""
+    install_driver(tmp_path, monkeypatch, smi=smi)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert devices.list_devices() == [""]
+
+
+def test_the_cpu_build_asks_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(devices, "find_driver", lambda: pytest.fail("a process for nothing"))
+    assert devices.list_devices() == [""]
 
 
 def test_running_out_of_gpu_memory_names_the_parameter_to_lower() -> None:
