@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from stages.runtime import durable, scratch
+from stages.runtime import durable, hashes, scratch
 from stages.runtime.errors import DISK_FULL, FREE_SPACE, StageError, is_disk_full
 
 
@@ -132,14 +132,14 @@ def suggest_remedy(path: Path) -> str:
 
 
 def digest(path: Path) -> str:
-    """Hash a file's bytes, or the names and bytes of all files in a folder. Raises StageError if `path` does not exist."""
+    """Hash a file's bytes, or the names and bytes of all files in a folder, as a key for unfinished work: a large file that
+    has not changed is not read again (`hashes`). Raises StageError if `path` does not exist."""
     require(path)
     total = hashlib.blake2b(digest_size=16)
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():
             total.update(os.fsencode(file.relative_to(path)) + b"\0")
-            with file.open("rb") as handle:
-                total.update(hashlib.file_digest(handle, lambda: hashlib.blake2b(digest_size=16)).digest())
+            total.update(hashes.digest_file(file))
     return total.hexdigest()
 
 

@@ -27,6 +27,7 @@ from stages.runtime import (
     durable,
     errors,
     fingerprint,
+    hashes,
     logs,
     params,
     paths,
@@ -40,7 +41,7 @@ from support import tables as examples
 from support import workers
 from support.running import SMALLEST, set_params
 
-RUNTIME = [catalog, devices, durable, errors, fingerprint, logs, params, paths, processes, run, scratch, versions]
+RUNTIME = [catalog, devices, durable, errors, fingerprint, hashes, logs, params, paths, processes, run, scratch, versions]
 VALUES = {
     "params.load",
     "params.read",
@@ -110,6 +111,7 @@ MUTANTS: dict[str, Callable[..., Any]] = {
     "fingerprint.fingerprint": lambda stage: {"mutant": "0"},
     "fingerprint.hash_code": lambda source: "0",
     "fingerprint.hash_requirements": lambda text: "0",
+    "hashes.digest_file": lambda path: b"0",
     "catalog.stage_modules": dict,
     "catalog.environment_of": lambda stage: "mutant",
     "catalog.may_go_online": lambda stage: True,
