@@ -102,7 +102,17 @@ def measure_generate(name: str, shape: dict[str, int], vocabulary: int, limit: f
     from stages.engines import sampling
     from stages.runtime import params
 
-    engine = params.Engine(dtype="bfloat16", max_model_length=2048, stop_token_ids=[], kv_cache_gib=None)
+    engine = params.Engine(
+        dtype="bfloat16",
+        max_model_length=2048,
+        stop_token_ids=[],
+        kv_cache_gib=None,
+        max_num_seqs=512,
+        max_num_batched_tokens=16384,
+        gpu_memory_utilization=0.9,
+        tensor_parallel=1,
+        batch_invariant=False,
+    )
     draw = sampling.Sampling(samples=SAMPLES, temperature=1.0, top_p=1.0, max_new_tokens=256, seed=0, name="benchmark")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -36,18 +36,19 @@ def map_shards(
     key: Mapping[str, Any],
     *,
     cores: bool = False,
+    gpus: int = 1,
 ) -> pa.Table:
     """Apply `load(*arguments)` to every `size` rows of the table and return the concatenated results, in order.
 
     stage: the stage's name, for its scratch folder. load: a module-level function that sets up a device (loads a model)
     and returns the function that computes one shard. schema: the schema of each result. key: JSON values that determine the
-    results, including digests of the inputs. cores: one worker per CPU core, see `list_devices`.
+    results, including digests of the inputs. cores, gpus: one worker per CPU core, or for so many GPUs, see `list_devices`.
     Raises StageError if a worker fails or a finished shard has the wrong columns.
     """
     folder = scratch.folder(stage, {**key, "shard_size": size})
     shards = [table.slice(start, size) for start in range(0, table.num_rows, size)]
     paths, pending = list_shards(folder, len(shards))
-    devices = list_devices(cores=cores)
+    devices = list_devices(cores=cores, gpus=gpus)
     tasks = [[(shards[index], paths[index]) for index in pending[worker :: len(devices)]] for worker in range(len(devices))]
     tasks = [task for task in tasks if task]
     if len(tasks) == 1:

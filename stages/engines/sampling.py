@@ -5,7 +5,9 @@ import functools
 import hashlib
 import json
 import logging
+import multiprocessing
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +21,14 @@ from stages.engines import numerics
 from stages.method import chat
 from stages.runtime import params
 from stages.runtime.devices import explain_out_of_memory
-from stages.runtime.errors import StageError, describe
+from stages.runtime.errors import StageError, describe, one_line
 from stages.runtime.logs import log
 
 LOWEST_TEMPERATURE = 0.01
 """vLLM replaces a lower temperature by it, unless it is 0: greedy decoding."""
-LESS_MEMORY = "lower engine.kv_cache_gib (null uses 90% of the GPU) or engine.max_model_length"
+LESS_MEMORY = "lower engine.kv_cache_gib (null: what is left of engine.gpu_memory_utilization) or engine.max_model_length"
+CAPABILITY = 8
+"""The lowest compute capability, major, for which vLLM has batch-invariant kernels."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +84,13 @@ def sample_responses(
     key = {
         "model": files.digest(model),
         "prompts": hash_prompts(kept),
-        "engine": engine.model_dump(),
+        "engine": engine.model_dump(exclude={"gpu_memory_utilization"}),
         "sampling": vars(sampling),
     }
     arguments = (local, engine, sampling)
-    responses = shards.map_shards(stage, kept, shard_size, load_sampler, arguments, schemas.RESPONSES, key)
+    responses = shards.map_shards(
+        stage, kept, shard_size, load_sampler, arguments, schemas.RESPONSES, key, gpus=engine.tensor_parallel
+    )
     log_lengths(responses)
     return responses
 
@@ -163,14 +169,16 @@ def load_sampler(model: Path, engine: params.Engine, sampling: Sampling) -> Call
 
 
 def start_engine(model: Path, engine: params.Engine, seed: int) -> Any:
-    """Start a vLLM `LLM` on this process's device. Raises StageError if it does not start."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # run the engine in this process, where nothing reorders requests
-    os.environ["VLLM_RAISE_ON_LOGIT_NANS"] = "1"  # otherwise it samples token 0 from NaN, and calls that a response
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    for name, value in (("VLLM_HOST_IP", "127.0.0.1"), ("GLOO_SOCKET_IFNAME", "lo")):  # not open to other machines
-        os.environ.setdefault(name, value)
+    """Start a vLLM `LLM` on this process's devices. Raises StageError if it does not start."""
+    set_variables(engine)
     import torch
 
+    on_gpu = torch.cuda.is_available()
+    if engine.batch_invariant and not (on_gpu and torch.cuda.get_device_capability()[0] >= CAPABILITY):
+        raise StageError(
+            f"engine.batch_invariant is true, which needs an NVIDIA GPU of compute capability {CAPABILITY}.0 or higher, and "
+            f"this is {torch.cuda.get_device_name() if on_gpu else 'a CPU'}: set it to false"
+        )
     numerics.restrict_vllm()
     logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # hide its warning that a CPU has no Triton
     from vllm import LLM
@@ -178,21 +186,20 @@ def start_engine(model: Path, engine: params.Engine, seed: int) -> Any:
     settings: dict[str, Any] = {"use_tqdm_on_load": False}
     if engine.kv_cache_gib is not None:
         settings["kv_cache_memory_bytes"] = int(engine.kv_cache_gib * 2**30)
-    if not torch.cuda.is_available():
+    if not on_gpu:
         # On a CPU, per-request seeds fail with chunked prefill, and compilation costs more than it saves. The K samples of
         # a prompt share only its full blocks of the KV cache, and most prompts are shorter than one default block of 128.
-        settings |= {
-            "block_size": 32,
-            "enforce_eager": True,
-            "enable_chunked_prefill": False,
-            "max_num_batched_tokens": engine.max_model_length * 8,
-        }
+        settings |= {"block_size": 32, "enforce_eager": True, "enable_chunked_prefill": False}
     try:
         with explain_out_of_memory(LESS_MEMORY):
             return LLM(
                 model=str(model),
                 dtype=engine.dtype,
                 max_model_len=engine.max_model_length,
+                max_num_seqs=engine.max_num_seqs,
+                max_num_batched_tokens=engine.max_num_batched_tokens,
+                gpu_memory_utilization=engine.gpu_memory_utilization,
+                tensor_parallel_size=engine.tensor_parallel,
                 seed=seed,
                 load_format="safetensors",
                 trust_remote_code=False,
@@ -202,13 +209,42 @@ def start_engine(model: Path, engine: params.Engine, seed: int) -> Any:
         raise StageError(f"{model}: {explain_failed_start(error, engine)}") from error
 
 
+def set_variables(engine: params.Engine) -> None:
+    """Set the environment variables that vLLM reads when it is imported, or later."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # run the engine in this process, where nothing reorders requests
+    os.environ["VLLM_RAISE_ON_LOGIT_NANS"] = "1"  # otherwise it samples token 0 from NaN, and calls that a response
+    os.environ["VLLM_BATCH_INVARIANT"] = str(int(engine.batch_invariant))
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    loopback = {"VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}  # not open to other machines
+    if engine.tensor_parallel > 1:
+        loopback["NCCL_SOCKET_IFNAME"] = "lo"
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # CUDA does not survive a fork
+        # vLLM starts a process for each GPU, which Python refuses in a worker that is a daemon. They end when this one does.
+        multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
+    for name, value in loopback.items():
+        os.environ.setdefault(name, value)
+
+
 def explain_failed_start(error: Exception, engine: params.Engine) -> str:
     """Explain why vLLM did not start, from its error message, and name the parameter to change."""
     text = str(error)
-    if "KV cache" in text or "cache blocks" in text:
+    utilization = f"engine.gpu_memory_utilization (now {engine.gpu_memory_utilization})"
+    length = f"engine.max_model_length (now {engine.max_model_length})"
+    if re.match("(Free|Available) memory on ", text):  # before anything is loaded
         return (
-            f"too little memory for the KV cache: raise engine.kv_cache_gib (now {engine.kv_cache_gib}), or lower "
-            f"engine.max_model_length (now {engine.max_model_length})"
+            f"other programs use so much memory that {utilization} of it is not free ({one_line(text.partition('. ')[0])}): "
+            "lower it, end them, or choose other GPUs with CUDA_VISIBLE_DEVICES"
+        )
+    if "KV cache" in text or "cache blocks" in text:
+        cache = f"engine.kv_cache_gib (now {engine.kv_cache_gib})"
+        raised = utilization if engine.kv_cache_gib is None else cache
+        return f"too little memory for the KV cache: raise {raised}, or lower {length}"
+    if "max_num_seqs" in text and "memory" in text:  # while the first batch is tried
+        return f"out of GPU memory: lower engine.max_num_seqs (now {engine.max_num_seqs}) or {utilization}"
+    if "max_num_batched_tokens" in text:
+        return (
+            f"engine.max_num_batched_tokens {engine.max_num_batched_tokens} is too small, on a CPU below {length}: raise the "
+            "first or lower the second"
         )
     if "max_model_len" in text:
         return f"engine.max_model_length {engine.max_model_length} exceeds the model's maximum length: lower it"
@@ -237,7 +273,9 @@ def sample_shard(llm: Any, engine: params.Engine, sampling: Sampling, shard: pa.
     """
     from vllm import SamplingParams
 
-    llm.reset_prefix_cache()  # otherwise the results would depend, in the last digits, on the shards sampled before
+    # Otherwise the results would depend, in the last digits, on the shards sampled before.
+    if not llm.reset_prefix_cache():
+        raise RuntimeError("vLLM did not empty its prefix cache before a shard: requests of another shard are not finished")
     rows = shard.to_pylist()
     seeds = [sample_seed(sampling.seed, sampling.name, row["prompt_id"]) for row in rows]
     requests = [

@@ -109,15 +109,21 @@ def _visible_gpus() -> list[str]:
     return visible.split(",")[:gpus] if visible else [str(index) for index in range(gpus)]
 
 
-def list_devices(*, cores: bool = False) -> list[str]:
-    """Return the value of CUDA_VISIBLE_DEVICES for each worker: one GPU each, or "" for each worker on a CPU.
+def list_devices(*, cores: bool = False, gpus: int = 1) -> list[str]:
+    """Return the value of CUDA_VISIBLE_DEVICES for each worker: `gpus` GPUs each, or "" for each worker on a CPU.
 
     On a CPU, the environment variable SPPO_WORKERS sets the number of workers; the default is one or, with `cores` (for
-    single-threaded workers), one per CPU core. Raises StageError if SPPO_WORKERS is not an integer from 1 to 999, and as
-    `has_gpus` does.
+    single-threaded workers), one per CPU core. Raises StageError if SPPO_WORKERS is not an integer from 1 to 999, if there are
+    not a multiple of `gpus` GPUs (engine.tensor_parallel), and as `has_gpus` does.
     """
-    if has_gpus():
-        return _visible_gpus()
+    visible = _visible_gpus() if has_gpus() else []
+    if gpus > 1 and (not visible or len(visible) % gpus):
+        raise StageError(
+            f"engine.tensor_parallel is {gpus}, but the number of GPUs is {len(visible)}, which is not a multiple of it: "
+            f"change it, or choose GPUs with {VISIBLE}"
+        )
+    if visible:
+        return [",".join(visible[start : start + gpus]) for start in range(0, len(visible), gpus)]
     default = len(os.sched_getaffinity(0)) if cores else 1
     count = os.environ.get("SPPO_WORKERS", str(default))
     if not re.fullmatch("[1-9][0-9]{0,2}", count):

@@ -258,7 +258,30 @@ class Engine(Section):
     stop_token_ids: list[NotNegative]
     """Tokens that end a response, in addition to those of the model's generation config."""
     kv_cache_gib: Annotated[PositiveFloat, Field(le=100_000)] | None
-    """Size of the KV cache in GiB; null: vLLM's default (most of the GPU)."""
+    """Size of the KV cache in GiB; null: what is left of gpu_memory_utilization."""
+    max_num_seqs: Positive
+    """Responses that are sampled at the same time, at most."""
+    max_num_batched_tokens: Positive
+    """Tokens that one step of the engine computes, at most: a part of the prompts, and a token of each response that is being
+    sampled. At least max_num_seqs and, on a CPU, max_model_length."""
+    gpu_memory_utilization: Fraction
+    """The part of a GPU's memory (on a CPU: of the machine's) that vLLM uses. As much must be free when it starts, also with
+    kv_cache_gib. Not part of the key of unfinished work, so that it can be lowered for a GPU that another program uses."""
+    tensor_parallel: Annotated[int, Field(gt=0, le=64)]
+    """GPUs that share one copy of the model, for a model that one GPU is too small for. A stage's number of GPUs must be a
+    multiple of it."""
+    batch_invariant: bool
+    """Whether vLLM uses kernels whose results do not depend on what else is in the batch, which are slower and need an NVIDIA
+    GPU of compute capability 8.0 or higher."""
+
+    @model_validator(mode="after")
+    def _check_room(self) -> Self:
+        if self.max_num_seqs > self.max_num_batched_tokens:
+            raise ValueError(
+                f"max_num_seqs ({self.max_num_seqs}) exceeds max_num_batched_tokens ({self.max_num_batched_tokens}), of which "
+                "each response needs one: lower it"
+            )
+        return self
 
 
 class Generate(Section):

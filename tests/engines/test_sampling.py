@@ -26,7 +26,10 @@ VARIABLES = [
     "VLLM_RAISE_ON_LOGIT_NANS",
     "VLLM_LOGGING_LEVEL",
     "VLLM_HOST_IP",
+    "VLLM_BATCH_INVARIANT",
+    "VLLM_WORKER_MULTIPROC_METHOD",
     "GLOO_SOCKET_IFNAME",
+    "NCCL_SOCKET_IFNAME",
 ]
 """Environment variables that `start_engine` sets."""
 DRAW = sampling.Sampling(samples=2, temperature=1, top_p=1, max_new_tokens=9, seed=0, name="x")
@@ -104,11 +107,37 @@ def test_without_skipping_every_prompt_must_leave_room_for_one_token() -> None:
     assert_message(str(error.value), "prompt 1", "8 tokens", "engine.max_model_length 8", "raise it")
 
 
+FREE = (
+    "Free memory on device cuda:0 (20.1/79.2 GiB) on startup is less than desired GPU memory utilization (0.92, 72.9 GiB). "
+    "Decrease GPU memory utilization or reduce GPU memory used by other processes."
+)
+NEEDED = (
+    "To serve at least one request with the model's max seq len (8192), (4.0 GiB KV cache is needed, which is larger than the "
+    "available KV cache memory (1.5 GiB). Try increasing `gpu_memory_utilization` or decreasing `max_model_len`."
+)
+WARM_UP = (
+    "CUDA out of memory occurred when warming up sampler with 512 dummy requests. Please try lowering `max_num_seqs` or "
+    "`gpu_memory_utilization` when initializing the engine."
+)
+BATCHED = "max_num_batched_tokens (64) is smaller than max_model_len (512). This effectively limits the maximum sequence length"
+
+
 @pytest.mark.parametrize(
     ("message", "parts"),
     [
-        ("No available memory for the cache blocks", ["raise engine.kv_cache_gib (now ", "engine.max_model_length (now "]),
-        ("User-specified max_model_len (4096) is greater", ["engine.max_model_length", "lower it"]),
+        (
+            "No available memory for the cache blocks",
+            ["raise engine.kv_cache_gib (now 0.125)", "engine.max_model_length (now "],
+        ),
+        (NEEDED, ["raise engine.kv_cache_gib (now 0.125)", "lower engine.max_model_length (now 512)"]),
+        (FREE, ["engine.gpu_memory_utilization (now 0.92)", "20.1/79.2 GiB", "lower it", "CUDA_VISIBLE_DEVICES"]),
+        (
+            FREE.replace("Free memory on device cuda:0", "Available memory on node 0"),
+            ["engine.gpu_memory_utilization", "lower it"],
+        ),
+        (WARM_UP, ["lower engine.max_num_seqs (now 256) or engine.gpu_memory_utilization (now 0.92)"]),
+        (BATCHED, ["engine.max_num_batched_tokens 4096 is too small", "below engine.max_model_length (now 512)"]),
+        ("User-specified max_model_len (4096) is greater", ["engine.max_model_length 512 exceeds", "lower it"]),
         ("Something\nelse", ["ValueError: Something else", "params.yaml"]),
     ],
 )
@@ -118,13 +147,38 @@ def test_a_failed_start_names_the_parameter(engine: params.Engine, message: str,
     assert "\n" not in text
 
 
+def test_without_a_fixed_cache_its_size_is_a_part_of_the_memory(engine: params.Engine) -> None:
+    text = sampling.explain_failed_start(ValueError(NEEDED), engine.model_copy(update={"kv_cache_gib": None}))
+    assert_message(text, "raise engine.gpu_memory_utilization (now 0.92)", "lower engine.max_model_length (now 512)")
+
+
+@pytest.mark.parametrize(("capability", "device"), [(None, "a CPU"), ((7, 5), "NVIDIA T4")])
+def test_batch_invariance_needs_a_gpu_that_has_it(
+    capability: tuple[int, int] | None, device: str, engine: params.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: device)
+    with pytest.raises(StageError) as error:
+        sampling.start_engine(Path("x"), engine.model_copy(update={"batch_invariant": True}), 0)
+    assert_message(str(error.value), "engine.batch_invariant is true", "8.0", device, "set it to false")
+
+
+def test_a_prefix_cache_that_is_not_emptied_ends_the_stage(engine: params.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=lambda **_: None))
+    with pytest.raises(RuntimeError, match="did not empty its prefix cache"):
+        sampling.sample_shard(SimpleNamespace(reset_prefix_cache=lambda: False), engine, DRAW, pa.table({"a": []}))
+
+
 def out_of_memory(*_: Any, **__: Any) -> Any:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nOf the allocated memory ...")
 
 
 @pytest.mark.parametrize("starting", [True, False])
 def test_out_of_gpu_memory_names_its_parameters(engine: params.Engine, monkeypatch: pytest.MonkeyPatch, starting: bool) -> None:
-    running = SimpleNamespace(generate=out_of_memory, reset_prefix_cache=lambda: None)
+    running = SimpleNamespace(generate=out_of_memory, reset_prefix_cache=lambda: True)
     vllm = SimpleNamespace(LLM=out_of_memory if starting else lambda **_: running, SamplingParams=lambda **_: None)
     monkeypatch.setitem(sys.modules, "vllm", vllm)
     for name in VARIABLES:
@@ -143,7 +197,7 @@ def test_logits_that_are_nan_end_the_stage_with_the_models_name(
 
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=lambda **_: None))
     config = SimpleNamespace(model="some/model")
-    llm = SimpleNamespace(generate=generate, reset_prefix_cache=lambda: None, model_config=config)
+    llm = SimpleNamespace(generate=generate, reset_prefix_cache=lambda: True, model_config=config)
     with pytest.raises((StageError, RuntimeError)) as error:
         sampling.sample_shard(llm, engine, DRAW, pa.table({"a": []}))
     if message == "something else":
@@ -187,7 +241,7 @@ def test_samples_are_ordered_by_index_and_carry_their_seeds(engine: params.Engin
     row = {"prompt_id": "a", "prompt": "b", "templated_prompt": "<b>", "prompt_token_ids": [1, 4]}
     shard = pa.Table.from_pylist([row])
     emptied: list[int] = []
-    llm = SimpleNamespace(generate=generate, reset_prefix_cache=lambda: emptied.append(len(requested)))
+    llm = SimpleNamespace(generate=generate, reset_prefix_cache=lambda: emptied.append(len(requested)) or True)
     (result,) = sampling.sample_shard(llm, engine, DRAW, shard).to_pylist()
     assert emptied == [0], "the prefix cache of earlier shards is emptied before the requests"
     seed = sampling.sample_seed(0, "x", "a")

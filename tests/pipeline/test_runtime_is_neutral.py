@@ -85,7 +85,7 @@ MUTANTS: dict[str, Callable[..., Any]] = {
     "errors.is_disk_full": lambda error: True,
     "errors.exit_with": lambda error, prefix="": sys.exit(3),
     "logs.setup_logging": ignore,
-    "devices.list_devices": lambda cores=False: ["", "", ""],
+    "devices.list_devices": lambda cores=False, gpus=1: ["", "", ""],
     "devices.has_gpus": lambda: False,  # True means that torch itself sees some
     "devices.find_driver": lambda: "",
     "devices.query_gpus": lambda field: ["mutant"],

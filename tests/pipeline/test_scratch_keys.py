@@ -155,19 +155,28 @@ def test_comparing_existing_answers_depends_on_ranker_answers_and_settings() -> 
 def test_samples_depend_on_model_prompts_engine_and_settings(tmp_path: Path) -> None:
     model = models.make_model(tmp_path / "model")
     engine = params.load("engine").engine
-    other = engine.model_copy(update={"stop_token_ids": [3]})
+    others = [
+        engine.model_copy(update=change) for change in ({"stop_token_ids": [3]}, {"max_num_seqs": 3}, {"tensor_parallel": 2})
+    ]
     prompts = pa.Table.from_pylist(examples.split(), schema=schemas.SPLIT)
 
     def key(table: pa.Table = prompts, setting: Any = engine, shard_size: int = 8, **changes: Any) -> tuple[str, str]:
         draw = sampling.Sampling(**(DRAW | changes))
         return find_key(sampling.sample_responses, "generate", table, model, setting, draw, shard_size, skip_too_long=True)
 
-    keys = [key(), key(prompts.slice(1)), key(prompts.take([1, 0])), key(setting=other), key(shard_size=7)]
+    keys = [
+        key(),
+        key(prompts.slice(1)),
+        key(prompts.take([1, 0])),
+        *(key(setting=other) for other in others),
+        key(shard_size=7),
+    ]
     changes = {"samples": 3, "temperature": 0.5, "top_p": 0.5, "max_new_tokens": 8, "seed": 1, "name": "y"}
     keys += [key(**{name: value}) for name, value in changes.items()]
     models.edit_json(model / "config.json", unused=1)
     keys.append(key())
     assert len(set(keys)) == len(keys)
+    assert key(setting=engine.model_copy(update={"gpu_memory_utilization": 0.5})) == key(), "so that it can be lowered"
 
 
 def test_the_harness_depends_on_model_data_and_settings(tmp_path: Path) -> None:

@@ -68,6 +68,23 @@ def test_an_entry_that_is_no_gpu_has_no_worker(
     assert devices.list_devices() == expected
 
 
+@pytest.mark.parametrize(("each", "expected"), [(1, ["5", "2", "7", "0"]), (2, ["5,2", "7,0"]), (4, ["5,2,7,0"])])
+def test_a_worker_may_have_several_gpus(each: int, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    make_gpus(monkeypatch, *[H100] * 4)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,2,7,0")
+    assert devices.list_devices(gpus=each) == expected
+
+
+@pytest.mark.parametrize(("count", "each"), [(0, 2), (3, 2), (2, 4), (6, 4)])
+def test_gpus_that_cannot_be_shared_out_are_refused(count: int, each: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if count:
+        make_gpus(monkeypatch, *[H100] * count)
+    with pytest.raises(StageError) as error:
+        devices.list_devices(gpus=each)
+    parts = [f"engine.tensor_parallel is {each}", f"number of GPUs is {count}", "not a multiple", "CUDA_VISIBLE_DEVICES"]
+    assert_message(str(error.value), *parts)
+
+
 @pytest.mark.parametrize("other", [("NVIDIA T400", H100[1]), (H100[0], 150_000_000_000)])
 @pytest.mark.parametrize(("visible", "choices"), [(None, ("0,2", "1")), ("7,GPU-abc,3", ("7,3", "GPU-abc"))])
 def test_two_kinds_of_gpus_are_refused_with_the_choice(
