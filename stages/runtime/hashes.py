@@ -29,17 +29,16 @@ State = list[int]
 def digest_file(path: Path) -> bytes:
     """Return the BLAKE2b digest (16 bytes) of a file's content. Raises OSError if the file cannot be read."""
     with path.open("rb") as file:
-        before, now = _state(file.fileno()), time.time_ns()
-        if before[2] < LARGE:
+        state, now = _state(file.fileno()), time.time_ns()
+        if state[2] < LARGE:
             return _read(file)
         entry = FOLDER / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]}.json"
-        if known := _look_up(entry, before):
+        if known := _look_up(entry, state):
             return known
         digest = _read(file)
-        settled = now - max(before[3:]) > SETTLED * 1e9
-        if settled and before == _state(file.fileno()):
+        if now - max(state[3:]) > SETTLED * 1e9:  # a change from now on gives it another state
             with contextlib.suppress(OSError):
-                durable.write(entry, json.dumps({"state": before, "digest": digest.hex()}))
+                durable.write(entry, json.dumps({"state": state, "digest": digest.hex()}))
     return digest
 
 
