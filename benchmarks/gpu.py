@@ -209,9 +209,9 @@ def main() -> None:
         return
     if not torch.cuda.is_available():
         return
-    from stages.tools import plan
+    from stages.tools.planning import work
 
-    flops = f"{plan.RANKER_FLOPS_PER_TOKEN}/{plan.RANKER_FLOPS_PER_PASS}"
+    flops = f"{work.RANKER_FLOPS_PER_TOKEN}/{work.RANKER_FLOPS_PER_PASS}"
     for name, size in [*itertools.product(("train", "generate"), SHAPES), ("rank", flops)]:
         python = ROOT / ".venv" / ("rank" if name == "rank" else "main") / "bin" / "python"
         subprocess.run([str(python), "-m", "benchmarks.gpu", name, size], check=True)

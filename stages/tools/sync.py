@@ -15,6 +15,7 @@ from stages.runtime import params
 from stages.runtime.errors import StageError
 from stages.runtime.paths import ROOT
 from stages.tools import recipe
+from stages.tools.planning import comparison, rates
 
 TABLES = ["alpaca_eval", "open_llm_leaderboard"]
 """The reports whose tables are in README.md, each between comments with its name."""
@@ -43,7 +44,7 @@ def main(args: argparse.Namespace) -> None:
 def documents(root: Path) -> dict[Path, str]:
     """Return the full text of each document with generated parts. Raises StageError if a document has no place for them."""
     readme, artifacts, pipeline = root / "README.md", root / "docs/artifacts.md", root / "dvc.yaml"
-    reproductions = root / "docs/reproductions.md"
+    reproductions, performance = root / "docs/reproductions.md", root / "docs/performance.md"
     text = readme.read_text(encoding="utf-8")
     for name in TABLES:
         report = (root / "reports" / f"{name}.md").read_text(encoding="utf-8")
@@ -57,6 +58,7 @@ def documents(root: Path) -> dict[Path, str]:
             format_reproductions(root / "reproductions"),
             reproductions,
         ),
+        performance: replace_estimates(performance.read_text(encoding="utf-8"), root, performance),
         pipeline: replace_plots(
             pipeline.read_text(encoding="utf-8"), (root / "stages/tools/plots.yaml").read_text(encoding="utf-8"), pipeline
         ),
@@ -90,6 +92,12 @@ def replace_block(text: str, name: str, content: str, path: Path) -> str:
     if not found or not closed:
         raise StageError(f"{path}: the comments {begin.strip()} and {end} are missing: add them where the table belongs")
     return head + begin + content.strip() + "\n" + end + tail
+
+
+def replace_estimates(text: str, root: Path, path: Path) -> str:
+    """Replace the tables of docs/performance.md that show what `plan` computes with, and its hours. path: the document."""
+    table = markdown.table(["GPU", "rate", "value", "source"], rates.list_rates(), text=True)
+    return replace_block(replace_block(text, "rates", table, path), "hours", comparison.format_comparison(root), path)
 
 
 def format_schemas() -> str:

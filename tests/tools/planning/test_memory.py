@@ -7,8 +7,8 @@ import pytest
 
 from stages.runtime import params
 from stages.runtime.paths import ROOT
-from stages.tools import memory
-from stages.tools.memory import Memory, Shape
+from stages.tools.planning import memory
+from stages.tools.planning.memory import Memory, Shape
 
 SHAPE = Shape(parameters=4e9, layers=10, hidden=1000, intermediate=3000, key_width=200, vocabulary=50_000)
 GPUS = 4
@@ -194,3 +194,24 @@ def test_the_table_of_docs_performance_is_the_estimate() -> None:
             found = memory.estimate_memory("train", settings, shape, devices)
             cells.append(f"{found.gpu / 1e9:.0f}, {found.host / 1e9:.0f}")
         assert re.search(rf"(?m)^\| {re.escape(name)} \| {re.escape(' | '.join(cells))} \|$", text), name
+
+
+def test_the_remedy_names_a_parameter_that_exists() -> None:
+    for stage, section, expected in (
+        ("generate", {}, "lower engine.max_model_length"),
+        ("answer", {"engine": {"kv_cache_gib": 8.0}}, "lower engine.kv_cache_gib"),
+        ("compare", {}, "lower rank.tokens_per_batch"),
+        ("evaluate-lm", {}, "lower evaluate_lm.batch_size"),
+        ("reference", {}, "lower train.device_batch, or raise train.devices"),
+        ("train", {"train": {"device_batch": 1}}, "raise train.devices, or set train.offload=optimizer or train.lora"),
+    ):
+        settings = read_settings(**section)
+        assert memory.name_remedy(stage, settings) == expected
+        for section_name, key in re.findall(r"(\w+)\.(\w+)", expected):
+            assert hasattr(getattr(settings, section_name), key)
+
+
+def test_gemma_in_batches_of_8_fills_a_gpu() -> None:
+    gemma = memory.SHAPES["google/gemma-2-9b-it"]
+    settings = read_settings(evaluate_lm={"dtype": "bfloat16", "batch_size": 8})
+    assert memory.estimate_memory("evaluate-lm", settings, gemma, 8).gpu == pytest.approx(80e9, rel=0.02)

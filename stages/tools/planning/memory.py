@@ -1,4 +1,4 @@
-"""Estimate the memory that a stage needs, on each GPU and on the host: what `plan` prints beside its hours.
+"""The memory that a stage needs, on each GPU and on the host: what `plan` prints beside its hours.
 
 Bytes that follow from params.yaml and the shape of the model are counted; what libraries need is assumed, by the constants of
 this module. Nothing here has been compared with a full-size run.
@@ -73,6 +73,20 @@ def estimate_memory(stage: str, settings: Params | EvaluationParams, shape: Shap
     if stage == "evaluate-lm":
         return estimate_evaluate_lm(settings, shape, gpus)
     return Memory()
+
+
+def name_remedy(stage: str, settings: Params | EvaluationParams) -> str:
+    """Return what to change in params.yaml if a GPU has too little memory for a stage."""
+    if stage == "generate" or stage.startswith("answer"):
+        return f"lower engine.{'max_model_length' if settings.engine.kv_cache_gib is None else 'kv_cache_gib'}"
+    if stage in ("rank", "compare", "compare-answers"):
+        return "lower rank.tokens_per_batch"
+    if stage == "evaluate-lm":
+        return "lower evaluate_lm.batch_size"
+    assert isinstance(settings, Params)
+    if settings.train.device_batch > 1 or stage == "reference":
+        return "lower train.device_batch, or raise train.devices"
+    return "raise train.devices, or set train.offload=optimizer or train.lora"
 
 
 def estimate_sampling(engine: Engine, shape: Shape, gpus: int) -> Memory:

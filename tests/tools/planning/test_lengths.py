@@ -1,0 +1,84 @@
+"""Waiting, padding and uneven GPUs against simulations written in another way, and against cases computed by hand."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+
+from stages.tools.planning import lengths
+
+
+def test_the_assumed_spread_has_95_percent_below_980_tokens() -> None:
+    drawn = lengths.draw_lengths(np.random.default_rng(1), 200_000, 375, lengths.SPREAD, 10**9)
+    assert drawn.mean() == pytest.approx(375, rel=0.01)
+    assert np.quantile(drawn, 0.95) == pytest.approx(980, rel=0.02)
+    assert lengths.draw_lengths(np.random.default_rng(1), 1000, 375, lengths.SPREAD, 300).max() == 300
+    assert lengths.draw_lengths(np.random.default_rng(1), 1000, 1, lengths.SPREAD, 300).min() == 1
+
+
+def step_by_step(requests: list[int], slots: int) -> tuple[list[int], list[int]]:
+    """Simulate a queue one token at a time: the number of sequences, and their tokens so far, in each step."""
+    waiting, batch, running, sampled = list(requests), [], [], []  # type: list[int], list[list[int]], list[int], list[int]
+    while waiting or batch:
+        while waiting and len(batch) < slots:
+            batch.append([0, waiting.pop(0)])
+        running.append(len(batch))
+        sampled.append(sum(done for done, _ in batch))
+        for sequence in batch:
+            sequence[0] += 1
+        batch = [sequence for sequence in batch if sequence[0] < sequence[1]]
+    return running, sampled
+
+
+@pytest.mark.parametrize(("requests", "slots"), [(1, 4), (4, 4), (50, 8), (30, 1)])
+def test_a_queue_is_the_same_as_step_by_step(requests: int, slots: int) -> None:
+    drawn = lengths.draw_lengths(np.random.default_rng(3), requests, 20, lengths.SPREAD, 100).tolist()
+    running, sampled = lengths.simulate_queue(requests, slots, 20, 100, 3)
+    assert (running.tolist(), sampled.tolist()) == step_by_step(drawn, slots)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "positions"),
+    [([5], 5), ([5, 5], 10), ([5, 3, 2], 10), ([6, 3, 3], 12), ([6, 4, 3, 3, 2], 18), ([9, 1, 1, 1], 18)],
+)
+def test_pairs_are_packed_into_rows_of_the_longest(sizes: list[int], positions: int) -> None:
+    assert lengths.pad_pairs(sizes) == positions
+
+
+def test_the_slowest_gpu_computes_half_as_much_again_unless_pairs_are_dealt_by_length() -> None:
+    """Against another simulation, of 400 batches: pure Python, pairs as lists, one GPU after the other."""
+    draw = random.Random(5)
+
+    def text(mean: float, spread: float, limit: int) -> int:
+        return min(limit, max(1, math.ceil(mean * math.exp(draw.gauss(-(spread**2) / 2, spread)))))
+
+    needed = packed = dealt = padded = 0
+    for _ in range(400):
+        pairs = []
+        for _ in range(64):
+            prompt = text(190, lengths.PROMPT_SPREAD, 512)
+            pairs.append(prompt + sum(min(1024 - prompt, text(375, lengths.SPREAD, 1024)) for _ in range(2)))
+        needed += sum(pairs)
+        gpus = []
+        for gpu in range(8):
+            room: list[int] = []
+            mine = sorted(pairs[8 * gpu : 8 * gpu + 8])[::-1]
+            for size in mine:
+                fits = [index for index, left in enumerate(room) if left >= size]
+                if fits:
+                    room[fits[0]] -= size
+                else:
+                    room.append(mine[0] - size)
+            gpus.append(mine[0] * len(room))
+        packed += 8 * max(gpus)
+        padded += sum(gpus)
+        dealt += 8 * sum(sorted(pairs)[::-1][0::8])
+    mean, by_packing, by_length = lengths.simulate_pairs(190, 375, 512, 1024, 64, 8, 8)
+    assert mean == pytest.approx(needed / 400 / 64, rel=0.03)
+    assert by_packing == pytest.approx(packed / needed, rel=0.03)
+    assert by_length == pytest.approx(dealt / needed, rel=0.03)
+    assert 1 - needed / padded == pytest.approx(0.19, abs=0.02), "padding, as docs/performance.md says"
+    assert packed / padded == pytest.approx(1.25, abs=0.05)
+    assert by_length == pytest.approx(1.09, abs=0.03)
+    assert by_packing == pytest.approx(1.5, abs=0.05)
