@@ -20,7 +20,9 @@ def test_readme_docs_and_every_pipeline_are_generated() -> None:
     recipes = {f"recipes/{path.parent.name}/dvc.yaml" for path in ROOT.glob("recipes/*/params.yaml")}
     assert recipes
     source = f"{sync.EVALUATION}/dvc.yaml"
-    assert names == {"README.md", "docs/artifacts.md", "docs/reproductions.md", "dvc.yaml"} | recipes - {source}
+    assert names == {"README.md", "docs/artifacts.md", "docs/performance.md", "docs/reproductions.md", "dvc.yaml"} | recipes - {
+        source
+    }
 
 
 def test_a_recipe_gets_the_pipeline_of_its_kind(tmp_path: Path) -> None:
@@ -67,7 +69,7 @@ def test_a_new_reproduction_is_a_new_row(tmp_path: Path) -> None:
     for name in ("README.md", "params.yaml", "dvc.yaml", "stages/tools/plots.yaml"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, tmp_path / name)
-    for name in ("docs", "reports", "reproductions"):
+    for name in ("docs", "recipes", "reports", "reproductions"):
         shutil.copytree(ROOT / name, tmp_path / name)
     page = tmp_path / "docs/reproductions.md"
     before = sync.documents(tmp_path)[page].splitlines()
