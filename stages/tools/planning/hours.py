@@ -130,7 +130,7 @@ def time_ranking(settings: Params | EvaluationParams, work: Work, machine: Machi
 
 def measure_moved(length: float) -> float:
     """Bytes that PairRM moves per token of a text: a part of them grows with the text's length, as attention's scores do."""
-    return rates.RANKER_BYTES.value * (0.15 + 0.85 * length / 1000)
+    return rates.RANKER_BYTES.value * (0.22 + 0.78 * length / 1000)
 
 
 def time_pairs(stage: str, settings: Params, size: Size, work: Work, machine: Machine) -> float:
