@@ -244,11 +244,14 @@ def test_a_generation_config_that_transformers_would_not_write_is_kept(trained: 
 @pytest.mark.slow
 @pytest.mark.parametrize(("device_batch", "devices"), [(8, 1), (4, 2)])
 def test_the_same_global_batch_trains_the_same_policy(trained: Path, device_batch: int, devices: int) -> None:
-    """Two accumulation steps, one, and two processes give the same losses and gradients up to the order of float additions."""
+    """Two accumulation steps, one, and two processes give the same losses and gradients up to the order of float additions.
+
+    The pairs are dealt out differently. The first step has learning rate 0; the second's loss would tell other pairs apart.
+    """
     folder = run_train(trained, f"{device_batch}x{devices}", {"train.device_batch": device_batch, "train.devices": devices})
     accumulated, other = pd.read_csv(trained / "iter1.csv"), pd.read_csv(folder / "iter1.csv")
-    assert accumulated["loss"].to_numpy() == pytest.approx(other["loss"].to_numpy(), rel=1e-4)
-    assert accumulated["gradient_norm"].to_numpy() == pytest.approx(other["gradient_norm"].to_numpy(), rel=1e-3)
+    assert accumulated["loss"].to_numpy() == pytest.approx(other["loss"].to_numpy(), rel=1e-5)
+    assert accumulated["gradient_norm"].to_numpy() == pytest.approx(other["gradient_norm"].to_numpy(), rel=1e-5)
 
 
 @pytest.mark.slow

@@ -4,10 +4,13 @@ Stages import this module only once there is something to compute: loading trans
 """
 
 import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from stages.artifacts import files, schemas
@@ -52,6 +55,35 @@ class LogpsScorer(PackedTrainer):
         return None, torch.stack(logps.chunk(2), 1), None
 
 
+class DealtSampler(torch.utils.data.Sampler[int]):
+    """The pairs of an epoch, one global batch after the other, each dealt out to accumulation steps and devices.
+
+    Which pairs a global batch has depends on the shuffled order only, and so does the loss of a step, because all its batches
+    have the same number of pairs. torch's loader cuts the order into batches, and accelerate gives them to the devices in turn.
+    """
+
+    def __init__(self, shuffled: Any, sizes: list[int], settings: params.Train, get_step: Callable[[], int]) -> None:
+        """Prepare to sample.
+
+        shuffled: a SeedableRandomSampler of the same pairs. sizes: tokens of each pair, a multiple of settings.global_batch of
+        them. get_step: returns the steps taken so far. The epoch follows from them, also after a resume: accelerate's samplers
+        that skip batches do not pass the epoch on if there are several processes.
+        """
+        self.shuffled, self.sizes, self.settings, self.get_step = shuffled, sizes, settings, get_step
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __iter__(self) -> Iterator[int]:
+        size, devices, device_batch = self.settings.global_batch, self.settings.devices, self.settings.device_batch
+        self.shuffled.set_epoch(self.get_step() // (len(self.sizes) // size))
+        order = list(self.shuffled)
+        for start in range(0, len(order), size):
+            pairs = order[start : start + size]
+            for batch in packing.deal_out([self.sizes[pair] for pair in pairs], devices, device_batch):
+                yield from (pairs[index] for index in batch)
+
+
 class StartCallback(TrainerCallback):  # type: ignore[misc]
     """Sets the float32 master weights before the first step, unless training resumes from a checkpoint that holds them."""
 
@@ -86,6 +118,12 @@ class SPPOTrainer(PackedTrainer):
         if start:
             self.add_callback(StartCallback(start))
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Deal each global batch out by the pairs' lengths. Its pairs are those that Trainer would take by itself."""
+        columns = [self.train_dataset.data.column(f"{text}_token_ids") for text in packing.TEXTS]
+        sizes = sum(pc.list_value_length(column).to_numpy() for column in columns).tolist()
+        return DealtSampler(SeedableRandomSampler(self.train_dataset), sizes, self.settings, lambda: self.state.global_step)
+
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Span the learning-rate schedule over settings.epochs; training stops at settings.stop_epoch."""
         steps = round(num_training_steps * self.settings.epochs / self.settings.stop_epoch)
@@ -97,7 +135,8 @@ class SPPOTrainer(PackedTrainer):
         loss = self._loss(logps, inputs)
         ratios = (logps - reference).detach()
         if not self.state.global_step:
-            check_start(loss, self._loss(reference, inputs), ratios, reference, packing.TOLERANCE[self.settings.dtype])
+            tolerance = packing.mean_tolerance(reference, inputs["lengths"], self.settings.dtype)
+            check_start(loss, self._loss(reference, inputs), ratios, reference, tolerance)
         chosen, rejected = ratios.chunk(2)
         kl = ratios.square().mean() / 2
         self.batch_metrics.append(torch.stack([loss.detach(), chosen.mean(), rejected.mean(), kl]))
@@ -148,10 +187,11 @@ def check_start(
 
     For SPPO that loss is eta^2 mean((P^ - 1/2)^2). The check compares the log-ratios in it, which must be 0, rather than the
     loss: if eta (P^ - 1/2) is large compared with them, or close to 0, the loss would hide a difference or exaggerate it.
-    loss, expected: scalars, for the message. ratios, reference_logps: (2B,), in nats. tolerance: relative.
+    loss, expected: scalars, for the message. ratios, reference_logps: (2B,), in nats. tolerance: of the ratios' mean magnitude,
+    in nats.
     """
     difference, size = ratios.abs().mean().item(), reference_logps.abs().mean().item()
-    if not difference <= tolerance * size:
+    if not difference <= tolerance:
         raise StageError(
             f"the first loss is {loss.item():.4g} but must be {expected.item():.4g}: before any step, the policy's "
             f"log-probabilities differ from the reference's by {difference:.3g} nats per response (mean magnitude {size:.3g}). "

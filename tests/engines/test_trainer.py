@@ -42,13 +42,13 @@ def test_a_step_with_weights_that_are_not_finite_is_one_line(tmp_path: Path) -> 
 @pytest.mark.parametrize("ratio", [0.0, 0.19, -0.19])
 def test_a_policy_that_equals_its_reference_may_start(ratio: float) -> None:
     loss = torch.tensor(1.0)
-    trainer.check_start(loss, loss, torch.tensor([ratio, ratio]), REFERENCE, tolerance=0.001)
+    trainer.check_start(loss, loss, torch.tensor([ratio, ratio]), REFERENCE, tolerance=0.2)
 
 
 @pytest.mark.parametrize("ratio", [0.21, -0.21, math.nan])
 def test_a_policy_that_differs_from_its_reference_is_one_line(ratio: float) -> None:
     with pytest.raises(StageError) as raised:
-        trainer.check_start(torch.tensor(2.0), torch.tensor(1.0), torch.tensor([ratio, ratio]), REFERENCE, tolerance=0.001)
+        trainer.check_start(torch.tensor(2.0), torch.tensor(1.0), torch.tensor([ratio, ratio]), REFERENCE, tolerance=0.2)
     assert_message(str(raised.value), "first loss is 2", "must be 1", "re-run reference")
 
 

@@ -1,11 +1,13 @@
 """Loss, log and schedule of SPPOTrainer, computed by hand. The trainer is not started: it has no model."""
 
+import random
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from transformers import TrainingArguments
 
 from stages.artifacts import schemas
@@ -70,3 +72,21 @@ def test_the_schedule_spans_all_epochs_although_training_stops_earlier(tmp_path:
         optimizer.step()
         scheduler.step()
     assert rates == pytest.approx([step / 12 if step < 12 else (60 - step) / (60 - 12) for step in range(20)])
+
+
+@pytest.mark.parametrize(("devices", "device_batch"), [(1, 8), (1, 4), (2, 2), (4, 1)])
+@pytest.mark.parametrize("taken", [0, 3, 4])
+def test_the_pairs_of_a_step_are_the_same_on_any_number_of_devices(devices: int, device_batch: int, taken: int) -> None:
+    """Those that accelerate's sampler gives without dealing, in the epoch of the steps taken: three of eight pairs each."""
+    draw = random.Random(1)
+    settings = params.load("train", path=ROOT / "params.yaml").train
+    settings = settings.model_copy(update={"global_batch": 8, "devices": devices, "device_batch": device_batch})
+    sizes = [draw.randint(1, 99) for _ in range(24)]
+    shuffled, alone = (SeedableRandomSampler(range(24), data_seed=5) for _ in range(2))
+    alone.set_epoch(taken // 3)
+    order, dealt = list(alone), list(trainers.DealtSampler(shuffled, sizes, settings, lambda: taken))
+    for start in range(0, 24, 8):
+        expected, found = order[start : start + 8], dealt[start : start + 8]
+        assert set(found) == set(expected)
+        assert device_batch < 8 or found == expected, "one batch keeps its order"
+    assert len(trainers.DealtSampler(shuffled, sizes, settings, lambda: taken)) == 24

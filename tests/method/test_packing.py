@@ -2,6 +2,8 @@
 
 import math
 import random
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -130,6 +132,61 @@ def test_pairs_are_assigned_to_the_first_row_with_room_longest_first() -> None:
     assert packing.assign_rows([2, 2]) == [[0], [1]]
 
 
+def wait_for_rounds(batches: list[list[int]], sizes: list[int], devices: int) -> tuple[int, int]:
+    """Return the positions computed in the rounds, each as long as its largest batch, and in all batches."""
+    positions = [
+        len(packing.assign_rows([sizes[pair] for pair in batch])) * max(sizes[pair] for pair in batch) for batch in batches
+    ]
+    rounds = [positions[start : start + devices] for start in range(0, len(positions), devices)]
+    return sum(map(max, rounds)), sum(positions)
+
+
+@st.composite
+def global_batches(draw: st.DrawFn) -> tuple[list[int], int, int]:
+    """Draw the sizes of a global batch's pairs, devices, and pairs per batch."""
+    devices, device_batch, accumulation = (draw(st.integers(1, most)) for most in (4, 4, 3))
+    count = devices * device_batch * accumulation
+    return draw(st.lists(st.integers(1, 60), min_size=count, max_size=count)), devices, device_batch
+
+
+@settings(deadline=None)
+@given(global_batches())
+def test_a_global_batch_is_dealt_out_whole_and_no_slower_than_in_its_order(given_batch: tuple[list[int], int, int]) -> None:
+    sizes, devices, device_batch = given_batch
+    batches = packing.deal_out(sizes, devices, device_batch)
+    assert batches == packing.deal_out(sizes, devices, device_batch)
+    assert {len(batch) for batch in batches} == {device_batch}
+    assert sorted(pair for batch in batches for pair in batch) == list(range(len(sizes)))
+    assert all(batch == sorted(batch) for batch in batches)
+    in_order = [list(range(start, start + device_batch)) for start in range(0, len(sizes), device_batch)]
+    assert wait_for_rounds(batches, sizes, devices) <= wait_for_rounds(in_order, sizes, devices)
+    if device_batch == 1:  # no padding: each round takes the longest pairs that are left
+        longest = sorted(sizes, reverse=True)[::devices]
+        assert wait_for_rounds(batches, sizes, devices) == (sum(longest), sum(sizes))
+
+
+def test_a_single_batch_has_its_pairs_in_their_order() -> None:
+    assert packing.deal_out([3, 9, 1, 7], devices=1, device_batch=4) == [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("devices", "device_batch", "waited", "before"),
+    [(8, 8, 1.25, 1.45), (8, 2, 1.25, 1.65), (1, 8, 1.12, 1.2), (8, 1, 1.12, 1.5)],
+)
+def test_the_slowest_device_is_near_the_mean(devices: int, device_batch: int, waited: float, before: float) -> None:
+    """Positions in the rounds over tokens of the pairs, for 64 pairs with lengths like UltraFeedback's."""
+    draw, ours, in_order, tokens = random.Random(0), 0, 0, 0
+    for _ in range(20):
+        sizes = [200 + sum(min(824, round(draw.lognormvariate(5.63, 0.775))) for _ in range(2)) for _ in range(64)]
+        batches = packing.deal_out(sizes, devices, device_batch)
+        plain = [list(range(start, start + device_batch)) for start in range(0, 64, device_batch)]
+        ours += wait_for_rounds(batches, sizes, devices)[0] * devices
+        in_order += wait_for_rounds(plain, sizes, devices)[0] * devices
+        tokens += sum(sizes)
+    assert ours / tokens < waited
+    assert in_order / tokens > before or devices == 1
+
+
 def test_a_token_attends_to_its_own_segment_and_its_prompts() -> None:
     """A pair of a prompt of two tokens and two responses of one, another pair of one token each, one of padding."""
     mask = packing.attention_mask(torch.tensor([[0, 0, 1, 2, 3, 4, 5, -1]]), torch.float32)
@@ -174,6 +231,126 @@ def test_an_architecture_that_packing_does_not_support_is_refused() -> None:
     with torch.no_grad(), pytest.raises(StageError) as raised:
         packing.check_packing(granite, make_rows([(2, 3, 4)])[0], "float32")
     assert_message(str(raised.value), "prompt 0", "packed", "granite", "use another model")
+
+
+def make_sharp(dtype: torch.dtype, sharpness: float = 4) -> Any:
+    """Make a model of four layers that is confident of most tokens, with logits up to about 30."""
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "head_dim": 16}
+    model = make_model(LlamaConfig, **sizes)
+    for weights in model.parameters():
+        weights.data.fill_(1) if weights.dim() == 1 else weights.data.mul_(0.6)
+    model.lm_head.weight.data.mul_(sharpness)
+    return packing.enable_scoring(model.to(dtype))
+
+
+def sample_rows(model: Any, count: int, prompt: int = 5, response: int = 9) -> list[Row]:
+    """Make pairs of random prompts and of responses sampled from the model."""
+    torch.manual_seed(0)
+    prompts = torch.randint(VOCABULARY, (count, prompt))
+    sides = []
+    for _ in range(2):
+        ids = prompts
+        for _ in range(response):
+            logits = model(input_ids=ids, original_forward=True).logits[:, -1].float()
+            ids = torch.cat([ids, torch.multinomial(logits.softmax(-1), 1)], 1)
+        sides.append(ids[:, prompt:].tolist())
+    names = ("prompt_token_ids", "chosen_token_ids", "rejected_token_ids")
+    tokens = zip(prompts.tolist(), *sides, strict=True)
+    return [{"prompt_id": str(index)} | dict(zip(names, texts, strict=True)) for index, texts in enumerate(tokens)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.slow)])
+def test_a_confident_model_is_accepted_whatever_the_pair(dtype: str, count: int) -> None:
+    """Its sums are close to 0, so that a relative tolerance would refuse some of them in bfloat16."""
+    with torch.no_grad():
+        model = make_sharp(getattr(torch, dtype))
+        rows = sample_rows(model, count)
+        for row in rows:
+            packing.check_packing(model, row, dtype)
+        packed = packing.batch_logps(model, packing.collate(rows[:20]))
+        expected = compute_logps(partial(model, original_forward=True), rows[:20])
+    relative = ((packed - expected) / expected).abs()
+    assert expected.mean() > -9, "one nat per token"
+    assert dtype == "float32" or (relative > 0.01).any(), "otherwise this test shows nothing"
+
+
+def see_everything_before(segments: Tensor, dtype: torch.dtype) -> Tensor:
+    """A causal mask without segments."""
+    square = torch.ones(*segments.shape, segments.shape[1]).tril()
+    return torch.zeros_like(square).masked_fill(square == 0, -math.inf).to(dtype)[:, None]
+
+
+def see_the_next_token(segments: Tensor, dtype: torch.dtype) -> Tensor:
+    """The right mask, shifted by one."""
+    mask = original_mask(segments, dtype)
+    return torch.cat([mask[..., 1:, :], mask[..., -1:, :]], -2)
+
+
+def count_positions(pairs: list[list[list[int]]]) -> Any:
+    """Lay pairs out with positions that do not start again at the second response."""
+    batch, starts = original_layout(pairs)
+    positions = batch["position_ids"]
+    return batch | {"position_ids": torch.arange(positions.shape[1]).expand_as(positions)}, starts
+
+
+def predict_from_the_token_before(start: int, texts: list[list[int]], text: int) -> Tensor:
+    """Predict the rejected response's first token from the chosen one's last."""
+    first = start + sum(map(len, texts[:text]))
+    return torch.arange(first - 1, first - 1 + len(texts[text]))
+
+
+original_mask, original_layout = packing.attention_mask, packing._lay_out
+WRONG = {
+    "attention_mask": [see_everything_before, see_the_next_token],
+    "_lay_out": [count_positions],
+    "_predicting_positions": [predict_from_the_token_before],
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("name", "wrong"), [(name, wrong) for name, several in WRONG.items() for wrong in several])
+@pytest.mark.parametrize("sharpness", [1, 4])
+def test_wrong_packing_is_refused(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, name: str, wrong: Callable[..., Any], sharpness: float
+) -> None:
+    """By every pair in float32; in bfloat16, rounding may hide a change of a single token, of one nat in thirty."""
+    rows, refused = make_rows([(5, 12, 11)] * 6), 0
+    with torch.no_grad():
+        model = make_sharp(getattr(torch, dtype), sharpness)
+        for row in rows:
+            packing.check_packing(model, row, dtype)
+        monkeypatch.setattr(packing, name, wrong)
+        for row in rows:
+            try:
+                packing.check_packing(model, row, dtype)
+            except StageError:
+                refused += 1
+    assert refused >= (6 if dtype == "float32" else 4)
+
+
+@pytest.mark.parametrize(
+    ("errors", "allowed"),
+    [
+        ([0.0] * 4, True),
+        ([0.4, -0.4, 0.4, -0.4], True),
+        ([0.0, 2.4, -2.4, 0.0], True),
+        ([0.0, 2.6, -2.6, 0.0], False),  # a token: 4 x 20 / 32 = 2.5
+        ([0.3, 0.3, 0.3, 0.3], True),
+        ([0.35, 0.35, 0.35, 0.35], False),  # the sum: 4 / 100 + 20 / 32 x sqrt(4) = 1.29
+        ([-0.35, -0.35, -0.35, -0.35], False),
+        ([math.nan, 0.0, 0.0, 0.0], False),
+    ],
+)
+def test_rounding_in_bfloat16_is_relative_to_the_logits(errors: list[float], allowed: bool) -> None:
+    expected = torch.full((4,), -1.0)
+    assert packing.agree(expected + torch.tensor(errors), expected, torch.full((4,), 20.0), "bfloat16") is allowed
+
+
+def test_the_tolerance_of_a_mean_grows_with_the_sums_and_with_the_root_of_their_tokens() -> None:
+    logps, lengths = torch.tensor([-100.0, -300.0]), torch.tensor([16, 64])
+    assert packing.mean_tolerance(logps, lengths, "bfloat16") == pytest.approx(2 + 0.1 * 6)
+    assert packing.mean_tolerance(logps, lengths, "float32") == pytest.approx(0.2 + 1e-4 * 6)
 
 
 @st.composite
