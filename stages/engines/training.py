@@ -43,6 +43,8 @@ def zero3_config(
 ) -> dict[str, Any]:
     """Return DeepSpeed's configuration: ZeRO-3, with float32 master weights if dtype is bfloat16.
 
+    accumulation: batches per step. Their gradients, in dtype and averaged over the devices in dtype, are summed in float32, in
+    the host's memory or not; in bfloat16 a sum of many would lose the small ones. A single batch needs no sum.
     offload: `train.offload`; `optimizer` keeps the master weights and the optimizer's state in the host's memory.
     """
     zero: dict[str, Any] = {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}
@@ -52,6 +54,7 @@ def zero3_config(
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,  # or offloading would require DeepSpeed's own Adam instead of RMSprop
         "bf16": {"enabled": dtype == "bfloat16"},
+        "data_types": {"grad_accum_dtype": "fp32" if accumulation > 1 else None},
         "train_micro_batch_size_per_gpu": device_batch,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": max_grad_norm,

@@ -235,7 +235,7 @@ def response_logps(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
         predicting=batch["predicting"],
         targets=batch["targets"],
     )
-    return logps.split(batch["lengths"].tolist())
+    return torch.split(logps, batch["lengths"].tolist())
 
 
 def attention_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
