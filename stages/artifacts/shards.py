@@ -5,10 +5,7 @@ devices. Finished shards are kept in the stage's scratch folder, keyed by everyt
 resumes from there.
 """
 
-import contextlib
-import multiprocessing
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +13,11 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from stages.artifacts import tables
-from stages.runtime import durable, processes, scratch
+from stages.runtime import durable, scratch, workers
 from stages.runtime.devices import is_main_process, list_devices
-from stages.runtime.errors import StageError, exit_with
-from stages.runtime.logs import log, setup_logging
+from stages.runtime.logs import log
 
 Compute = Callable[[pa.Table], pa.Table]
-Task = tuple[pa.Table, Path]
-"""A shard and the file for its result."""
 
 
 def map_shards(
@@ -49,13 +43,12 @@ def map_shards(
     shards = [table.slice(start, size) for start in range(0, table.num_rows, size)]
     paths, pending = list_shards(folder, len(shards))
     devices = list_devices(cores=cores, gpus=gpus)
-    tasks = [[(shards[index], paths[index]) for index in pending[worker :: len(devices)]] for worker in range(len(devices))]
-    tasks = [task for task in tasks if task]
-    if len(tasks) == 1:
-        _compute_shards(stage, load, arguments, schema, tasks[0])
-    elif tasks:
-        jobs = ((stage, load, arguments, schema, [(copy_slice(shard), path) for shard, path in task]) for task in tasks)
-        _run_workers(jobs, devices)
+    if pending:
+        tasks = [copy_slice(shards[index]) for index in pending]
+        with workers.start(load, arguments, devices[: len(pending)]) as deal:
+            results = deal(tasks, lambda task: f"shard {pending[task] + 1} of {len(shards)}")
+            for task, result in tqdm(results, total=len(pending), desc=stage, unit="shard"):
+                tables.write(result, schema, paths[pending[task]])
     return pa.concat_tables([tables.read(path, schema) for path in paths])
 
 
@@ -83,52 +76,3 @@ def is_kept(path: Path) -> bool:
     if not kept and is_main_process() and path.exists():
         durable.set_aside(path, "not a readable Parquet file")
     return kept
-
-
-def _compute_shards(
-    stage: str, load: Callable[..., Compute], arguments: tuple[Any, ...], schema: pa.Schema, tasks: list[Task]
-) -> None:
-    compute = load(*arguments)
-    for shard, path in tqdm(tasks, desc=stage, unit="shard"):
-        tables.write(compute(shard), schema, path)
-
-
-def _run_workers(jobs: Iterable[tuple[Any, ...]], devices: list[str]) -> None:
-    """Run `_compute_shards` for each job in its own process, on its own device. Raises StageError if one fails."""
-    context = multiprocessing.get_context("spawn")
-    workers = []
-    for job, device in zip(jobs, devices, strict=False):
-        workers.append(context.Process(target=_run_worker, args=job, daemon=True))
-        with processes.block_sigint(), _visible_device(device):
-            workers[-1].start()
-    for worker in workers:
-        worker.join()
-    for index, worker in enumerate(workers):
-        if worker.exitcode:
-            killed = f"was ended by signal {-worker.exitcode} (out of memory?)" if worker.exitcode < 0 else ""
-            how = killed or "failed; see its message above"
-            raise StageError(f"worker {index} of {len(workers)} {how}: fix the cause, then re-run to resume")
-
-
-@contextlib.contextmanager
-def _visible_device(device: str) -> Iterator[None]:
-    """Make only this GPU visible to processes that start within the block; "" changes nothing."""
-    before = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if device:
-        os.environ["CUDA_VISIBLE_DEVICES"] = device
-    try:
-        yield
-    finally:
-        if device and before is None:
-            del os.environ["CUDA_VISIBLE_DEVICES"]
-        elif device and before is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = before
-
-
-def _run_worker(*job: Any) -> None:
-    processes.setup_worker()
-    setup_logging()
-    try:
-        _compute_shards(*job)
-    except Exception as error:
-        exit_with(error)

@@ -1,9 +1,11 @@
 """Shards of tables: any text and any number of responses pass through, corrupted shards do not, each worker has its device."""
 
+import contextlib
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -106,20 +108,54 @@ def test_each_worker_sees_its_gpu_only(before: str | None, monkeypatch: pytest.M
     if before:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before)
     monkeypatch.setattr(shards, "list_devices", lambda **_: ["3", "5"])
-    table = make_table(["One?", "Two?", "Three?"])
+    table = make_table(["One?", "Two?"])
     responses = shards.map_shards("generate", table, 1, workers.load_visible_device, (), schemas.RESPONSES, {})
-    assert responses["responses"].to_pylist() == [["3"], ["5"], ["3"]]
+    assert sorted(responses["responses"].to_pylist()) == [["3"], ["5"]]
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == before, "the stage's own environment stays as it was"
 
 
-def test_a_worker_that_fails_says_why_and_the_stage_points_to_it(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_worker_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPPO_WORKERS", "2")
     with pytest.raises(StageError) as error:
         shards.map_shards("generate", make_table(["One?", "Two?"]), 1, workers.load_failure, (), schemas.RESPONSES, {})
-    assert_message(str(error.value), "worker 0 of 2", "re-run")
-    assert_message(capfd.readouterr().err, "model: Permission denied", "check its permissions")
+    assert_message(str(error.value), "model: Permission denied", "check its permissions")
+
+
+def test_two_workers_write_the_same_shards_and_a_killed_one_costs_only_its_own(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    one = map_echo(2, 3)
+    paths = sorted(Path("scratch").glob("generate/*/*.parquet"))
+    whole = {path: path.read_bytes() for path in paths}
+    for path in paths:
+        path.unlink()
+    monkeypatch.setenv("SPPO_WORKERS", "2")
+    arguments = ("generate", make_table(STRANGE), 3)
+    with pytest.raises(StageError) as error:
+        shards.map_shards(*arguments, workers.load_death, (2, STRANGE[-1]), schemas.RESPONSES, {"samples": 2})
+    assert_message(str(error.value), "of 2 was ended by signal 9 (out of memory?)", "re-run to resume")
+    assert [path.exists() for path in paths] == [True] * (len(paths) - 1) + [False]
+    assert map_echo(2, 3).equals(one)
+    assert {path: path.read_bytes() for path in paths} == whole
+
+
+def test_messages_name_shards_by_their_place_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    complete, names = map_echo(2, 5), []
+
+    @contextlib.contextmanager
+    def start(load: Any, arguments: Any, devices: list[str]) -> Iterator[Any]:
+        def deal(tasks: list[pa.Table], describe: Callable[[int], str]) -> Iterator[tuple[int, pa.Table]]:
+            for index in reversed(range(len(tasks))):
+                names.append(describe(index))
+                yield index, load(*arguments)(tasks[index])
+
+        yield deal
+
+    for path in sorted(Path("scratch").glob("generate/*/*.parquet"))[1::2]:
+        path.unlink()
+    monkeypatch.setattr(shards.workers, "start", start)
+    assert map_echo(2, 5).equals(complete)
+    assert names == ["shard 4 of 4", "shard 2 of 4"]
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "two", ""])

@@ -35,13 +35,29 @@ from stages.runtime import (
     run,
     scratch,
     versions,
+    workers,
 )
 from stages.runtime.paths import ROOT
 from support import tables as examples
-from support import workers
 from support.running import SMALLEST, set_params
+from support.workers import load_echo
 
-RUNTIME = [catalog, devices, durable, errors, fingerprint, hashes, logs, params, paths, processes, run, scratch, versions]
+RUNTIME = [
+    catalog,
+    devices,
+    durable,
+    errors,
+    fingerprint,
+    hashes,
+    logs,
+    params,
+    paths,
+    processes,
+    run,
+    scratch,
+    versions,
+    workers,
+]
 VALUES = {
     "params.load",
     "params.read",
@@ -77,6 +93,13 @@ def ignore(*_: Any, **__: Any) -> None:
     return None
 
 
+@contextlib.contextmanager
+def compute_backwards(load: Any, arguments: Any, devices: list[str], **_: Any) -> Iterator[Any]:
+    """In place of `workers.start`: compute the tasks in this process, the last one first."""
+    compute = load(*arguments)
+    yield lambda tasks, _: [(index, compute(tasks[index])) for index in reversed(range(len(tasks)))]
+
+
 MUTANTS: dict[str, Callable[..., Any]] = {
     "errors.quote": lambda value: "mutant",
     "errors.one_line": lambda text: "mutant",
@@ -107,6 +130,9 @@ MUTANTS: dict[str, Callable[..., Any]] = {
     "processes.die_with_parent": ignore,
     "processes.die_with_launcher": ignore,
     "processes.handle_stop_signals": ignore,
+    "workers.start": compute_backwards,
+    "workers.deal": lambda crew, tasks, describe, timeout: reversed(list(DEAL(crew, tasks, describe, timeout))),
+    "workers.read_timeout": lambda: None,
     "versions.tool_versions": lambda: {"torch": "mutant"},
     "fingerprint.fingerprint": lambda stage: {"mutant": "0"},
     "fingerprint.hash_code": lambda source: "0",
@@ -127,6 +153,7 @@ MUTANTS: dict[str, Callable[..., Any]] = {
     "run.output_paths": lambda args: [],
 }
 """A function of stages/runtime -> what takes its place."""
+DEAL = workers.deal
 
 
 def imported_names() -> set[str]:
@@ -214,7 +241,7 @@ def compute(folder: Path) -> dict[str, bytes]:
         out=folder / "evaluation",
     )
     table = pa.Table.from_pylist(examples.split(), schema=schemas.SPLIT)
-    echoes = shards.map_shards("generate", table, 1, workers.load_echo, (2,), schemas.RESPONSES, {})
+    echoes = shards.map_shards("generate", table, 1, load_echo, (2,), schemas.RESPONSES, {})
     tables.write(echoes, schemas.RESPONSES, folder / "responses.parquet")
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 

@@ -1,11 +1,17 @@
 """Functions for worker processes, which import them by this module's name."""
 
 import os
+import signal
+import socket
+import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from stages.artifacts import schemas
+from stages.runtime.errors import StageError
 from support import tables
 
 
@@ -15,9 +21,10 @@ def load_echo(samples: int) -> Callable[[pa.Table], pa.Table]:
 
 
 def load_visible_device() -> Callable[[pa.Table], pa.Table]:
-    """Return a function that responds to each prompt with the GPUs that this process may see."""
+    """Return a function that responds to each prompt with the GPUs that this process may see, once all of two workers have
+    loaded: each gets one of two shards."""
     device = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
-    return lambda shard: respond(shard, lambda _: [device])
+    return lambda shard: respond(meet(2) and shard, lambda _: [device])
 
 
 def load_failure() -> Callable[[pa.Table], pa.Table]:
@@ -25,5 +32,70 @@ def load_failure() -> Callable[[pa.Table], pa.Table]:
     raise OSError(13, "Permission denied", "model")
 
 
+def load_death(samples: int, text: str) -> Callable[[pa.Table], pa.Table]:
+    """Return `load_echo`'s function, which kills this process if the text is one of the prompts."""
+    echo = load_echo(samples)
+    return lambda shard: echo(shard) if text not in shard["prompt"].to_pylist() else os.kill(os.getpid(), signal.SIGKILL)
+
+
 def respond(shard: pa.Table, answer: Callable[[str], list[str]]) -> pa.Table:
     return pa.Table.from_pylist(tables.add_responses(shard.to_pylist(), answer), schema=schemas.RESPONSES)
+
+
+def meet(count: int, name: str = "here") -> bool:
+    """Wait until as many processes have called this, in the same folder."""
+    Path(f"{name}-{os.getpid()}").touch()
+    while len(list(Path().glob(f"{name}-*"))) < count:
+        time.sleep(0.01)
+    return True
+
+
+def load_play(start: str = "") -> Callable[[tuple[str, Any]], Any]:
+    """Return a function that does what a task says: `play`. start: what to do first, while loading."""
+    play((start, None))
+    print("loaded")
+    return play
+
+
+def play(task: tuple[str, Any]) -> Any:
+    """Compute a task for tests: what to do, and a value."""
+    what, value = task
+    if what == "pid":
+        return os.getpid(), value
+    if what == "meet":
+        meet(value)
+        return os.getpid()
+    if what == "meet and fail":
+        meet(2)
+        raise StageError(value)
+    if what == "large":
+        return bytes(value)
+    if what == "fail":
+        raise StageError(value)
+    if what == "crash":
+        raise ZeroDivisionError(value)
+    if what == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "stop in the middle":
+        stop_in_the_middle(value)
+    if what == "hang" or (what == "hang once" and not has_been(value)):
+        time.sleep(600)
+    return value
+
+
+def has_been(name: str) -> bool:
+    """Return whether this was called before with the same name, in the same folder."""
+    path = Path(f"been-{name}")
+    before = path.exists()
+    path.touch()
+    return before
+
+
+def stop_in_the_middle(number: signal.Signals) -> None:
+    """Let this process get a signal while it sends its result, of which a part has arrived then."""
+
+    def send_half(to: socket.socket, data: bytes) -> None:
+        to.send(data[: len(data) // 2])
+        os.kill(os.getpid(), number)
+
+    socket.socket.sendall = send_half  # type: ignore[method-assign, assignment]
