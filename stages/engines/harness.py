@@ -1,30 +1,27 @@
-"""Run tasks of the lm-evaluation-harness in worker processes and keep the results of finished tasks.
+"""Run tasks of the lm-evaluation-harness and keep what is finished.
 
-A worker draws the few-shot examples of a task as the harness does when it runs that task alone, so the results do not depend on
-the number of workers.
+The stage's process runs the harness, which draws few-shot examples and computes metrics, one task after the other. Workers, one
+per device, compute the harness's requests in chunks, which do not depend on the number of workers.
 """
 
 import contextlib
 import json
 import math
-import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
 from stages.artifacts import files
-from stages.runtime import durable, processes, scratch
+from stages.runtime import durable, scratch, workers
 from stages.runtime.devices import list_devices
 from stages.runtime.errors import StageError
-from stages.runtime.logs import log, setup_logging
+from stages.runtime.logs import log
 
 CACHES = ("HF_DATASETS_CACHE", "HF_METRICS_CACHE", "HF_EVALUATE_CACHE", "HF_MODULES_CACHE")
 """Environment variables of folders that the Hugging Face libraries write to; the libraries read them on import."""
@@ -41,7 +38,7 @@ class Task:
     filter: str = "none"
 
 
-TASKS = {  # the longest first, so that several workers finish at about the same time
+TASKS = {  # the longest first
     "mmlu": Task("mmlu/default", 5, "acc"),
     "hellaswag": Task("hellaswag", 10, "acc_norm"),
     "gsm8k": Task("gsm8k", 5, "exact_match", "get-answer"),
@@ -54,8 +51,9 @@ TASKS = {  # the longest first, so that several workers finish at about the same
 def evaluate_tasks(model: Path, data_sets: Path, tasks: list[str], dtype: str, batch_size: int) -> dict[str, Any]:
     """Evaluate a model on some of TASKS, with one worker per GPU or, without a GPU, per CPU core.
 
-    data_sets: the folder from assets-harness. Returns task -> the results of `evaluate_task`. Finished tasks are kept in the
-    scratch folder, so that a killed stage resumes. Raises StageError if a worker dies or a task fails.
+    data_sets: the folder from assets-harness. Returns task -> the results of `evaluate_task`. Finished tasks, and the finished
+    chunks of an unfinished task, are kept in the scratch folder, so that a killed stage resumes. Raises StageError if a worker
+    or a task fails.
     """
     key = {"model": files.digest(model), "sets": files.digest(data_sets), "dtype": dtype, "batch_size": batch_size}
     folder = scratch.folder("evaluate-lm", key).resolve()
@@ -64,71 +62,59 @@ def evaluate_tasks(model: Path, data_sets: Path, tasks: list[str], dtype: str, b
     if len(pending) < len(tasks):
         log.info("%d of %d tasks are already finished, in %s", len(tasks) - len(pending), len(tasks), folder)
     if pending:
-        files.remove(folder / "cache")
-        devices = list_devices(cores=True)[: len(pending)]
+        devices, policy = list_devices(cores=True), str(model.resolve())
         log.info("running %d tasks on %d workers; progress: %s/*.log", len(pending), len(devices), folder)
-        with start_pool(devices, data_sets.resolve(), folder) as pool:
-            with processes.block_sigint():
-                futures = {pool.submit(evaluate_task, task, str(model.resolve()), dtype, batch_size): task for task in pending}
-            try:
-                collect_results(futures, folder)
-            finally:
-                pool.shutdown(cancel_futures=True)
+        with enter_harness(data_sets.resolve(), folder) as terminal:
+            module = load_worker_module()  # before the workers start: on CPUs, as copies of this process, they have it then
+            with workers.start(module.load, (policy, dtype, batch_size), devices, fork=True, folder=folder) as deal:
+                for task in tqdm(pending, desc="evaluate-lm", unit="task", disable=None, file=terminal):
+                    results = evaluate_task(task, module.DealingModel(deal, batch_size, folder / task))
+                    durable.write(paths[task], json.dumps(results, allow_nan=False))
+                    files.remove(folder / task)
     return {task: files.read_json(path) for task, path in paths.items()}
 
 
-def start_pool(devices: list[str], data_sets: Path, folder: Path) -> ProcessPoolExecutor:
-    """Create a pool of one worker per device, see `list_devices`. data_sets, folder: absolute paths."""
-    if devices[0]:
-        context: Any = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-    else:
-        context = multiprocessing.get_context("fork")
-        with set_environment(cache_paths(folder)), contextlib.chdir(data_sets):
-            load_worker_module()  # once for all workers: the import takes longer than many of the miniature's tasks
-    queue = context.SimpleQueue()
-    for device in devices:
-        queue.put(device)
-    return ProcessPoolExecutor(len(devices), context, enter_worker, (queue, data_sets, folder))
+@contextlib.contextmanager
+def enter_harness(data_sets: Path, folder: Path) -> Iterator[TextIO]:
+    """Within the block, prepare this process for the harness: its caches, its working directory and, for what it prints, the
+    file harness.log in the folder. Yields the stage's stderr. data_sets, folder: absolute paths."""
+    files.remove(folder / "cache")
+    with (
+        set_environment(cache_paths(folder)),
+        contextlib.chdir(data_sets),
+        os.fdopen(os.dup(sys.stderr.fileno()), "w") as terminal,
+        redirect_output(folder / "harness.log"),
+    ):
+        yield terminal
 
 
-def collect_results(futures: dict[Future[dict[str, Any]], str], folder: Path) -> None:
-    """Write each task's results to the folder as soon as it finishes. Raises StageError if a worker process dies."""
+@contextlib.contextmanager
+def redirect_output(path: Path) -> Iterator[None]:
+    """Within the block, let stdout and stderr, of the libraries' C++ code too, go to a file."""
+    streams = (sys.stdout, sys.stderr)
+    before = [os.dup(stream.fileno()) for stream in streams]
+    handle = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
     try:
-        for future in tqdm(as_completed(futures), total=len(futures), desc="evaluate-lm", unit="task", disable=None):
-            durable.write(folder / f"{futures[future]}.json", json.dumps(future.result(), allow_nan=False))
-    except BrokenProcessPool as error:
-        raise StageError(
-            f"a worker process died (possibly out of memory); see its log in {folder}. Re-run to resume."
-        ) from error
+        for stream in streams:
+            stream.flush()
+            os.dup2(handle, stream.fileno())
+        yield
+    finally:
+        for stream, original in zip(streams, before, strict=True):
+            stream.flush()
+            os.dup2(original, stream.fileno())
+            os.close(original)
+        os.close(handle)
 
 
-def enter_worker(queue: Any, data_sets: Path, folder: Path) -> None:
-    """Set up a worker process: its device, caches, working directory and, for the harness's output, a log file."""
-    processes.setup_worker()
-    if device := queue.get():
-        os.environ["CUDA_VISIBLE_DEVICES"] = device
-    os.environ |= cache_paths(folder)
-    setup_logging()
-    os.chdir(data_sets)
-    handle = os.open(folder / f"worker-{os.getpid()}.log", os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
-    os.dup2(handle, sys.stdout.fileno())
-    os.dup2(handle, sys.stderr.fileno())
-
-
-def evaluate_task(task: str, model: str, dtype: str, batch_size: int) -> dict[str, Any]:
-    """Evaluate a model on one task, in a process whose working directory is the data sets' folder.
+def evaluate_task(task: str, lm: Any) -> dict[str, Any]:
+    """Evaluate a model on one task, in a process that `enter_harness` has prepared. lm: the harness's LM.
 
     Returns JSON values: the harness's results and, by (sub)task, `n`, the number of questions, and `items`, the score of each
-    question in the order of the data set. Raises StageError if the model cannot be loaded or does not fit in the GPU's memory,
-    and as `check_results` does.
+    question in the order of the data set. Raises StageError as the workers and `check_results` do.
     """
-    import torch
-
     stock = TASKS[task]
-    try:
-        results = load_worker_module().evaluate(task, stock.shots, stock.metric, model, dtype, batch_size)
-    except torch.OutOfMemoryError as error:
-        raise StageError(f"{task}: out of GPU memory: lower evaluate_lm.batch_size (now {batch_size})") from error
+    results = load_worker_module().evaluate(task, stock.shots, stock.metric, lm)
     plain: dict[str, Any] = json.loads(json.dumps(results, default=float))
     check_results(stock, plain)
     return plain

@@ -112,16 +112,19 @@ def read_timeout() -> int | None:
 def deal(crew: Crew, tasks: Sequence[Any], describe: Callable[[int], str], timeout: float | None) -> Iterator[tuple[int, Any]]:
     """Deal tasks, in order, to the workers that are free: see `Deal`. timeout: seconds."""
     waiting, held = deque(range(len(tasks))), dict[Worker, int]()
-    given_up, failure = Counter[int | None](), ""
-    while held or (waiting and not failure):
-        for worker in crew.workers:
-            if waiting and not failure and worker.is_free():
-                held[worker] = waiting.popleft()
-                worker.send(tasks[held[worker]])
+    given_up, failure, finished = Counter[int | None](), "", list[tuple[int, Any]]()
+    while True:
+        if failure:
+            waiting.clear()
+        _hand_out(crew, tasks, waiting, held)
+        yield from finished  # the caller may take its time: every worker has its next task
+        if not held and not waiting:
+            break
+        finished = []
         for worker, kind, value in crew.wait(_seconds_left(crew, timeout)):
             index = held.pop(worker, None)
             if kind == "result" and index is not None:
-                yield index, value
+                finished.append((index, value))
             elif kind == "lost" and index is not None:
                 waiting.appendleft(index)
                 log.warning("%s: %s; starting again", describe(index), value)
@@ -135,6 +138,14 @@ def deal(crew: Crew, tasks: Sequence[Any], describe: Callable[[int], str], timeo
             crew.replace(worker)
     if failure:
         raise StageError(failure)
+
+
+def _hand_out(crew: Crew, tasks: Sequence[Any], waiting: deque[int], held: dict[Worker, int]) -> None:
+    """Give each free worker one of the waiting tasks, as long as there are any."""
+    for worker in crew.workers:
+        if waiting and worker.is_free():
+            held[worker] = waiting.popleft()
+            worker.send(tasks[held[worker]])
 
 
 def _judge_timeout(what: str, attempts: int, timeout: float | None) -> str:

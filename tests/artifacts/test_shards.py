@@ -140,7 +140,8 @@ def test_two_workers_write_the_same_shards_and_a_killed_one_costs_only_its_own(
 
 
 def test_messages_name_shards_by_their_place_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    complete, names = map_echo(2, 5), []
+    complete = map_echo(2, 5)
+    names: list[str] = []
 
     @contextlib.contextmanager
     def start(load: Any, arguments: Any, devices: list[str]) -> Iterator[Any]:
@@ -153,7 +154,7 @@ def test_messages_name_shards_by_their_place_in_the_table(monkeypatch: pytest.Mo
 
     for path in sorted(Path("scratch").glob("generate/*/*.parquet"))[1::2]:
         path.unlink()
-    monkeypatch.setattr(shards.workers, "start", start)
+    monkeypatch.setattr("stages.runtime.workers.start", start)
     assert map_echo(2, 5).equals(complete)
     assert names == ["shard 4 of 4", "shard 2 of 4"]
 

@@ -1,13 +1,12 @@
-import concurrent.futures
 import contextlib
 import copy
 import json
 import math
 import os
-import signal
+import sys
 import tempfile
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 
 from stages.artifacts import files
 from stages.engines import harness
-from stages.runtime import scratch
+from stages.runtime import scratch, workers
 from stages.runtime.errors import StageError
 from support.messages import assert_message
 
@@ -35,7 +34,7 @@ def test_tasks_that_finished_earlier_are_not_evaluated_again(tmp_path: Path, mon
         return tmp_path / "work"
 
     monkeypatch.setattr(scratch, "folder", find_folder)
-    monkeypatch.setattr(harness, "start_pool", None)  # a call would fail
+    monkeypatch.setattr(harness, "enter_harness", None)  # a call would fail
     for batch_size in (4, 8):
         results = harness.evaluate_tasks(tmp_path / "model", tmp_path / "sets", tasks, "float32", batch_size)
         assert results == {task: make_results(task, 0.25, [1, 0, 0, 0]) for task in harness.TASKS}
@@ -80,7 +79,9 @@ def test_kept_results_that_are_not_whole_are_set_aside_and_made_again(place: Any
         path.write_bytes(place if isinstance(place, bytes) else json.dumps(results).encode())
         (path.parent / "sets").mkdir()
         patch.setattr(scratch, "folder", lambda *_: path.parent)
-        patch.setattr(harness, "start_pool", lambda *_: ThreadPoolExecutor(1))
+        patch.setattr(harness, "enter_harness", lambda *_: contextlib.nullcontext())
+        patch.setattr(harness, "load_worker_module", lambda: SimpleNamespace(load=None, DealingModel=lambda *_: None))
+        patch.setattr(workers, "start", lambda *_, **__: contextlib.nullcontext())
         patch.setattr(harness, "evaluate_task", lambda *_: WHOLE)
         again = harness.evaluate_tasks(path.parent / "sets", path.parent / "sets", ["gsm8k"], "float32", 4)
         set_aside = path.with_name(f"{path.name}.unreadable").exists()
@@ -121,8 +122,8 @@ def test_a_task_is_evaluated_with_the_published_shots_and_metric(
             return make_results(name, 0.25, [1, 0, 0, 0])
 
     monkeypatch.setattr(harness, "load_worker_module", Worker)
-    assert harness.evaluate_task(name, "model", "bfloat16", 64)["items"] == {name: [1, 0, 0, 0]}
-    assert calls == [(name, shots, metric, "model", "bfloat16", 64)]
+    assert harness.evaluate_task(name, "model")["items"] == {name: [1, 0, 0, 0]}
+    assert calls == [(name, shots, metric, "model")]
 
 
 def make_results(name: str, value: float, scores: list[float]) -> dict[str, Any]:
@@ -147,24 +148,46 @@ def test_a_score_that_is_not_the_mean_over_its_questions_is_an_error(value: floa
     assert_message(str(error.value), *parts)
 
 
-def test_a_dead_worker_is_an_error_that_names_its_log(tmp_path: Path) -> None:
-    with ProcessPoolExecutor(1) as pool:
-        futures: dict[Future[dict[str, Any]], str] = {pool.submit(signal.raise_signal, signal.SIGKILL): "gsm8k"}  # type: ignore[dict-item]
-        with pytest.raises(StageError) as error:
-            harness.collect_results(futures, tmp_path)
-    assert_message(str(error.value), str(tmp_path), "out of memory", "log", "Re-run")
-    assert not list(tmp_path.iterdir())
+def test_finished_tasks_are_kept_even_if_another_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sets").mkdir()
 
+    def evaluate_task(task: str, _: Any) -> dict[str, Any]:
+        if task == "gsm8k":
+            raise StageError("gsm8k: no")
+        return make_results(task, 0.25, [1, 0, 0, 0])
 
-def test_finished_tasks_are_written_even_if_another_fails(tmp_path: Path) -> None:
-    done: Future[dict[str, Any]] = Future()
-    done.set_result({"n": 1})
-    failed: Future[dict[str, Any]] = Future()
-    failed.set_exception(StageError("gsm8k: no"))
-    concurrent.futures.wait([done, failed])
+    monkeypatch.setattr(scratch, "folder", lambda *_: tmp_path / "work")
+    monkeypatch.setattr(harness, "enter_harness", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(harness, "load_worker_module", lambda: SimpleNamespace(load=None, DealingModel=lambda *_: None))
+    monkeypatch.setattr(workers, "start", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(harness, "evaluate_task", evaluate_task)
     with pytest.raises(StageError, match="gsm8k: no"):
-        harness.collect_results({done: "mmlu", failed: "gsm8k"}, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} <= {"mmlu.json"}
+        harness.evaluate_tasks(tmp_path / "sets", tmp_path / "sets", list(harness.TASKS), "float32", 4)
+    assert {path.name for path in (tmp_path / "work").iterdir()} == {"mmlu.json", "hellaswag.json"}
+
+
+def test_the_harness_has_its_folder_caches_and_log_only_within_the_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "cache").mkdir()
+    before = Path.cwd()
+    monkeypatch.delenv("HF_DATASETS_CACHE", raising=False)
+    with capfd.disabled(), Path(os.devnull).open("w", encoding="utf-8") as null, pytest.MonkeyPatch.context() as patch:
+        for name in ("stdout", "stderr"):
+            patch.setattr(sys, name, os.fdopen(os.dup(null.fileno()), "w"))
+        with contextlib.suppress(KeyError), harness.enter_harness(tmp_path / "sets", tmp_path) as terminal:
+            assert Path.cwd() == tmp_path / "sets"
+            assert os.environ["HF_DATASETS_CACHE"] == str(tmp_path / "cache" / "HF_DATASETS_CACHE")
+            assert not (tmp_path / "cache").exists()
+            print("one", flush=True)
+            os.write(sys.stderr.fileno(), b"two")
+            print("bar", file=terminal)
+            raise KeyError
+        os.write(sys.stderr.fileno(), b"three")
+    assert (tmp_path / "harness.log").read_text() == "one\ntwo"
+    assert Path.cwd() == before
+    assert "HF_DATASETS_CACHE" not in os.environ
 
 
 def test_environment_variables_are_restored(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,17 +199,3 @@ def test_environment_variables_are_restored(monkeypatch: pytest.MonkeyPatch) -> 
         raise KeyError
     assert os.environ["HF_MODULES_CACHE"] == "mine"
     assert "HF_DATASETS_CACHE" not in os.environ
-
-
-def test_running_out_of_gpu_memory_names_the_parameter(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    class Worker:
-        @staticmethod
-        def evaluate(*_: Any) -> dict[str, Any]:
-            raise torch.OutOfMemoryError
-
-    monkeypatch.setattr(harness, "load_worker_module", Worker)
-    with pytest.raises(StageError) as error:
-        harness.evaluate_task("mmlu", "model", "bfloat16", 64)
-    assert_message(str(error.value), "mmlu", "GPU memory", "evaluate_lm.batch_size", "64")

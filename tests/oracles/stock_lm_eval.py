@@ -38,10 +38,28 @@ for argument in sys.argv[5:]:
 
 context, continuation = list(range(2, 40)), list(range(40, 60))
 adapter = harness_worker.load_policy(str(model), "bfloat16", 4)
-[(log_likelihood, _)] = adapter._loglikelihood_tokens([(("", ""), context, continuation)])
+[[(log_likelihood, _)]] = adapter.score([(context, [continuation])])
 plain = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
 with torch.no_grad():
     logits = plain(torch.tensor([context + continuation[:-1]])).logits[0, -len(continuation) :]
+
+
+def compare_choices() -> dict[str, float]:
+    """Compare log-likelihoods of the four choices, and of longer answers, with those that the harness computes one by one."""
+    float32 = harness_worker.load_policy(str(model), "float32", 4)
+    choices, answers = [[7], [9], [11], [13]], [[7, 8], [9]]
+    requests = [(("", ""), context, choice) for choice in choices + answers]
+    stock = [lm._loglikelihood_tokens([request], disable_tqdm=True)[0] for request in requests]
+    [shared] = float32.score([(context, choices)])
+    [[first], [second]] = float32.score([(context, [answer]) for answer in answers])
+    ours = [*shared, first, second]
+    best = int(lm._model_call(torch.tensor([context]))[0, -1].argmax())
+    [[(_, greedy), (_, other)]] = float32.score([(context, [[best], [best - 1]])])
+    return {
+        "difference": max(abs(left - right) for (left, _), (right, _) in zip(ours, stock, strict=True)),
+        "size": min(abs(value) for value, _ in stock),
+        "greedy": greedy and not other and [flag for _, flag in ours] == [flag for _, flag in stock],
+    }
 
 
 def sum_logps(logps: torch.Tensor) -> float:
@@ -62,6 +80,7 @@ out.write_text(
                 "float32 log-softmax": sum_logps(logits.float().log_softmax(-1)),
                 "bf16 log-softmax": sum_logps(logits.log_softmax(-1)),
             },
+            "choices": compare_choices(),
             "exact_match": {
                 "equal": match("a", "a"),
                 "different": match("a", "b"),

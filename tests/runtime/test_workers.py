@@ -26,7 +26,7 @@ def describe(index: int) -> str:
     return f"task {index + 1}"
 
 
-def play(tasks: list[tuple[str, Any]], count: int = 2, start: str = "", **options: Any) -> Iterator[tuple[int, Any]]:
+def play(tasks: list[tuple[Any, Any]], count: int = 2, start: str = "", **options: Any) -> Iterator[tuple[int, Any]]:
     """Deal tasks of support.workers to as many forks of this process."""
     with workers.start(load_play, (start,), [""] * count, fork=True, **options) as deal:
         yield from deal(tasks, describe)
@@ -108,7 +108,7 @@ def test_what_workers_print_goes_to_their_logs(folder: Path, capfd: pytest.Captu
 
 
 @pytest.mark.parametrize("task", [("die", None), ("stop in the middle", signal.SIGKILL)])
-def test_a_worker_that_dies_is_named_and_finished_tasks_are_kept(task: tuple[str, Any]) -> None:
+def test_a_worker_that_dies_is_named_and_finished_tasks_are_kept(task: tuple[Any, Any]) -> None:
     results: dict[int, Any] = {}
     with pytest.raises(StageError) as error:
         results.update(
@@ -181,7 +181,7 @@ def test_a_lost_worker_of_another_kind_is_no_failure(caplog: pytest.LogCaptureFi
 
 
 class Other:
-    since = None
+    since: float | None = None
 
     def __init__(self, present: bool = True) -> None:
         self.present = present

@@ -24,7 +24,12 @@ def load_visible_device() -> Callable[[pa.Table], pa.Table]:
     """Return a function that responds to each prompt with the GPUs that this process may see, once all of two workers have
     loaded: each gets one of two shards."""
     device = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
-    return lambda shard: respond(meet(2) and shard, lambda _: [device])
+
+    def compute(shard: pa.Table) -> pa.Table:
+        meet(2)
+        return respond(shard, lambda _: [device])
+
+    return compute
 
 
 def load_failure() -> Callable[[pa.Table], pa.Table]:
@@ -35,19 +40,24 @@ def load_failure() -> Callable[[pa.Table], pa.Table]:
 def load_death(samples: int, text: str) -> Callable[[pa.Table], pa.Table]:
     """Return `load_echo`'s function, which kills this process if the text is one of the prompts."""
     echo = load_echo(samples)
-    return lambda shard: echo(shard) if text not in shard["prompt"].to_pylist() else os.kill(os.getpid(), signal.SIGKILL)
+
+    def compute(shard: pa.Table) -> pa.Table:
+        if text in shard["prompt"].to_pylist():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return echo(shard)
+
+    return compute
 
 
 def respond(shard: pa.Table, answer: Callable[[str], list[str]]) -> pa.Table:
     return pa.Table.from_pylist(tables.add_responses(shard.to_pylist(), answer), schema=schemas.RESPONSES)
 
 
-def meet(count: int, name: str = "here") -> bool:
+def meet(count: int) -> None:
     """Wait until as many processes have called this, in the same folder."""
-    Path(f"{name}-{os.getpid()}").touch()
-    while len(list(Path().glob(f"{name}-*"))) < count:
+    Path(f"here-{os.getpid()}").touch()
+    while len(list(Path().glob("here-*"))) < count:
         time.sleep(0.01)
-    return True
 
 
 def load_play(start: str = "") -> Callable[[tuple[str, Any]], Any]:
