@@ -137,31 +137,31 @@ def test_what_others_compute_when_one_fails_is_kept_and_no_more_is_begun() -> No
 def test_a_task_that_hangs_is_dealt_again_to_a_fresh_worker(
     task: tuple[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("SPPO_TIMEOUT", "1")
+    monkeypatch.setenv("SPPO_TIMEOUT", "2")
     caplog.set_level(logging.WARNING)
     if task[0] == "hang once":
         assert dict(play([(None, 1), task, (None, 3)])) == {0: 1, 1: "x", 2: 3}
     else:
-        with pytest.raises(StageError, match="task 2: not finished after 1 seconds, 2 times"):
+        with pytest.raises(StageError, match="task 2: not finished after 2 seconds, 2 times"):
             list(play([(None, 1), task, (None, 3)]))
     (line,) = caplog.messages
-    assert_message(line, "task 2: not finished after 1 seconds", "SPPO_TIMEOUT", "starting again")
+    assert_message(line, "task 2: not finished after 2 seconds", "SPPO_TIMEOUT", "starting again")
 
 
 def test_a_task_that_hangs_twice_is_given_up_and_the_others_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPPO_TIMEOUT", "1")
+    monkeypatch.setenv("SPPO_TIMEOUT", "2")
     results: dict[int, Any] = {}
     started = time.monotonic()
     with pytest.raises(StageError) as error:
         collect(play([("hang", None), (None, 1), (None, 2)]), results)
-    assert_message(str(error.value), "task 1", "1 seconds, 2 times", "SPPO_TIMEOUT", "re-run to resume")
+    assert_message(str(error.value), "task 1", "2 seconds, 2 times", "SPPO_TIMEOUT", "re-run to resume")
     assert results == {1: 1, 2: 2}
     assert time.monotonic() - started < 60
 
 
 def test_workers_that_hang_while_loading_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPPO_TIMEOUT", "1")
-    with pytest.raises(StageError, match=r"^loading: not finished after 1 seconds, 2 times"):
+    monkeypatch.setenv("SPPO_TIMEOUT", "2")
+    with pytest.raises(StageError, match=r"^loading: not finished after 2 seconds, 2 times"):
         list(play([(None, 1)], start="hang"))
 
 
