@@ -135,7 +135,7 @@ def measure_rank(limit: float, flops_per_token: float, flops_per_pass: float) ->
 
     width, layers = DEBERTA
     size = params.MiniatureRanker(hidden_size=width, layers=layers, prompts=1, candidates=2, noise=0.0, learning_rate=1.0)
-    settings = params.Rank(probability="pairwise", scale=0.5, input="instruction", shard_size=256, tokens_per_batch=65536)
+    settings = params.Rank(probability="pairwise", scale=0.5, input="instruction", shard_size=256, tokens_per_batch=32768)
     comparisons = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

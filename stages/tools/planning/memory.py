@@ -14,9 +14,10 @@ PROCESS = 3e9
 """Host memory of a process: Python, torch, CUDA's libraries, and the stage's tables. Assumed."""
 ENGINE = 3e9
 """GPU memory of vLLM beside weights and KV cache: activations, logits of a batch, CUDA graphs. Assumed."""
-RANKER_WEIGHTS, RANKER_BYTES_PER_TOKEN = 0.9e9, 388e3
-"""PairRM in float16, and what a token of a batch needs at PairRM's longest texts, 2048 tokens: counted on torch's meta device,
-26.3 GB for 65,536 tokens."""
+RANKER_WEIGHTS = 0.87e9
+"""PairRM, a DeBERTa-v3-large, in float16."""
+RANKER_LENGTH = 2048
+"""Tokens of PairRM's longest pairs."""
 LOGITS = 1024
 """Tokens whose logits training holds at a time."""
 LIVE_PARAMETERS = 1e9
@@ -101,7 +102,17 @@ def estimate_ranking(settings: Params | EvaluationParams, shape: Shape, gpus: in
     """PairRM on each GPU; the miniature's own ranker needs almost nothing."""
     if isinstance(settings, Params) and settings.assets.ranker.made_here:
         return Memory(host=gpus * PROCESS)
-    return Memory(RANKER_WEIGHTS + settings.rank.tokens_per_batch * RANKER_BYTES_PER_TOKEN, gpus * PROCESS)
+    batch = settings.rank.tokens_per_batch * ranker_bytes_per_token(RANKER_LENGTH)
+    return Memory(RANKER_WEIGHTS + batch, gpus * PROCESS)
+
+
+def ranker_bytes_per_token(length: int) -> float:
+    """Bytes per token of a batch of pairs of this length in transformers' forward pass of DeBERTa-v3-large, in float16.
+
+    The hidden states of all layers, and five matrices of scores of 16 heads with their mask; or the feed-forward layer, if
+    pairs are short. Fitted to counts on torch's meta device, within a tenth of them.
+    """
+    return max(113e3, 57.5e3 + 168.2 * length)
 
 
 def estimate_reference(settings: Params, shape: Shape, gpus: int) -> Memory:
