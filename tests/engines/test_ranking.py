@@ -102,7 +102,7 @@ def out_of_memory(*_: Any) -> Any:
 
 def test_out_of_gpu_memory_names_its_parameter(settings: params.Rank, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pairrm, "load_blender", lambda _: None)
-    monkeypatch.setattr(pairrm, "select_forward", lambda _: None)
+    monkeypatch.setattr(pairrm, "select_forward", lambda *_: None)
     monkeypatch.setattr(pairrm, "encode", lambda *_: None)
     monkeypatch.setattr(pairrm, "pair_logits", out_of_memory)
     threads = torch.get_num_threads()
@@ -111,3 +111,16 @@ def test_out_of_gpu_memory_names_its_parameter(settings: params.Rank, monkeypatc
     with pytest.raises(StageError) as error:
         compute(pa.table({"prompt_id": ["a"], "prompt": ["b"], "responses": [["c", "d"]]}))
     assert_message(str(error.value), "out of GPU memory", f"lower rank.tokens_per_batch (now {settings.tokens_per_batch})")
+
+
+@pytest.mark.parametrize("name", ["load_blender", "select_forward"])
+def test_a_gpu_without_room_for_the_ranker_is_reported(
+    settings: params.Rank, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(pairrm, "load_blender", lambda _: None)
+    monkeypatch.setattr(pairrm, name, out_of_memory)
+    threads = torch.get_num_threads()
+    with pytest.raises(StageError) as error:
+        ranking.load_ranker(Path("x"), settings)
+    torch.set_num_threads(threads)
+    assert_message(str(error.value), "out of GPU memory", "PairRM", "other processes", "nvidia-smi")
