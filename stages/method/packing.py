@@ -153,27 +153,36 @@ def deal_out(sizes: list[int], devices: int, device_batch: int) -> list[list[int
     sizes: (global_batch,), tokens of each pair. Returns the pairs' indices by batch, ascending in each: `devices` batches of
     the first round, those of the second, and so on. A single batch has the pairs in their order.
     """
-    order = sorted(range(len(sizes)), key=lambda pair: -sizes[pair])
     count, in_round = len(sizes) // device_batch, devices * device_batch
-    given, similar = (
-        [pairs[start : start + device_batch] for start in range(0, len(sizes), device_batch)]
-        for pairs in (list(range(len(sizes))), order)
-    )
-    rounds = [order[start : start + in_round] for start in range(0, len(sizes), in_round)]
-    similar_rounds = [batch for pairs in rounds for batch in _fill_batches(pairs, sizes, devices, device_batch)]
+    if count == 1:
+        return [list(range(len(sizes)))]
+    order = sorted(range(len(sizes)), key=lambda pair: -sizes[pair])
+    balanced_rounds = [
+        batch
+        for start in range(0, len(sizes), in_round)
+        for batch in _fill_batches(order[start : start + in_round], sizes, devices, device_batch)
+    ]
     balanced = _fill_batches(order, sizes, count, device_batch)
-    ways = [similar_rounds, balanced, similar, given] if count > 1 else [given]
+    similar, given = (
+        [pairs[start : start + device_batch] for start in range(0, len(sizes), device_batch)]
+        for pairs in (order, list(range(len(sizes))))
+    )
+    ways = [balanced_rounds, balanced, similar, given]
     return [sorted(batch) for batch in min(ways, key=lambda way: _measure_rounds(way, sizes, devices))]
 
 
 def _fill_batches(pairs: list[int], sizes: list[int], count: int, device_batch: int) -> list[list[int]]:
-    """Add the pairs one after the other to the batch, of those with room, that is then the smallest. Largest batch first."""
+    """Add each pair to that of `count` batches, of those with room, which is then the smallest. Returns the largest first."""
+
+    def measure(batch: list[int]) -> tuple[int, int]:
+        tokens = [sizes[pair] for pair in batch]
+        return count_positions(tokens), sum(tokens)
+
     batches: list[list[int]] = [[] for _ in range(count)]
     for pair in pairs:
-        grown = [[sizes[other] for other in [*batch, pair]] for batch in batches if len(batch) < device_batch]
-        smallest = min(range(len(grown)), key=lambda index: (count_positions(grown[index]), sum(grown[index])))
-        [batch for batch in batches if len(batch) < device_batch][smallest].append(pair)
-    return sorted(batches, key=lambda batch: -count_positions([sizes[pair] for pair in batch]))
+        with_room = [batch for batch in batches if len(batch) < device_batch]
+        min(with_room, key=lambda batch: measure([*batch, pair])).append(pair)
+    return sorted(batches, key=measure, reverse=True)
 
 
 def _measure_rounds(batches: list[list[int]], sizes: list[int], devices: int) -> tuple[int, int]:
