@@ -9,7 +9,7 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/main/bin:$(PATH)
 unexport PYTHONSAFEPATH  # with it, `python -m stages` would not find the stages in this folder
 
-.PHONY: help env repro status verify sync attest seeds test test-all check coverage mutants torture bench clean
+.PHONY: help env repro status verify sync attest seeds test test-all check coverage mutants torture bench gpu-check clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -47,8 +47,8 @@ test-all: check  ## run the slowest tests as well, with more examples per proper
 	SPPO_FUZZ=150 pytest -m "" --hypothesis-profile=full --durations=40
 
 check: env  ## run the format, lint and type checks only
-	ruff format --check stages tests benchmarks
-	ruff check stages tests benchmarks
+	ruff format --check stages tests benchmarks gpu_check
+	ruff check stages tests benchmarks gpu_check
 	mypy
 
 coverage: env  ## measure which code `make test` runs, in all processes and environments
@@ -66,6 +66,9 @@ torture: env  ## stress-test resume: kill every stage 20 times, cut the power, t
 bench: env  ## compare the stages' speed with the usual implementations, and write benchmarks/results.md (20 minutes)
 	@requirements/install.sh bench
 	python -m benchmarks
+
+gpu-check: env  ## check the GPU code on this machine's NVIDIA GPU, and write docs/gpu/DEVICE.md (at most 8 minutes)
+	python -m gpu_check
 
 # Names may contain spaces: they are kept apart by NUL bytes, and quoted. A recipe that is a link is another repository's, and
 # of links only data and reports themselves are followed, which may be on another disk.

@@ -55,19 +55,32 @@ def make_settings(batch: int, dtype: params.Precision = "float32", *, gradient_c
 
 
 def make_model(vocabulary: int, shape: dict[str, int], dtype: params.Precision, out: Path) -> None:
-    """Write a Llama with random weights, and a tokenizer that knows its special tokens."""
+    """Write a Llama with random weights, and a tokenizer that reads any text and knows every token.
+
+    vocabulary: at least 259.
+    """
     import torch
-    from tokenizers import Tokenizer, models
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=vocabulary, max_position_embeddings=2048, dtype=dtype, **shape)
+    config = LlamaConfig(vocab_size=vocabulary, max_position_embeddings=8192, dtype=dtype, **shape)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         LlamaForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(out)
-    words = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2}, unk_token="<unk>"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+    make_tokenizer(vocabulary).save_pretrained(out)
+
+
+def make_tokenizer(vocabulary: int) -> Any:
+    """Make a tokenizer: three special tokens, a token for each byte, and words that only random token IDs stand for."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = ["<unk>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokens += [f"w{index}." for index in range(len(tokens), vocabulary)]
+    model = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=[]))
+    model.pre_tokenizer, model.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, bos_token="<s>", eos_token="</s>", pad_token="</s>")
     tokenizer.chat_template = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
-    tokenizer.save_pretrained(out)
+    return tokenizer
 
 
 def make_pairs(length: int, count: int, vocabulary: int) -> list[dict[str, Any]]:

@@ -19,10 +19,10 @@ ETA = 1000.0
 SEED = 0
 UNUSED = {f"{side}_probability": 0.5 for side in ("chosen", "rejected")}
 UNUSED |= {f"{text}_tokens_cut": 0 for text in ("prompt", "chosen", "rejected")}
-"""Columns of pairs that sppo_hard does not read."""
+"""Columns of pairs that sppo_hard does not read, for pairs without them."""
 
 Rows = list[dict[str, Any]]
-"""Pairs: prompt_id and three lists of token ids."""
+"""Pairs: prompt_id, three lists of token ids and, if the loss reads them, the columns of UNUSED."""
 
 
 class TurnCallback(TrainerCallback):  # type: ignore[misc]
@@ -69,14 +69,14 @@ def run_in_group(name: str, folder: Path, turns: Turns, group: distributed.Group
 def run_reference(rows: Rows, settings: params.Train, folder: Path) -> None:
     """Run the stage reference without reading and writing the file of pairs; its first batch is not timed."""
     arguments = training.training_arguments(folder / "scratch", settings.device_batch, settings.dtype, SEED)
-    table = pa.Table.from_pylist([row | UNUSED for row in rows], schema=schemas.UNSCORED_PAIRS)
+    table = pa.Table.from_pylist([UNUSED | row for row in rows], schema=schemas.UNSCORED_PAIRS)
     reference.score_pairs(table, folder / "model", settings.dtype, arguments, folder / "logps")
 
 
-def run_train(rows: Rows, settings: params.Train, folder: Path) -> None:
+def run_train(rows: Rows, settings: params.Train, folder: Path, eta: float = ETA) -> None:
     """Run the stage train with the log-probabilities that run_reference wrote."""
     logps = [row for path in sorted((folder / "logps").iterdir()) for row in tables.read(path, schemas.LOGPS).to_pylist()]
-    scored = [row | UNUSED | scores for row, scores in zip(rows, logps, strict=True)]
+    scored = [UNUSED | row | scores for row, scores in zip(rows, logps, strict=True)]
     table = pa.Table.from_pylist(scored, schema=schemas.PAIRS)
     outputs = train.Outputs(folder / "out", folder / "log.csv", folder / "update.json")
-    train.train_policy(table, folder / "model", ETA, settings, SEED, folder / "scratch", outputs)
+    train.train_policy(table, folder / "model", eta, settings, SEED, folder / "scratch", outputs)

@@ -17,11 +17,12 @@ from support.documents import COMMANDS, DOCUMENTS
 
 EXPERIMENTS = sorted({command for _, command in COMMANDS if command.startswith("dvc exp run")})
 NEW_RECIPES = sorted({command for _, command in COMMANDS if command.startswith("python -m stages.tools recipe")})
-FOLDERS = "stages|tests|recipes|docs|requirements|benchmarks|reports|data|.github|.devcontainer|.dvc"
+FOLDERS = "stages|tests|recipes|docs|requirements|benchmarks|gpu_check|reports|data|.github|.devcontainer|.dvc"
 MADE = (
     ".dvc/tmp/",
     "data/",
     "reports/",
+    "docs/gpu/",
     "scratch/",
     "recipes/NEW",
     "recipes/new",

@@ -159,10 +159,10 @@ TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_tests_mirror_the_tree(path: Path) -> None:
     """tests/engines/test_pairrm.py tests stages/engines/pairrm.py, and test_pairrm_values.py its values by another computation;
-    tests/pipeline is about the whole."""
+    tests/gpu_check/test_rows.py tests gpu_check/rows.py; tests/pipeline is about the whole."""
     folder = path.parent.relative_to(ROOT / "tests").as_posix()
     if folder in ("pipeline", "benchmarks"):
         return
-    place = ROOT / "stages" / folder
+    place = ROOT / folder if folder == "gpu_check" else ROOT / "stages" / folder
     module = path.stem.removeprefix("test_").removesuffix("_values")
     assert (place / f"{module}.py").exists() or module == "main", path

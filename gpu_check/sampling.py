@@ -1,0 +1,77 @@
+"""vLLM: a shard's bytes do not depend on what was sampled before, and tokens per second."""
+
+import hashlib
+import importlib.util
+import json
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from benchmarks import train as benchmark
+from gpu_check import rows
+from gpu_check import sizes as check
+from stages.runtime import params
+from stages.runtime.paths import ROOT
+
+
+def make_shard(name: str, size: check.Sampling) -> pa.Table:
+    """Make a shard of prompts of random tokens, all with the same beginning, which the engine's prefix cache could keep."""
+    rng = random.Random(name)
+    start = random.Random("beginning")
+    shared = [start.randrange(3, size.model.vocabulary) for _ in range(size.prompt_tokens // 2)]
+    prompts = [
+        {
+            "prompt_id": f"{name} {index}",
+            "prompt": "",
+            "templated_prompt": "",
+            "prompt_token_ids": shared + [rng.randrange(3, size.model.vocabulary) for _ in range(size.prompt_tokens // 2)],
+        }
+        for index in range(size.prompts)
+    ]
+    return pa.Table.from_pylist(prompts)
+
+
+def digest(table: pa.Table) -> str:
+    """Hash the rows of a table."""
+    return hashlib.sha256(json.dumps(table.to_pylist()).encode()).hexdigest()
+
+
+def run(sizes: check.Sizes, folder: Path, limits: dict[str, float], rehearsal: bool) -> None:
+    """Run this part. limits: not used."""
+    what = "generate: the same shard first, and after another"
+    if importlib.util.find_spec("vllm") is None:
+        rows.report(rows.skip(what, "vllm is not installed"))
+        return
+    from stages.engines import sampling
+
+    size = sizes.sampling
+    benchmark.make_model(size.model.vocabulary, size.model.shape(), "bfloat16", folder / "model")
+    changes: dict[str, Any] = {
+        "dtype": "bfloat16" if not rehearsal else "float32",
+        "max_model_length": 2 * (size.prompt_tokens + size.new_tokens),
+        "stop_token_ids": [],
+        "kv_cache_gib": size.kv_cache_gib,
+    }
+    engine = params.load("engine", path=ROOT / "params.yaml").engine.model_copy(update=changes)
+    draw = sampling.Sampling(
+        samples=size.samples, temperature=1.0, top_p=1.0, max_new_tokens=size.new_tokens, seed=0, name="check"
+    )
+    llm = sampling.start_engine(folder / "model", engine, draw.seed)
+    shards = [make_shard(name, size) for name in ("one", "other", "one")]
+    results, seconds = [], []
+    for shard in shards:
+        start = time.perf_counter()
+        results.append(sampling.sample_shard(llm, engine, draw, shard))
+        seconds.append(time.perf_counter() - start)
+    tokens = sum(map(sum, results[2]["token_counts"].to_pylist()))
+    speed = f"{tokens / seconds[2]:.0f} tokens/s"
+    rows.report(
+        rows.same_bytes(f"{what} ({size.prompts} prompts, {tokens} tokens)", [digest(results[0]), digest(results[2])]),
+        rows.judge_on_gpu(
+            rows.judge(f"generate, {size.model.parameters() / 1e9:.2g}B parameters: speed", speed, "measured only", True),
+            rehearsal,
+        ),
+    )
