@@ -98,7 +98,9 @@ def run_all(folder: Path, rehearsal: bool, budget: float) -> list[rows.Row]:
             found.append(rows.Row(f"the part {name}", "", "to finish", rows.FAIL, "no time left"))
             continue
         found += collect(name, start_part(name, own, limits, rehearsal), left)
-        if name == "limits" and not found:
+        if name == "limits":
+            if found:
+                break  # the GPU does not work
             limits = json.loads((own / "limits.json").read_text())
     return found
 

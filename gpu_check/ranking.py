@@ -18,7 +18,7 @@ from stages.runtime import params
 
 TOLERANCE = {"cuda": 0.05, "cpu": 1e-3}
 """The largest difference of a logit, in standard deviations of the logits: in half precision on a GPU, else in float32."""
-ALIKE = 0.95
+ALIKE = 0.9
 """The least share of prompts whose chosen and rejected responses are those of float32."""
 FLOOR = 0.3
 """The least speed, as a share of that of a DeBERTa without fused attention that only waits for its memory."""

@@ -103,9 +103,9 @@ GPU = Sizes(
     copy=2**31,
     parity=Training(_SMALL, batch=16, device_batch=8, steps=8, length=512),
     speed=Training(_BILLION, batch=8, device_batch=8, steps=8, length=1024),
-    ranking=Ranking(1024, 24, 16, 256, prompts=32, samples=5, prompt_tokens=200, response_tokens=350, tokens_per_batch=16384),
+    ranking=Ranking(1024, 24, 16, 256, prompts=16, samples=5, prompt_tokens=200, response_tokens=350, tokens_per_batch=16384),
     sampling=Sampling(_BILLION, prompts=64, samples=5, prompt_tokens=200, new_tokens=256, kv_cache_gib=8),
-    harness=Harness(_SMALL, ("mmlu", "arc_challenge", "gsm8k"), count=8, batch=4),
+    harness=Harness(_SMALL, ("mmlu", "arc_challenge", "gsm8k"), count=4, batch=4),
 )
 """DeBERTa-v3-large's shape, and elsewhere what keeps the whole check below eight minutes."""
 CPU = Sizes(
