@@ -19,7 +19,7 @@ SIDES = ("chosen", "rejected")
 def response_logp(model: Any, prompt: list[int], response: list[int]) -> Tensor:
     """Compute the log-probability of a response after a prompt: a scalar, float32, in nats."""
     ids = torch.tensor([prompt + response], device=model.device)
-    logps = model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
+    logps: Tensor = model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
     positions = torch.arange(len(prompt) - 1, len(prompt) + len(response) - 1)
     return logps[positions, torch.tensor(response)].sum()
 

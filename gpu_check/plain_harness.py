@@ -32,4 +32,4 @@ def main(model: Path, data_sets: Path, out: Path, tasks: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(*(Path(word).resolve() for word in sys.argv[1:4]), sys.argv[4:])
+    main(Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve(), Path(sys.argv[3]).resolve(), sys.argv[4:])
