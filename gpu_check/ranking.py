@@ -24,12 +24,12 @@ FLOOR = 0.3
 """The least speed, as a share of that of a DeBERTa without fused attention that only waits for its memory."""
 
 
-class Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call, misc]
+class Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes that operations read and write, if each reads its inputs from memory and writes its outputs there."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.bytes = 0
+        self.bytes: int = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
@@ -48,7 +48,8 @@ def count_bytes_per_token(model: Any, length: int, count: int) -> float:
     with torch.device("meta"):
         copy = type(model)(model.config).half().eval()
         ids, mask = (torch.ones(count, length, dtype=torch.long) for _ in range(2))
-    with torch.no_grad(), Traffic() as traffic:
+    traffic = Traffic()
+    with torch.no_grad(), traffic:
         copy(ids, attention_mask=mask)
     return traffic.bytes / (count * length)
 

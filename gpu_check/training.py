@@ -109,7 +109,8 @@ def largest_difference(ours: list[float], expected: list[float], scales: list[fl
 
 def compare_with_plain(dtype: params.Precision, folder: Path, expected: dict[str, Any]) -> list[rows.Row]:
     """Compare a run in `dtype` with the plain loop's results."""
-    logps, plain_logps = (list(itertools.chain(*values)) for values in (read_logps(folder), expected["logps"]))
+    logps: list[float] = list(itertools.chain(*read_logps(folder)))
+    plain_logps: list[float] = list(itertools.chain(*expected["logps"]))
     losses, plain_losses = read_losses(folder), expected["losses"]
     label = f"{dtype}, against a plain float32 loop: largest difference"
     return [
@@ -129,7 +130,8 @@ def compare_with_plain(dtype: params.Precision, folder: Path, expected: dict[str
 def check_parity(size: Training, folder: Path) -> None:
     """Report how the losses compare with the plain loop's, and whether a second run gives the same bytes."""
     digests: dict[str, list[str]] = {"reference": [], "train": []}
-    model, expected = folder / "float32" / "model", {}
+    model = folder / "float32" / "model"
+    expected: dict[str, Any] = {}
     runs: list[tuple[str, params.Precision]] = [("float32", "float32"), ("bfloat16", "bfloat16"), ("again", "bfloat16")]
     for name, dtype in runs:
         job = Job(folder / name, size, make_settings(size, dtype, LEARNING_RATE["parity"], repeat=True))
