@@ -16,7 +16,7 @@ from gpu_check.sizes import Sizes, Training
 from stages.artifacts import files
 from stages.runtime import params
 from stages.runtime.paths import ROOT
-from stages.tools.memory import Shape, estimate_memory
+from stages.tools.planning.memory import Shape, estimate_memory
 
 ETA = 10.0
 LEARNING_RATE = {"parity": 2e-5, "speed": 5e-7}

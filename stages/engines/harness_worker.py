@@ -90,7 +90,7 @@ class ComputingModel(HFLM):  # type: ignore[misc]
         """
         lengths = []
         for context, options in requests:
-            reserved: int = options.get("max_gen_toks", self.max_gen_toks)
+            reserved: Any = options.get("max_gen_toks", self.max_gen_toks)
             if reserved > self.max_length:
                 raise StageError(
                     f"the model's context has {self.max_length} tokens, but the harness reserves {reserved} for an answer: "
