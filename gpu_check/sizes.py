@@ -96,7 +96,7 @@ class Sizes:
 _SMALL = Model(width=1024, inner=2816, layers=8, heads=16, key_heads=4, vocabulary=8192)
 _BILLION = Model(width=2048, inner=8192, layers=16, heads=32, key_heads=8, vocabulary=32000)
 """Llama 3.2 1B's layers with a vocabulary of 32,000: with 128,256 tokens, training would need more than 24 GB."""
-_TINY = Model(width=64, inner=176, layers=2, heads=4, key_heads=2, vocabulary=384)
+_TINY = Model(width=64, inner=176, layers=2, heads=2, key_heads=1, vocabulary=384)
 
 GPU = Sizes(
     product=8192,
