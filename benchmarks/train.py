@@ -41,6 +41,7 @@ def make_settings(batch: int, dtype: params.Precision = "float32", *, gradient_c
         global_batch=batch,
         device_batch=batch,
         devices=1,
+        nodes=1,
         epochs=1,
         stop_epoch=1,
         warmup_ratio=0.1,

@@ -37,14 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    settings = params.load("lengths", "train.devices", "train.device_batch", "train.dtype")
+    settings = params.load("lengths", "train.devices", "train.nodes", "train.device_batch", "train.dtype")
     inputs = {"model": args.model, "responses": args.responses, "rankings": args.rankings}
-    distributed.launch(settings.devices, inputs, partial(run, args, settings))
+    distributed.launch(settings.devices, inputs, partial(run, args, settings), settings.nodes)
 
 
 def run(args: argparse.Namespace, settings: Any, group: distributed.Group) -> None:
     """Build and score the pairs in one process of the group; the main one writes them."""
-    folder = scratch.folder("reference", {**group.digests, **settings.model_dump()})
+    folder = scratch.folder("reference", {**group.digests, **settings.model_dump(exclude={"nodes"})})
     training.quiet_libraries()
     if is_main_process():
         models.check_policy(args.model)

@@ -22,7 +22,7 @@ from stages.runtime.devices import is_main_process
 from stages.runtime.errors import StageError
 from stages.runtime.logs import log
 
-NOT_IN_RESUME_KEY = {"checkpoint_steps", "report_to"}
+NOT_IN_RESUME_KEY = {"checkpoint_steps", "nodes", "report_to"}
 """Keys of `train` that do not affect the result. They are left out of the scratch folder's key, so that interrupted training
 resumes from its checkpoint even if they change."""
 
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     loaded = params.load("seed", "eta", "train")
     work = partial(run, args, loaded.train, loaded.eta, loaded.seed)
-    distributed.launch(loaded.train.devices, {"model": args.model, "pairs": args.pairs}, work)
+    distributed.launch(loaded.train.devices, {"model": args.model, "pairs": args.pairs}, work, loaded.train.nodes)
 
 
 def run(args: argparse.Namespace, settings: params.Train, eta: float, seed: int, group: distributed.Group) -> None:

@@ -1,7 +1,8 @@
 """Start a stage's processes, one per device, and form their distributed group.
 
-A stage that uses one device runs in its own process. With several devices it starts itself again under torchrun. Under
-another launcher (DeepSpeed's, or torchrun on several nodes that share `scratch`) it takes the rank that the launcher assigned.
+A stage that uses one device runs in its own process. With several devices it starts itself again under torchrun: on this
+machine or, with train.nodes, on each of so many nodes of a Ray cluster. Under another launcher (DeepSpeed's, or torchrun on
+several nodes that share `scratch`) it takes the rank that the launcher assigned.
 """
 
 import json
@@ -16,8 +17,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from stages.artifacts import files
-from stages.runtime import durable, processes
+from stages.artifacts import files, pointers
+from stages.runtime import cluster, durable, processes
 from stages.runtime.devices import LAUNCH_FOLDER, explain_out_of_memory, has_gpus, is_launched, is_main_process
 from stages.runtime.errors import StageError, user_message
 from stages.runtime.logs import log
@@ -26,6 +27,8 @@ DIGESTS = "digests.json"
 """In LAUNCH_FOLDER: the digests of the stage's inputs, so that they are hashed once rather than once per worker."""
 ERROR = "error"
 """In that folder: a worker's message, for the launching process to report once, below torchrun's own output."""
+
+WORKER_FAILED = "a worker process failed: see its error message above"
 
 PROCESSES_PER_CORE = 8
 """Without GPUs, more processes than that would only fill the memory."""
@@ -47,26 +50,37 @@ Work = Callable[[Group], None]
 """A stage's work in one process, which calls `start_group`."""
 
 
-def launch(devices: int, inputs: Mapping[str, Path], work: Work) -> None:
+def launch(devices: int, inputs: Mapping[str, Path], work: Work, nodes: int = 1) -> None:
     """Call `work` in each of `devices` processes.
 
-    inputs: files or folders to hash, by name. Raises StageError if there are fewer GPUs than `devices` (without GPUs,
-    PROCESSES_PER_CORE processes share a core), if an input is missing, if a GPU runs out of memory, or if a process fails.
+    inputs: files or folders to hash, by name. nodes: of the Ray cluster, each with the same number of the processes; 1: this
+    machine alone. Raises StageError if there are fewer GPUs than `devices` (without GPUs, PROCESSES_PER_CORE processes share a
+    core), if `devices` is not a multiple of `nodes`, if the cluster is not there or too small, if an input is missing, if a GPU
+    runs out of memory, or if a process fails.
     """
+    if is_launched():
+        _prepare_cpu(devices)
+        _run_under_launcher(devices, inputs, work)
+    elif nodes > 1:
+        _check_nodes(devices, nodes)
+        _run_on_nodes(devices, nodes, inputs)
+    else:
+        _prepare_cpu(devices)
+        _check_devices(devices)
+        digests = _hash_inputs(inputs)
+        if devices == 1:
+            _run_in_this_process(digests, work)
+        else:
+            _run_torchrun(["--standalone", f"--nproc_per_node={devices}"], sys.orig_argv[1:], digests)
+
+
+def _prepare_cpu(devices: int) -> None:
+    """Set the environment variables of a machine without GPUs."""
     import torch
 
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
-    if is_launched():
-        _run_under_launcher(devices, inputs, work)
-        return
-    _check_devices(devices)
-    digests = _hash_inputs(inputs)
-    if devices == 1:
-        _run_in_this_process(digests, work)
-    else:
-        _run_torchrun(devices, digests)
 
 
 def start_group(group: Group) -> None:
@@ -143,16 +157,48 @@ def _run_under_launcher(devices: int, inputs: Mapping[str, Path], work: Work) ->
         sys.exit(1)
 
 
-def _run_torchrun(devices: int, digests: Mapping[str, str]) -> None:
-    """Run this command again in each of `devices` workers of torchrun. Raises StageError if one fails."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={devices}"]
+def _check_nodes(devices: int, nodes: int) -> None:
+    """Raise StageError if the processes cannot be divided among the nodes, or if there is no cluster."""
+    if devices % nodes:
+        raise StageError(
+            f"train.devices, the number of all processes, is {devices}, not a multiple of train.nodes, {nodes}: change one"
+        )
+    if not cluster.is_asked_for():
+        raise StageError(
+            f"train.nodes is {nodes}, but {cluster.ADDRESS} is not set: set it to the address of a Ray cluster "
+            "(docs/scaling.md), or set train.nodes to 1"
+        )
+
+
+def _run_on_nodes(devices: int, nodes: int, inputs: Mapping[str, Path]) -> None:
+    """Run this command again in `devices` workers of torchrun on the cluster's nodes. Raises StageError if one fails."""
+    with_gpus = cluster.has_gpus(cluster.list_nodes(cluster.connect()))
+    digests = _hash_inputs(inputs)
+    paths = [path for given in inputs.values() for path in (given, pointers.resolve(given) if given.is_dir() else given)]
+    each = devices // nodes
+    cluster.run_on_nodes(nodes, each if with_gpus else 0, paths, _run_node, each, devices, sys.orig_argv[1:], digests)
+
+
+def _run_node(place: cluster.Place, processes_here: int, devices: int, command: list[str], digests: Mapping[str, str]) -> None:
+    """Run torchrun on one of several nodes; see `_run_torchrun`. devices: on all nodes."""
+    _prepare_cpu(devices)  # otherwise torchrun, or Ray, would choose another number of threads
+    options = [f"--nnodes={place.count}", f"--node_rank={place.rank}", f"--nproc_per_node={processes_here}"]
+    _run_torchrun([*options, f"--master_addr={place.host}", f"--master_port={place.port}"], command, digests)
+
+
+def _run_torchrun(options: list[str], command: list[str], digests: Mapping[str, str]) -> None:
+    """Run a command of Python in workers of torchrun. Raises StageError if one fails.
+
+    options: torchrun's. command: Python's arguments.
+    """
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *options]
     # If this process is killed, so is torchrun, and with it the workers. Ctrl-C in the terminal reaches this process only.
     die_with_us = partial(processes.die_with_parent, os.getpid(), signal.SIGKILL)
     with tempfile.TemporaryDirectory() as folder:
         exchange = Path(folder)
         (exchange / DIGESTS).write_text(json.dumps(dict(digests)), encoding="utf-8")
         done = subprocess.run(
-            [*command, *sys.orig_argv[1:]],
+            [*torchrun, *command],
             env=os.environ | {LAUNCH_FOLDER: folder},
             check=False,
             preexec_fn=die_with_us,
@@ -160,9 +206,7 @@ def _run_torchrun(devices: int, digests: Mapping[str, str]) -> None:
         )
         if done.returncode:
             error = exchange / ERROR
-            raise StageError(
-                error.read_text(encoding="utf-8") if error.exists() else "a worker process failed: see its error message above"
-            )
+            raise StageError(error.read_text(encoding="utf-8") if error.exists() else WORKER_FAILED)
 
 
 def _hash_inputs(inputs: Mapping[str, Path]) -> dict[str, str]:

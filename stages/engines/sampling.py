@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from stages.artifacts import files, models, schemas, shards
 from stages.engines import numerics
 from stages.method import chat
-from stages.runtime import params
+from stages.runtime import cluster, params
 from stages.runtime.devices import explain_out_of_memory
 from stages.runtime.errors import StageError, describe, one_line
 from stages.runtime.logs import log
@@ -180,6 +180,7 @@ def start_engine(model: Path, engine: params.Engine, seed: int) -> Any:
             f"this is {torch.cuda.get_device_name() if on_gpu else 'a CPU'}: set it to false"
         )
     numerics.restrict_vllm()
+    cluster.hide_ray()
     logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # hide its warning that a CPU has no Triton
     from vllm import LLM
 

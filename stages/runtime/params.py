@@ -369,6 +369,10 @@ class Train(Section):
     device_batch: Positive
     """Pairs per device and forward pass. Gradient accumulation makes up the rest of the global batch."""
     devices: Annotated[int, Field(gt=0, le=1024)]
+    """Processes that train together, on all nodes; each has a GPU of its own, where there are any."""
+    nodes: Annotated[int, Field(gt=0, le=1024)]
+    """Nodes of a Ray cluster (docs/scaling.md) that share the devices equally; 1: this machine alone. It cannot change a
+    result."""
     epochs: Annotated[PositiveFloat, Field(le=10_000)]
     """Epochs of the learning-rate schedule."""
     stop_epoch: PositiveFloat

@@ -2,13 +2,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from stages.artifacts import files
 from stages.engines import distributed
-from stages.runtime import devices
+from stages.runtime import cluster, devices
 from stages.runtime.errors import StageError
 from stages.runtime.paths import ROOT
 from support.messages import assert_message
@@ -85,6 +86,36 @@ def test_more_processes_than_the_cores_can_run_are_one_line(count: int, monkeypa
     with pytest.raises(StageError) as raised:
         distributed.launch(count, {}, lambda group: None)
     assert_message(str(raised.value), f"train.devices is {count}", "16 processes", "lower train.devices")
+
+
+@pytest.mark.parametrize(
+    ("devices", "nodes", "address", "words"),
+    [
+        (4, 2, "", ["train.nodes is 2", "RAY_ADDRESS is not set", "docs/scaling.md"]),
+        (4, 3, "10.0.0.1:6379", ["train.devices", "4", "not a multiple of train.nodes, 3"]),
+    ],
+)
+def test_several_nodes_need_a_cluster_and_equal_shares(
+    devices: int, nodes: int, address: str, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(StageError) as raised:
+        distributed.launch(devices, {}, lambda group: None, nodes)
+    assert_message(str(raised.value), *words)
+
+
+def test_a_node_runs_its_share_of_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun numbers the processes by node; their threads are those of as many processes on one machine."""
+    started: list[Any] = []
+    monkeypatch.setattr(distributed, "_run_torchrun", lambda *arguments: started.append(arguments))
+    monkeypatch.setattr(os, "environ", {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"})
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    distributed._run_node(cluster.Place(1, 2, "10.0.0.1", 29500), 4, 8, ["-m", "stages"], {"model": "0"})
+    options = ["--nnodes=2", "--node_rank=1", "--nproc_per_node=4", "--master_addr=10.0.0.1", "--master_port=29500"]
+    assert started == [(options, ["-m", "stages"], {"model": "0"})]
+    assert os.environ["OMP_NUM_THREADS"] == "2"
 
 
 @pytest.fixture

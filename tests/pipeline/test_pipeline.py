@@ -70,7 +70,8 @@ def loaded_keys(name: str) -> set[str]:
     loads = [call for call in calls if ast.unparse(call.func) == "params.load"]
     own = {argument.value for call in loads for argument in call.args if isinstance(argument, ast.Constant)}
     if "train" in own:  # loaded as a whole; some of its keys cannot change a result, so that a change of them re-runs nothing
-        own = own - {"train"} | {f"train.{key}" for key in params.Train.model_fields if key not in NOT_IN_RESUME_KEY}
+        own = own - {"train"} | {f"train.{key}" for key in params.Train.model_fields}
+    own -= {f"train.{key}" for key in NOT_IN_RESUME_KEY}
     return own | ({"numerics"} if catalog.has_numerics(name) else set())
 
 

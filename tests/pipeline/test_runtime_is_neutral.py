@@ -23,6 +23,7 @@ from stages.artifacts import schemas, shards, tables
 from stages.assets import alpaca_eval, harness, prompts
 from stages.runtime import (
     catalog,
+    cluster,
     devices,
     durable,
     errors,
@@ -44,6 +45,7 @@ from support.workers import load_echo
 
 RUNTIME = [
     catalog,
+    cluster,
     devices,
     durable,
     errors,
@@ -73,6 +75,8 @@ DECLARATIONS = {
     "params.MODEL_NAME",  # the form of such names
     *(f"params.{name}" for name in ("Precision", "Text", "Positive", "PositiveFloat")),  # types
     "paths.ROOT",
+    "cluster.ADDRESS",  # the name of an environment variable
+    "cluster.Place",
     "scratch.FOLDER",
     "scratch.NUMERICS",  # the name of an environment variable
     "logs.log",
@@ -116,6 +120,12 @@ MUTANTS: dict[str, Callable[..., Any]] = {
     "devices.is_launched": lambda: False,
     "devices.forget_launchers": ignore,
     "devices.forget_overrides": ignore,
+    "cluster.is_asked_for": lambda: False,
+    "cluster.hide_ray": ignore,
+    "cluster.connect": ignore,
+    "cluster.list_nodes": lambda ray: [],
+    "cluster.has_gpus": lambda nodes: False,
+    "cluster.run_on_nodes": ignore,
     "durable.append_line": ignore,
     "durable.flush": ignore,
     "durable.replace": lambda new, path: new.replace(path),
@@ -203,6 +213,10 @@ def test_every_function_of_runtime_is_listed_here() -> None:
         "params.unchecked_asset",
         "run.build_parser",
         "run.run_stage",
+        *(
+            f"cluster.{name}"
+            for name in ("hand_over", "take_over", "worker_environment", "shared_paths", "find_missing", "refuse_missing")
+        ),
         *(
             f"run.{name}"
             for name in (

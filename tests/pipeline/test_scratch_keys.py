@@ -62,13 +62,14 @@ def test_training_depends_on_its_inputs_eta_seed_and_settings() -> None:
         train_key(offload="optimizer"),
     ]
     assert len({train_key(), *others}) == 1 + len(others)
-    assert train_key(checkpoint_steps=3) == train_key(report_to="wandb") == train_key(), "these do not change the result"
+    same = [train_key(checkpoint_steps=3), train_key(report_to="wandb"), train_key(nodes=2)]
+    assert set(same) == {train_key()}, "these do not change the result"
     assert train_key()[0] == "train"
 
 
 def reference_key(digests: dict[str, str] = DIGESTS, **overrides: Any) -> tuple[str, str]:
     set_params(Path(), {key.replace("__", "."): value for key, value in overrides.items()})
-    settings = params.load("lengths", "train.devices", "train.device_batch", "train.dtype")
+    settings = params.load("lengths", "train.devices", "train.nodes", "train.device_batch", "train.dtype")
     return find_key(reference.run, argparse.Namespace(), settings, distributed.Group(1, digests))
 
 
@@ -82,6 +83,7 @@ def test_reference_depends_on_its_inputs_and_lengths() -> None:
         reference_key(train__device_batch=8),
     ]
     assert len({reference_key(), *others}) == 1 + len(others)
+    assert reference_key(train__nodes=2) == reference_key()
 
 
 def rank_key(ranker: str = "1", samples: int = 3, **overrides: Any) -> tuple[str, str]:
