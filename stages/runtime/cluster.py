@@ -149,16 +149,25 @@ def worker_environment() -> dict[str, Any]:
     """Return Ray's runtime_env for this stage's processes: this Python environment, and the environment variables, which
     Python and C libraries read when a process starts."""
     variables = {name: value for name, value in hand_over().items() if not SECRET.search(name)}
-    return {"py_executable": sys.executable, "env_vars": variables | {"PYTHONPATH": str(ROOT)}}
+    given = [str(Path(path).absolute()) for path in os.environ.get("PYTHONPATH", "").split(":") if path]
+    return {"py_executable": sys.executable, "env_vars": variables | {"PYTHONPATH": ":".join([str(ROOT), *given])}}
 
 
 @contextlib.contextmanager
-def shared_paths(paths: Sequence[Path]) -> Iterator[list[str]]:
+def shared_paths(paths: Sequence[Path], scratch_folder: Path | None = None) -> Iterator[list[str]]:
     """Yield the paths that a node must see: the given ones, this folder, this Python, and a file that exists within the block,
-    to tell the shared folder for unfinished work from another one of that name."""
-    scratch.FOLDER.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=scratch.FOLDER.resolve(), prefix="cluster-") as mark:
+    to tell the shared folder for unfinished work from another one of that name. scratch_folder: where that is."""
+    folder = scratch_folder or scratch.FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder.resolve(), prefix="cluster-") as mark:
         yield [str(Path.cwd()), str(ROOT), sys.executable, *(str(path.absolute()) for path in paths), mark.name]
+
+
+def on_node(node: str) -> Any:
+    """Return Ray's scheduling strategy for a node, by its ID."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(node, soft=False)
 
 
 def find_missing(ray: Any, paths: Sequence[str], scheduling: Any) -> Any:

@@ -19,7 +19,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Protocol
 
-from stages.runtime import processes
+from stages.runtime import actors, cluster, processes
 from stages.runtime.errors import StageError, quote, user_message
 from stages.runtime.logs import log, setup_logging
 
@@ -79,12 +79,18 @@ def start(
 ) -> Iterator[Deal]:
     """Start one worker per device; yield the function that deals tasks to them. One device: this process computes.
 
+    Where RAY_ADDRESS names a cluster, its devices take the place of this machine's: see `actors.start`.
+
     load: a module-level function; `load(*arguments)` returns the function that computes one task. devices: see `list_devices`.
     fork: start workers on CPUs as copies of this process, so that they need not repeat its imports. folder: where each worker
     writes what it prints, to worker-PID.log; None: it prints to this process's stderr.
     Raises StageError if SPPO_TIMEOUT is not a positive integer.
     """
     timeout = read_timeout()
+    if cluster.is_asked_for():
+        with actors.start(load, arguments, devices, folder) as remote:
+            yield lambda tasks, describe: deal(remote.staff(len(tasks)), tasks, describe, timeout)
+        return
     if len(devices) == 1:
         compute = load(*arguments)
         yield lambda tasks, _: ((index, compute(task)) for index, task in enumerate(tasks))

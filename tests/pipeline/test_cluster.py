@@ -1,5 +1,8 @@
 """Stages on a Ray cluster of two nodes give the same bytes as on this machine."""
 
+import shutil
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,6 +60,55 @@ def test_too_few_nodes_are_one_line(pairs: Path, cluster: Any, overrides: dict[s
     assert not (folder / "pairs.parquet").exists()
 
 
+@pytest.fixture
+def sampled(tiny: Path, tmp_path: Path) -> Path:
+    """A folder with the inputs and the outputs of `tiny`, and parameters that give three shards."""
+    for name in ("base", "prompts.parquet", "responses.parquet"):
+        (tmp_path / name).symlink_to(tiny / name)
+    files.write_json([{"dataset": "d", "instruction": "What is 1 plus 1?"}], tmp_path / "instructions.json")
+    set_params(tmp_path, TINY | {"answer.shard_size": 8, "rank.shard_size": 8})
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_responses_are_the_same_bytes_though_the_stage_was_killed_in_the_middle(sampled: Path, cluster: Any) -> None:
+    options = ["--iteration", "iter1", "--model", "base", "--prompts", "prompts.parquet", "--out", "again.parquet"]
+    process = clusters.start_program(sampled, "-m", "stages", "generate", *options, RAY_ADDRESS=cluster.address)
+    while not list(sampled.glob("scratch/generate/*/*.parquet")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    done = run_stage(sampled, "generate", *options, RAY_ADDRESS=cluster.address)
+    assert done.returncode == 0, done.stderr
+    assert "of 3 shards are already finished" in done.stderr
+    assert (sampled / "again.parquet").read_bytes() == (sampled / "responses.parquet").read_bytes()
+
+
+ANSWER = ["--name", "iter1", "--model", "base", "--instructions", "instructions.json", "--hold-out", "prompts.parquet"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "options", "outputs"),
+    [
+        ("answer", ANSWER, {"--out": "answers.json", "--out-hold-out": "answers.parquet"}),
+        ("rank", ["--ranker", "ranker", "--responses", "responses.parquet"], {"--out": "rankings.parquet"}),
+    ],
+)
+def test_a_stage_gives_the_same_bytes(
+    sampled: Path, ranker: Path, cluster: Any, stage: str, options: list[str], outputs: dict[str, str]
+) -> None:
+    """rank runs in another environment than the cluster."""
+    shutil.copytree(ranker, sampled / "ranker")
+    for prefix, environment in (("local", {"SPPO_WORKERS": "1"}), ("cluster", {"RAY_ADDRESS": cluster.address})):
+        where = [word for option, name in outputs.items() for word in (option, f"{prefix}-{name}")]
+        done = run_stage(sampled, stage, *options, *where, **environment)
+        assert done.returncode == 0, done.stderr
+    for name in outputs.values():
+        assert (sampled / f"cluster-{name}").read_bytes() == (sampled / f"local-{name}").read_bytes()
+
+
 LAUNCH = """
 import os
 from pathlib import Path
@@ -78,7 +130,6 @@ except Exception as error:
 def test_the_error_of_one_node_is_reported_once_and_last(tmp_path: Path, cluster: Any) -> None:
     (tmp_path / "input").write_text("weights")
     (tmp_path / "launch.py").write_text(LAUNCH)
-    done = clusters.run_program(tmp_path, "launch.py", RAY_ADDRESS=cluster.address)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "error: row 3 is wrong: fix it"
-    assert done.stderr.count("row 3") == 1
+    process = clusters.start_program(tmp_path, "launch.py", RAY_ADDRESS=cluster.address)
+    message = clusters.failure(process)
+    assert message == "error: row 3 is wrong: fix it"

@@ -22,6 +22,7 @@ from stages import evaluate_alpaca, split
 from stages.artifacts import schemas, shards, tables
 from stages.assets import alpaca_eval, harness, prompts
 from stages.runtime import (
+    actors,
     catalog,
     cluster,
     devices,
@@ -44,6 +45,7 @@ from support.running import SMALLEST, set_params
 from support.workers import load_echo
 
 RUNTIME = [
+    actors,
     catalog,
     cluster,
     devices,
@@ -211,11 +213,20 @@ def test_every_function_of_runtime_is_listed_here() -> None:
         "params.validate_evaluation",
         "params.is_evaluation",
         "params.unchecked_asset",
+        "actors.start",
         "run.build_parser",
         "run.run_stage",
         *(
             f"cluster.{name}"
-            for name in ("hand_over", "take_over", "worker_environment", "shared_paths", "find_missing", "refuse_missing")
+            for name in (
+                "hand_over",
+                "take_over",
+                "worker_environment",
+                "shared_paths",
+                "find_missing",
+                "refuse_missing",
+                "on_node",
+            )
         ),
         *(
             f"run.{name}"

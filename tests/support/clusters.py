@@ -1,6 +1,7 @@
 """A Ray cluster on this machine, whose nodes have addresses of their own on the loopback interface."""
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -21,11 +22,14 @@ def add_node(cluster: Any, index: int, **resources: Any) -> Any:
     return cluster.add_node(num_cpus=1, node_ip_address=f"127.0.0.{2 + index}", object_store_memory=MEMORY, **resources)
 
 
+NICENESS = "RAY_worker_niceness"
+
+
 @contextlib.contextmanager
 def start(nodes: int) -> Iterator[Any]:
     """Start nodes of one CPU each; yield the `ray.cluster_utils.Cluster`."""
     cluster_utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed: requirements/cluster.in")
-    os.environ["RAY_worker_niceness"] = "0"  # Ray's default is 15: what else this machine does would come first
+    os.environ[NICENESS] = "0"  # Ray's default is 15: what else this machine does would come first
     cluster = cluster_utils.Cluster()
     try:
         for index in range(nodes):
@@ -33,10 +37,52 @@ def start(nodes: int) -> Iterator[Any]:
         yield cluster
     finally:
         cluster.shutdown()
-        del os.environ["RAY_worker_niceness"]
+        del os.environ[NICENESS]
 
 
-def run_program(folder: Path, *command: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """Run a Python program in `folder`, from where it can import `stages`."""
-    values = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
-    return subprocess.run([sys.executable, *command], cwd=folder, env=values, capture_output=True, text=True, check=False)
+def start_program(folder: Path, *command: str, **environment: str) -> "subprocess.Popen[str]":
+    """Start a Python program in `folder`, which can import `stages` and `support`."""
+    values = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"} | environment
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, *command], cwd=folder, env=os.environ | values, stdout=pipe, stderr=pipe, text=True
+    )
+
+
+DEAL = """
+import json, sys
+from stages.runtime import errors, logs, workers
+from support.workers import load_play
+
+logs.setup_logging()
+try:
+    with workers.start(load_play, tuple(sys.argv[2:]), [""]) as deal:
+        for index, result in deal([tuple(task) for task in json.loads(sys.argv[1])], lambda index: f"task {index}"):
+            print("result", index, result, flush=True)
+except Exception as error:
+    errors.exit_with(error)
+"""
+"""A program that deals the tasks in its first argument to workers of `support.workers.load_play`, which gets the others."""
+
+
+def deal(
+    folder: Path, cluster: Any, tasks: list[tuple[str, Any]], *arguments: str, **environment: str
+) -> "subprocess.Popen[str]":
+    """Start DEAL on a cluster, in `folder`."""
+    (folder / "deal.py").write_text(DEAL)
+    return start_program(folder, "deal.py", json.dumps(tasks), *arguments, RAY_ADDRESS=cluster.address, **environment)
+
+
+def results(process: "subprocess.Popen[str]") -> dict[int, str]:
+    """Wait for the end of DEAL, which must succeed. Returns the results of the tasks."""
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    lines = [line.split(" ", 2) for line in output.splitlines() if line.startswith("result ")]
+    return {int(index): result for _, index, result in lines}
+
+
+def failure(process: "subprocess.Popen[str]") -> str:
+    """Wait for the end of DEAL, which must fail. Returns the last line of stderr."""
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 1, errors
+    return errors.splitlines()[-1]

@@ -84,11 +84,11 @@ def play(task: tuple[str, Any]) -> Any:
         raise StageError(value)
     if what == "crash":
         raise ZeroDivisionError(value)
-    if what == "die":
+    if what in ("die", "die once") and is_due(what, value):
         os.kill(os.getpid(), signal.SIGKILL)
     if what == "stop in the middle":
         stop_in_the_middle(value)
-    if what == "hang" or (what == "hang once" and not has_been(value)):
+    if what in ("hang", "hang once", "hang on the node") and is_due(what, value):
         time.sleep(600)
     return value
 
@@ -99,6 +99,16 @@ def has_been(name: str) -> bool:
     before = path.exists()
     path.touch()
     return before
+
+
+def is_due(what: str, value: Any) -> bool:
+    """Return whether to do it now: always, the first time with this value, or on the node of a Ray cluster at this address."""
+    if what == "hang on the node":
+        import ray
+
+        there = ray.util.get_node_ip_address() == value
+        return there and Path(f"hangs-{value}").touch() is None
+    return not what.endswith(" once") or not has_been(value)
 
 
 def stop_in_the_middle(number: signal.Signals) -> None:

@@ -1,0 +1,215 @@
+"""Workers on a Ray cluster: on each node, one actor per GPU or, without GPUs, as many as this machine would start.
+
+Nodes may join and leave while a stage works: the task of a worker that is lost is dealt again. stages.runtime.workers deals.
+"""
+
+import contextlib
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from stages.runtime import cluster
+from stages.runtime.errors import StageError, describe, user_message
+from stages.runtime.logs import log
+
+POLL_SECONDS = 5
+"""How often to look for new nodes."""
+LOSSES = 2
+"""How many workers may die of the same task, on nodes that live on; after that, the task is the cause."""
+
+Slot = tuple[str, int]
+"""A node's ID, and a number below the number of its workers."""
+
+
+@contextlib.contextmanager
+def start(load: Callable[..., Any], arguments: tuple[Any, ...], devices: list[str], folder: Path | None) -> Iterator["Actors"]:
+    """Join the cluster; yield a crew that has no workers yet. The arguments are those of `workers.start`.
+
+    Raises StageError if there is no cluster or if one of its nodes does not see this folder, or a path among the arguments.
+    """
+    ray = cluster.connect()
+    paths = [argument for argument in arguments if isinstance(argument, Path)]
+    crew = None
+    try:
+        with cluster.shared_paths(paths, folder) as shared:
+            crew = Actors(ray, (load, arguments, folder and folder.resolve()), devices, shared)
+            crew.add_nodes()
+            yield crew
+    finally:
+        if crew:
+            crew.kill()
+        ray.shutdown()
+
+
+class Actor:
+    """A worker of the crew: an actor of Ray, which is starting, loading, free, computing, or lost."""
+
+    def __init__(self, ray: Any, slot: Slot, host: str, gpus: int, folder: Path | None) -> None:
+        self.slot, self.host, self.task = slot, host, None
+        self.since: float | None = None
+        self.loaded = False
+        options = {
+            "num_cpus": 0,
+            "num_gpus": gpus,
+            "max_restarts": 0,
+            "runtime_env": cluster.worker_environment(),
+            "scheduling_strategy": cluster.on_node(slot[0]),
+        }
+        self.handle = ray.remote(_Computer).options(**options).remote(str(Path.cwd()), cluster.hand_over(), folder)
+        self.pending = self.handle.wait_for_device.remote()
+
+    def is_free(self) -> bool:
+        return self.loaded and self.pending is None
+
+    def send(self, task: Any) -> None:
+        self.task, self.since = task, time.monotonic()
+        self.pending = self.handle.compute.remote(task)
+
+
+class Actors:
+    """A crew of actors."""
+
+    def __init__(self, ray: Any, job: tuple[Any, ...], devices: list[str], shared: list[str]) -> None:
+        self.ray, self.job, self.shared = ray, job, shared
+        self.devices = devices
+        self.gpus = len(devices[0].split(","))  # of each worker, where there are any: several for tensor parallelism
+        self.hosts: dict[str, str] = {}
+        self.slots: list[Slot] = []
+        self.workers: list[Actor] = []
+        self.losses: Counter[int] = Counter()
+        self.most, self.polled = 0, 0.0
+
+    def staff(self, tasks: int) -> "Actors":
+        """Start workers for so many tasks, as far as there are devices; those on new nodes follow. Returns the crew."""
+        self.most = max(self.most, tasks)
+        taken = {worker.slot for worker in self.workers}
+        for slot in self.slots:
+            if slot not in taken and len(self.workers) < self.most:
+                self.workers.append(self._hire(slot))
+        return self
+
+    def _hire(self, slot: Slot) -> Actor:
+        return Actor(self.ray, slot, self.hosts[slot[0]], self.gpus if self.with_gpus else 0, self.job[-1])
+
+    def add_nodes(self) -> None:
+        """Find the nodes that are alive, and check new ones. Raises StageError if one of the first does not see a path; one
+        that joins later is left out, with a warning."""
+        nodes = cluster.list_nodes(self.ray)
+        self.with_gpus, first, self.polled = cluster.has_gpus(nodes), not self.hosts, time.monotonic()
+        self.slots = [slot for slot in self.slots if slot[0] in {node["NodeID"] for node in nodes}]
+        new = [node for node in nodes if node["NodeID"] not in self.hosts]
+        checks = [cluster.find_missing(self.ray, self.shared, cluster.on_node(node["NodeID"])) for node in new]
+        for node, check in zip(new, checks, strict=True):
+            name, host = node["NodeID"], node["NodeManagerAddress"]
+            self.hosts[name] = host
+            count = int(node["Resources"].get("GPU", 0)) // self.gpus if self.with_gpus else len(self.devices)
+            try:
+                cluster.refuse_missing(host, self.ray.get(check)[1])
+            except StageError as error:
+                if first:
+                    raise
+                log.warning("%s; going on without it", error)
+                continue
+            except self.ray.exceptions.RayError:  # it has gone again
+                continue
+            self.slots += [(name, index) for index in range(count)]
+            if not first:
+                log.info("node %s has joined the cluster: %d workers more", host, count)
+
+    def wait(self, seconds: float | None) -> list[tuple[Actor, str, Any]]:
+        """Wait as `workers.Crew` says, and start workers on nodes that have joined."""
+        if time.monotonic() - self.polled >= POLL_SECONDS:
+            self.add_nodes()
+            self.staff(self.most)
+        busy = {worker.pending: worker for worker in self.workers if worker.pending is not None}
+        timeout = POLL_SECONDS if seconds is None else min(seconds, POLL_SECONDS)
+        if not busy:
+            time.sleep(timeout)
+            return []
+        done, _ = self.ray.wait(list(busy), num_returns=1, timeout=timeout)
+        if done:
+            done, _ = self.ray.wait(list(busy), num_returns=len(busy), timeout=0)
+        return [report for reference in done for report in self._read(busy[reference])]
+
+    def _read(self, worker: Actor) -> list[tuple[Actor, str, Any]]:
+        """Return what a worker reports whose call has ended, and start its next one."""
+        try:
+            kind, value = self.ray.get(worker.pending)
+        except self.ray.exceptions.RayTaskError as error:
+            log.warning("%s", error)
+            kind, value = "failed", f"a worker on node {worker.host} failed; see its message above: fix the cause, then re-run"
+        except self.ray.exceptions.RayError as error:
+            return [self._lose(worker, describe(error))]
+        worker.pending, worker.since = None, None
+        if kind == "placed":
+            load, arguments, _ = self.job
+            worker.since, worker.pending = time.monotonic(), worker.handle.load.remote(load, arguments)
+            return []
+        worker.loaded = True
+        return [(worker, kind, value)]
+
+    def _lose(self, worker: Actor, reason: str) -> tuple[Actor, str, Any]:
+        """Report that a worker has ended, and start another in its place if its node is still there."""
+        self.add_nodes()
+        task = id(worker.task)
+        if worker.slot in self.slots:
+            self.losses[task] += 1
+        self.replace(worker)
+        if self.losses[task] >= LOSSES:
+            log.warning("node %s: %s", worker.host, reason)
+            how = f"died {LOSSES} times of the same task (out of memory?)"
+            return worker, "failed", f"workers on the cluster {how}: fix the cause, then re-run to resume"
+        return worker, "lost", f"its worker on node {worker.host} is lost"
+
+    def replace(self, worker: Any) -> None:
+        """Kill a worker and start another in its place, unless its node has gone."""
+        worker.since, worker.pending = None, None
+        self.ray.kill(worker.handle)
+        self.workers.remove(worker)
+        if worker.slot in self.slots:
+            self.workers.append(self._hire(worker.slot))
+
+    def end(self) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        for worker in self.workers:
+            self.ray.kill(worker.handle)
+        self.workers.clear()
+
+
+class _Computer:
+    """What an actor does in its process."""
+
+    def __init__(self, folder: str, environment: dict[str, str], logs: Path | None) -> None:
+        cluster.take_over(folder, environment)
+        if logs:
+            name = f"worker-{os.uname().nodename}-{os.getpid()}.log"
+            handle = os.open(logs / name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
+            os.dup2(handle, sys.stdout.fileno())
+            os.dup2(handle, sys.stderr.fileno())
+
+    def wait_for_device(self) -> tuple[str, None]:
+        return "placed", None
+
+    def load(self, load: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[str, Any]:
+        def prepare() -> None:
+            self.work = load(*arguments)
+
+        return self._try("ready", prepare)
+
+    def compute(self, task: Any) -> tuple[str, Any]:
+        return self._try("result", lambda: self.work(task))
+
+    def _try(self, kind: str, function: Callable[[], Any]) -> tuple[str, Any]:
+        try:
+            return kind, function()
+        except Exception as error:
+            message = user_message(error)
+            if not message:
+                raise
+            return "failed", message

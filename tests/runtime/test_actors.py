@@ -1,0 +1,175 @@
+"""Workers on a Ray cluster of two nodes, whose stage is a program that deals tasks."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages.runtime import actors
+from stages.runtime import cluster as clusters_of_ray
+from stages.runtime.errors import StageError
+from support import clusters
+from support.messages import assert_message
+
+
+class FakeRay:
+    """Stands for the module `ray`: nodes by name, each with its resources, and the actors on them."""
+
+    class exceptions:  # noqa: N801 - its name in Ray
+        RayError = ConnectionError
+        RayTaskError = ZeroDivisionError
+
+    def __init__(self, **nodes: dict[str, float]) -> None:
+        self.found, self.killed = nodes, list[Any]()
+
+    def nodes(self) -> list[dict[str, Any]]:
+        rows = self.found.items()
+        return [{"Alive": True, "NodeID": name, "NodeManagerAddress": f"at-{name}", "Resources": row} for name, row in rows]
+
+    def get(self, reference: Any) -> Any:
+        if isinstance(reference, Exception):
+            raise reference
+        return reference
+
+    def kill(self, handle: Any) -> None:
+        self.killed.append(handle)
+
+
+class FakeActor:
+    """Stands for actors.Actor."""
+
+    def __init__(self, ray: FakeRay, slot: actors.Slot, host: str, gpus: int, folder: Path | None) -> None:
+        self.slot, self.host, self.gpus = slot, host, gpus
+        self.handle, self.task, self.since, self.pending, self.loaded = slot, None, None, None, False
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Without a cluster: node -> the path that it does not see."""
+    missing: dict[str, str] = {}
+    monkeypatch.setattr(actors, "Actor", FakeActor)
+    monkeypatch.setattr(clusters_of_ray, "on_node", lambda node: node)
+    monkeypatch.setattr(clusters_of_ray, "find_missing", lambda ray, paths, node: ("", missing.get(node), 0))
+    return missing
+
+
+def make_crew(ray: FakeRay, devices: list[str]) -> actors.Actors:
+    crew = actors.Actors(ray, (None, (), None), devices, [])
+    crew.add_nodes()
+    return crew
+
+
+@pytest.mark.parametrize(
+    ("nodes", "devices", "tasks", "slots", "gpus"),
+    [
+        ({"a": {"CPU": 4}, "b": {"CPU": 4}}, [""], 9, "a0 b0", 0),
+        ({"a": {"CPU": 4}, "b": {"CPU": 4}}, ["", ""], 9, "a0 a1 b0 b1", 0),
+        ({"a": {"CPU": 4, "GPU": 2}, "b": {"CPU": 4}}, [""], 9, "a0 a1", 1),
+        ({"a": {"GPU": 8}, "b": {"GPU": 3}}, ["0,1,2,3"], 9, "a0 a1", 4),
+        ({"a": {"GPU": 2}, "b": {"GPU": 2}}, ["0"], 3, "a0 a1 b0", 1),
+    ],
+    ids=["nodes", "cores", "head without GPUs", "tensor parallelism", "few tasks"],
+)
+def test_there_is_one_worker_per_device_and_no_more_than_tasks(
+    fakes: dict[str, str], nodes: Any, devices: list[str], tasks: int, slots: str, gpus: int
+) -> None:
+    crew = make_crew(FakeRay(**nodes), devices).staff(tasks)
+    assert " ".join(f"{name}{index}" for name, index in (worker.slot for worker in crew.workers)) == slots
+    assert {worker.gpus for worker in crew.workers} == {gpus}  # type: ignore[attr-defined]
+
+
+def test_a_node_that_does_not_see_a_path_stops_the_stage_at_its_start_only(
+    fakes: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    fakes["b"] = "/models"
+    with pytest.raises(StageError) as raised:
+        make_crew(FakeRay(a={"CPU": 1}, b={"CPU": 1}), [""])
+    assert_message(str(raised.value), "at-b", "/models")
+    ray = FakeRay(a={"CPU": 1})
+    crew = make_crew(ray, [""]).staff(5)
+    ray.found["b"] = {"CPU": 1}
+    crew.add_nodes()
+    assert [worker.slot[0] for worker in crew.staff(5).workers] == ["a"]
+    assert "/models" in caplog.text
+
+
+def test_a_lost_worker_is_replaced_only_where_its_node_lives_on(fakes: dict[str, str]) -> None:
+    ray = FakeRay(a={"CPU": 1}, b={"CPU": 1})
+    crew = make_crew(ray, [""]).staff(2)
+    first, second = crew.workers
+    task = ("task",)
+    first.task = second.task = task  # type: ignore[assignment]
+    del ray.found["b"]
+    second.pending = ConnectionError("node died")
+    assert crew._read(second) == [(second, "lost", "its worker on node at-b is lost")]
+    assert [worker.slot for worker in crew.workers] == [("a", 0)]
+    assert ray.killed == [("b", 0)]
+    first.pending = ConnectionError("actor died")
+    assert crew._read(first) == [(first, "lost", "its worker on node at-a is lost")]
+    (third,) = crew.workers
+    assert third.slot == ("a", 0)
+    third.task, third.pending = task, ConnectionError("actor died")  # type: ignore[assignment]
+    ((_, kind, message),) = crew._read(third)
+    assert kind == "failed"
+    assert_message(message, "died 2 times", "re-run")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    with clusters.start(2) as cluster:
+        yield cluster
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 200
+    while not path.exists():
+        assert time.monotonic() < deadline, path
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_every_node_works_and_a_dead_worker_is_replaced(tmp_path: Path, cluster: Any) -> None:
+    found = clusters.results(clusters.deal(tmp_path, cluster, [("meet", 2), ("meet", 2), ("die once", 7), ("", 8)]))
+    assert found[0] != found[1]
+    assert (found[2], found[3]) == ("7", "8")
+
+
+@pytest.mark.slow
+def test_a_hanging_worker_is_given_up(tmp_path: Path, cluster: Any) -> None:
+    tasks = [("hang once", 3), ("", 4)]
+    assert clusters.results(clusters.deal(tmp_path, cluster, tasks, SPPO_TIMEOUT="30")) == {0: "3", 1: "4"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("tasks", "arguments", "words"),
+    [
+        ([("fail", "row 3 is wrong: fix it"), ("", 1)], [], ["row 3 is wrong: fix it"]),
+        ([("die", 1)], [], ["died 2 times", "re-run"]),
+        ([("crash", 1)], [], ["a worker on node 127.0.0.", "failed", "re-run"]),
+        ([("", 1)], ["fail"], ["a worker on node 127.0.0.", "failed"]),
+    ],
+    ids=["fail", "die", "crash", "load"],
+)
+def test_a_failing_task_is_one_line(
+    tmp_path: Path, cluster: Any, tasks: list[tuple[str, Any]], arguments: list[str], words: list[str]
+) -> None:
+    assert_message(clusters.failure(clusters.deal(tmp_path, cluster, tasks, *arguments)), *words)
+
+
+@pytest.mark.slow
+def test_a_node_that_joins_late_is_used_and_the_tasks_of_one_that_is_lost_are_dealt_again(tmp_path: Path, cluster: Any) -> None:
+    process = clusters.deal(
+        tmp_path, cluster, [("meet", 3), ("meet", 3), ("meet", 3), *[("hang on the node", "127.0.0.4")] * 4]
+    )
+    while len(list(tmp_path.glob("here-*"))) < 2:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    late = clusters.add_node(cluster, 2)
+    wait_for(tmp_path / "hangs-127.0.0.4")
+    cluster.remove_node(late, allow_graceful=False)
+    found = clusters.results(process)
+    assert len({found[index] for index in range(3)}) == 3
+    assert [found[index] for index in range(3, 7)] == ["127.0.0.4"] * 4
