@@ -15,7 +15,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 
 from stages.artifacts import files, schemas
 from stages.engines import checkpoints
-from stages.method import packing, sppo
+from stages.method import dealing, packing, sppo
 from stages.runtime import params
 from stages.runtime.devices import is_main_process
 from stages.runtime.errors import StageError
@@ -80,7 +80,7 @@ class DealtSampler(torch.utils.data.Sampler[int]):
         order = list(self.shuffled)
         for start in range(0, len(order), size):
             pairs = order[start : start + size]
-            for batch in packing.deal_out([self.sizes[pair] for pair in pairs], devices, device_batch):
+            for batch in dealing.deal_out([self.sizes[pair] for pair in pairs], devices, device_batch):
                 yield from (pairs[index] for index in batch)
 
 

@@ -1,1 +1,1 @@
-"""The SPPO method without files, parameters or devices: losses, win probabilities, chat templates, packing, seeding."""
+"""The SPPO method without files, parameters or devices: losses, win probabilities, chat templates, batches, seeding."""

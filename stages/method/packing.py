@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stages.method import dealing
 from stages.runtime.errors import StageError
 
 Row = dict[str, Any]
@@ -103,9 +104,9 @@ def _model_forward(
 def collate(rows: list[Row]) -> dict[str, Tensor]:
     """Collate B rows of schemas.PAIRS into one packed batch in which each prompt occurs once, before its two responses.
 
-    input_ids, position_ids, segments: (R, L) int64, with the longest pair's length as L and R from `assign_rows`. The prompt of
-    pair i is segment 3i, its responses are segments 3i + 1 and 3i + 2, padding is segment -1. The positions of both responses
-    continue the prompt's.
+    input_ids, position_ids, segments: (R, L) int64, with the longest pair's length as L and R from
+    `dealing.assign_rows`. The prompt of pair i is segment 3i, its responses are segments 3i + 1 and 3i + 2, padding is segment
+    -1. The positions of both responses continue the prompt's.
     targets: (T,) int64, the tokens of all chosen responses, then of all rejected ones. predicting: (T,) int64, for each target
     the index, among the R * L positions, of the position that predicts it. lengths: (2B,) int64, tokens of each response.
     probabilities: (2B,) float32, P^; reference_logps: (2B,) float32, in nats; each only if the rows have its columns.
@@ -125,79 +126,13 @@ def collate(rows: list[Row]) -> dict[str, Tensor]:
     return batch
 
 
-def assign_rows(sizes: list[int]) -> list[list[int]]:
-    """Assign pairs to rows by first-fit-decreasing: longest first, each to the first row that has room for it.
-
-    sizes: tokens of each pair; a row holds as many tokens as the longest pair has. Returns the pairs' indices by row.
-    """
-    length = max(sizes)
-    assigned: list[list[int]] = []
-    for pair in sorted(range(len(sizes)), key=lambda pair: -sizes[pair]):
-        fitting = (row for row in assigned if sum(sizes[other] for other in row) + sizes[pair] <= length)
-        if (row := next(fitting, None)) is None:
-            assigned.append(row := [])
-        row.append(pair)
-    return assigned
-
-
-def count_positions(sizes: list[int]) -> int:
-    """Return the positions that a packed batch computes, padding included. sizes: tokens of each pair."""
-    return len(assign_rows(sizes)) * max(sizes)
-
-
-def deal_out(sizes: list[int], devices: int, device_batch: int) -> list[list[int]]:
-    """Deal the pairs of a global batch out to batches of device_batch pairs, so that the devices wait little for each other.
-
-    The devices compute one batch each at a time: every round lasts as long as its largest batch. Of several ways to deal, the
-    one with the shortest rounds is taken, and of these the one with the least padding.
-    sizes: (global_batch,), tokens of each pair. Returns the pairs' indices by batch, ascending in each: `devices` batches of
-    the first round, those of the second, and so on. A single batch has the pairs in their order.
-    """
-    count, in_round = len(sizes) // device_batch, devices * device_batch
-    if count == 1:
-        return [list(range(len(sizes)))]
-    order = sorted(range(len(sizes)), key=lambda pair: -sizes[pair])
-    balanced_rounds = [
-        batch
-        for start in range(0, len(sizes), in_round)
-        for batch in _fill_batches(order[start : start + in_round], sizes, devices, device_batch)
-    ]
-    balanced = _fill_batches(order, sizes, count, device_batch)
-    similar, given = (
-        [pairs[start : start + device_batch] for start in range(0, len(sizes), device_batch)]
-        for pairs in (order, list(range(len(sizes))))
-    )
-    ways = [balanced_rounds, balanced, similar, given]
-    return [sorted(batch) for batch in min(ways, key=lambda way: _measure_rounds(way, sizes, devices))]
-
-
-def _fill_batches(pairs: list[int], sizes: list[int], count: int, device_batch: int) -> list[list[int]]:
-    """Add each pair to that of `count` batches, of those with room, which is then the smallest. Returns the largest first."""
-
-    def measure(batch: list[int]) -> tuple[int, int]:
-        tokens = [sizes[pair] for pair in batch]
-        return count_positions(tokens), sum(tokens)
-
-    batches: list[list[int]] = [[] for _ in range(count)]
-    for pair in pairs:
-        with_room = [batch for batch in batches if len(batch) < device_batch]
-        min(with_room, key=lambda batch: measure([*batch, pair])).append(pair)
-    return sorted(batches, key=measure, reverse=True)
-
-
-def _measure_rounds(batches: list[list[int]], sizes: list[int], devices: int) -> tuple[int, int]:
-    """Return the positions of each round's largest batch, summed over the rounds, and those of all batches."""
-    positions = [count_positions([sizes[pair] for pair in batch]) for batch in batches]
-    return sum(max(positions[start : start + devices]) for start in range(0, len(positions), devices)), sum(positions)
-
-
 def _lay_out(pairs: list[list[list[int]]]) -> tuple[dict[str, Tensor], dict[int, int]]:
     """Lay the texts of all pairs out in rows.
 
     Returns input_ids, position_ids and segments as in `collate`, and where each pair starts among the R * L positions.
     """
     sizes = [sum(map(len, texts)) for texts in pairs]
-    assigned, length = assign_rows(sizes), max(sizes)
+    assigned, length = dealing.assign_rows(sizes), max(sizes)
     input_ids = torch.zeros(len(assigned), length, dtype=torch.long)
     position_ids, segments = torch.zeros_like(input_ids), torch.full_like(input_ids, -1)
     starts = {}

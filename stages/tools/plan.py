@@ -17,12 +17,13 @@ from dvc.lock import LockNoop
 
 from stages.reporting import markdown
 from stages.runtime import params
+from stages.runtime.errors import StageError
 from stages.runtime.params import EvaluationParams, Params
 from stages.tools import options, repository
 from stages.tools.planning.hours import Machine, estimate_seconds
 from stages.tools.planning.memory import Memory, Shape, estimate_memory, name_remedy
 from stages.tools.planning.methods import CURRENT
-from stages.tools.planning.rates import GPUS
+from stages.tools.planning.rates import GPUS, Gpu
 from stages.tools.planning.sizes import Size, find_shape, measure_size
 from stages.tools.planning.work import CHECKPOINT_BYTES, Work, estimate_work
 
@@ -83,6 +84,10 @@ def format_plan(folder: Path, gpus: int) -> str:
     document, path = params.read(folder / "params.yaml"), folder / "params.yaml"
     validate = params.validate_evaluation if params.is_evaluation(document) else params.validate_unpinned
     settings: Params | EvaluationParams = validate(document, path)
+    if gpus < 1 or gpus % settings.engine.tensor_parallel:
+        raise StageError(
+            f"--gpus {gpus} is not a multiple of engine.tensor_parallel ({settings.engine.tensor_parallel}): change one"
+        )
     reasons = find_stale_stages(folder)
     if not reasons:
         return "Nothing would run: data and pipelines are up to date.\n"
@@ -122,7 +127,7 @@ def format_cells(costs: list[Cost], size: Size) -> list[str]:
     costs: those of the row's stages, which run one after the other.
     """
     work = sum((cost.work for cost in costs), Work())
-    memory = Memory(max(cost.memory.gpu for cost in costs), max(cost.memory.host for cost in costs))
+    gpu, host = max(cost.memory.gpu for cost in costs), max(cost.memory.host for cost in costs)
     flops = work.forward + work.rank + work.train + 2 * size.parameters * work.sampled
     return [
         f"{work.passes:,.0f}" if work.passes else "–",
@@ -130,16 +135,24 @@ def format_cells(costs: list[Cost], size: Size) -> list[str]:
         format_count(flops),
         f"{work.disk / 1e9:.1f}" if work.disk else "–",
         "–" if not work.dollars else "unknown" if math.isnan(work.dollars) else f"{work.dollars:,.0f}",
-        *(f"{value / 1e9:.1f}" if value else "–" for value in (memory.gpu, memory.host)),
-        *(format_hours(sum(cost.seconds[name] for cost in costs), memory, GPUS[name].memory.value) for name in GPUS),
+        *(f"{value / 1e9:.1f}" if value else "–" for value in (gpu, host)),
+        *(
+            format_hours(sum(cost.seconds[name] for cost in costs), all(fits(cost.memory, kind) for cost in costs))
+            for name, kind in GPUS.items()
+        ),
     ]
 
 
-def format_hours(seconds: float, memory: Memory, available: float) -> str:
-    """Format the hours of stages, or say that they need more memory than the GPU has. available: its bytes."""
+def fits(memory: Memory, gpu: Gpu) -> bool:
+    """Return whether a stage needs no more memory than it may take of a GPU."""
+    return memory.gpu <= memory.share * gpu.memory.value
+
+
+def format_hours(seconds: float, fitting: bool) -> str:
+    """Format the hours of stages, or say that a GPU has too little memory for them. fitting: as `fits` returns."""
     if not seconds:
         return "–"
-    return "too little memory" if memory.gpu > available else f"{seconds / 3600:.2f}"
+    return f"{seconds / 3600:.2f}" if fitting else "too little memory"
 
 
 def format_count(value: float) -> str:
@@ -153,8 +166,8 @@ def explain_plan(size: Size, assumed: list[str], settings: Params | EvaluationPa
     prompts = f"{size.prompts:,.0f} prompts per iteration, " if size.prompts else ""
     devices = f" reference and train use {settings.train.devices} (`train.devices`)." if isinstance(settings, Params) else ""
     cache = (
-        " vLLM takes 90% of a GPU, because `engine.kv_cache_gib` is null; its rows have the least that it needs, a KV cache "
-        "for one request of `engine.max_model_length` tokens."
+        f" vLLM takes {settings.engine.gpu_memory_utilization:.0%} of a GPU, because `engine.kv_cache_gib` is null; its rows "
+        "have the least that it needs, a KV cache for one request of `engine.max_model_length` tokens."
         if settings.engine.kv_cache_gib is None
         else ""
     )
@@ -180,10 +193,18 @@ def explain_checkpoints(size: Size, settings: Params | EvaluationParams) -> str:
 def warn_of_memory(costs: dict[str, Cost], settings: Params | EvaluationParams) -> str:
     """Return a line for each stage and kind of GPU that has too little memory for it, with the parameter to change."""
     lines = [
-        f"- {stage} needs {cost.memory.gpu / 1e9:.1f} GB on a GPU, and {name} has {gpu.memory.value / 1e9:.0f} GB: "
+        f"- {stage} needs {cost.memory.gpu / 1e9:.1f} GB on a GPU, and {describe_available(cost.memory, name)}: "
         f"{name_remedy(stage, settings)}"
         for stage, cost in costs.items()
         for name, gpu in GPUS.items()
-        if cost.memory.gpu > gpu.memory.value
+        if not fits(cost.memory, gpu)
     ]
     return "".join(["\nToo little memory:\n\n", *(f"{line}\n" for line in lines)]) if lines else ""
+
+
+def describe_available(memory: Memory, name: str) -> str:
+    """Describe what a stage may take of a GPU of a kind, a key of GPUS."""
+    available = GPUS[name].memory.value / 1e9
+    if memory.share == 1:
+        return f"{name} has {available:.0f} GB"
+    return f"vLLM may take {memory.share * available:.1f} of the {available:.0f} GB of {name}"

@@ -13,12 +13,14 @@ from dvc.repo import Repo, lock_repo
 from dvc.rwlock import rwlock
 
 from stages.runtime import params
+from stages.runtime.errors import StageError
 from stages.runtime.fingerprint import fingerprint
 from stages.runtime.paths import ROOT
 from stages.tools import plan, repository
 from stages.tools.planning import sizes, work
 from stages.tools.planning.comparison import RUNS
 from stages.tools.planning.memory import Memory
+from support.messages import assert_message
 from support.recipes import change, read_recipe
 from support.running import run_tool
 
@@ -43,9 +45,14 @@ def total_hours(costs: dict[str, plan.Cost], gpu: str) -> float:
 
 
 def test_hours_need_memory() -> None:
-    assert plan.format_hours(7200, Memory(24e9, 100e9), 24e9) == "2.00"
-    assert plan.format_hours(7200, Memory(25e9, 0), 24e9) == "too little memory"
-    assert plan.format_hours(0, Memory(25e9, 0), 24e9) == "–", "it uses no GPU"
+    gpu = plan.GPUS["RTX 4090"]
+    assert plan.fits(Memory(24e9, 100e9), gpu)
+    assert not plan.fits(Memory(24.1e9), gpu)
+    assert plan.fits(Memory(12e9, share=0.5), gpu)
+    assert not plan.fits(Memory(12.1e9, share=0.5), gpu)
+    assert plan.format_hours(7200, fitting=True) == "2.00"
+    assert plan.format_hours(7200, fitting=False) == "too little memory"
+    assert plan.format_hours(0, fitting=False) == "–", "it uses no GPU"
 
 
 def test_a_row_of_several_stages_has_the_sum_of_their_work_and_the_most_of_their_memory() -> None:
@@ -59,6 +66,8 @@ def test_a_row_of_several_stages_has_the_sum_of_their_work_and_the_most_of_their
     )
     cells = plan.format_cells([first, second], size)
     assert cells == ["3", "3.0e01", "4.8e13", "3.0", "4", "10.0", "6.0", "3.00", "3.00", "3.00"]
+    tight = second._replace(memory=Memory(7e9, 6e9, share=0.2))
+    assert plan.format_cells([first, tight], size)[-3:] == ["3.00", "3.00", "too little memory"], "4.8 GB of 24"
 
 
 def test_several_runs_cost_several_times_as_much() -> None:
@@ -81,6 +90,20 @@ def test_a_stage_that_does_not_fit_names_the_parameter_to_change() -> None:
     assert found[2] == "- rank needs 26.3 GB on a GPU, and RTX 4090 has 24 GB: lower rank.tokens_per_batch"
     assert [line.split()[1] for line in found[2:]] == ["rank", "train", "train", "train"]
     assert plan.warn_of_memory({"generate": costs["generate"]}, settings) == ""
+    longer = {"generate": plan.Cost(work.Work(sampled=1), Memory(21.8e9, share=0.9), {})}
+    assert plan.warn_of_memory(longer, settings).strip().splitlines()[2:] == [
+        "- generate needs 21.8 GB on a GPU, and vLLM may take 21.6 of the 24 GB of RTX 4090: raise "
+        "engine.gpu_memory_utilization or engine.tensor_parallel, or lower engine.max_model_length"
+    ]
+
+
+@pytest.mark.parametrize("gpus", [0, 1, 3])
+def test_gpus_that_cannot_share_a_model_are_refused(gpus: int, tmp_path: Path) -> None:
+    text = (ROOT / "recipes/llama-3-8b/params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(text.replace("tensor_parallel: 1 ", "tensor_parallel: 2 "))
+    with pytest.raises(StageError) as error:
+        plan.format_plan(tmp_path, gpus)
+    assert_message(str(error.value), f"--gpus {gpus}", "engine.tensor_parallel (2)", "multiple")
 
 
 @pytest.mark.parametrize("name", SMALL)

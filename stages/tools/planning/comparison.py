@@ -1,7 +1,8 @@
 """Hours of two recipes as `plan` estimates them and as they were computed by hand: a check on the estimates.
 
 By hand: from the same assumptions about lengths, but stage by stage on paper and, for waiting and padding, by another
-simulation; each value has two digits at most.
+simulation; with shards of SHARD prompts, SEQUENCES responses at a time, and without training's checkpoints. Each value has two
+digits at most.
 """
 
 from pathlib import Path
@@ -14,6 +15,7 @@ from stages.tools.planning.hours import Machine, Seconds, estimate_seconds
 from stages.tools.planning.methods import ALL, PLAIN, Methods
 from stages.tools.planning.sizes import find_shape, measure_size
 
+SHARD, SEQUENCES = 256, 256
 RUNS = {
     "generate": 3,
     "rank": 3,
@@ -58,10 +60,17 @@ COLUMNS = [
 
 
 def estimate_rows(column: Column, root: Path) -> list[float]:
-    """Estimate the hours of each of ROWS, without training's checkpoints, which the hours by hand leave out."""
+    """Estimate the hours of each of ROWS, with the parameters of the hours by hand."""
     path = root / "recipes" / column.recipe / "params.yaml"
     settings = params.validate_unpinned(params.read(path), path)
-    settings = settings.model_copy(update={"train": settings.train.model_copy(update={"checkpoint_steps": 0})})
+    changes = {
+        "train": {"checkpoint_steps": 0},
+        "generate": {"shard_size": SHARD},
+        "engine": {"max_num_seqs": SEQUENCES},
+    }
+    settings = settings.model_copy(
+        update={name: getattr(settings, name).model_copy(update=values) for name, values in changes.items()}
+    )
     fresh = path.parent / "not-run"  # a folder that does not exist: nothing is measured
     (size, _), shape = measure_size(fresh, settings), find_shape(fresh, settings)
     machine = Machine(rates.GPUS[column.gpu], column.gpus, column.methods)

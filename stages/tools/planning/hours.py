@@ -14,8 +14,6 @@ from stages.tools.planning.rates import Gpu
 from stages.tools.planning.sizes import Size
 from stages.tools.planning.work import CHECKPOINT_BYTES, Work, count_task_tokens, estimate_work
 
-ENGINE_SHARE = 0.9
-"""Of a GPU's memory, which vLLM takes if `engine.kv_cache_gib` is null."""
 OFFLOADED_BYTES = 80
 """Bytes of the host's memory that an offloaded optimizer step moves per parameter: gradients, clipping, RMSprop's operations
 one by one, and the new weights. Estimate."""
@@ -74,7 +72,10 @@ def count_hashed(stage: str, methods: Methods) -> int:
 
 
 def time_sampling(stage: str, settings: Params | EvaluationParams, size: Size, shape: Shape, machine: Machine) -> float:
-    """Seconds of the GPU with the most shards, each of which ends with its longest response, or of one queue of all."""
+    """Seconds of the worker with the most shards, each of which ends with its longest response, or of one queue of all.
+
+    A worker has one GPU, or engine.tensor_parallel of them.
+    """
     if stage == "generate":
         assert isinstance(settings, Params)
         texts, samples, limit, shard = (
@@ -87,7 +88,7 @@ def time_sampling(stage: str, settings: Params | EvaluationParams, size: Size, s
         texts = estimate_work(stage, settings, size, machine.methods).passes
         samples, limit, shard = 1, settings.answer.max_new_tokens, settings.answer.shard_size
     shards = math.ceil(texts / shard)
-    busiest = math.ceil(shards / machine.count)
+    busiest = math.ceil(shards / (machine.count // settings.engine.tensor_parallel))
     rows = min(shard, math.ceil(texts))
     queues = [(busiest * rows, 1)] if machine.methods.shared_queue else [(rows, busiest)]
     longest = min(limit, settings.engine.max_model_length)
@@ -97,22 +98,25 @@ def time_sampling(stage: str, settings: Params | EvaluationParams, size: Size, s
 
 
 def time_queue(requests: int, limit: int, settings: Params | EvaluationParams, size: Size, shape: Shape, gpu: Gpu) -> float:
-    """Seconds to sample a queue of requests on one GPU: each step reads the weights and the KV cache of its sequences, or is
-    limited by computing, and costs something for each sequence."""
-    each = BYTES[settings.engine.dtype]
+    """Seconds of one worker to sample a queue of requests: each step reads the weights and the KV cache of its sequences, or is
+    limited by computing, and costs something for each sequence and, with engine.tensor_parallel, for each layer's sums over the
+    GPUs, which share all the rest."""
+    engine = settings.engine
+    each = BYTES[engine.dtype] / engine.tensor_parallel
     weights, per_token = each * shape.parameters, 2 * shape.layers * shape.key_width * each
-    cache = ENGINE_SHARE * gpu.memory.value - weights - ENGINE
-    if settings.engine.kv_cache_gib is not None:
-        cache = settings.engine.kv_cache_gib * 2**30
+    cache = engine.gpu_memory_utilization * gpu.memory.value - weights - ENGINE
+    if engine.kv_cache_gib is not None:
+        cache = engine.kv_cache_gib * 2**30
     fitting = cache / (per_token * (size.prompt_tokens + size.response_tokens))
-    slots = max(1, int(min(rates.SEQUENCES.value, fitting)))
+    slots = max(1, int(min(engine.max_num_seqs, fitting)))
+    sums = shape.layers * rates.SUMMED_LAYER.value if engine.tensor_parallel > 1 else 0.0
     seconds, repeats = 0.0, lengths.SHARDS if requests < 2_000 else 1
     for seed in range(repeats):
         running, sampled = lengths.simulate_queue(requests, slots, round(size.response_tokens, 1), limit, seed)
         read = weights + per_token * (running * size.prompt_tokens + sampled)
-        computed = running * 2 * shape.parameters / (gpu.peak.value * gpu.forward.value)
+        computed = running * 2 * shape.parameters / engine.tensor_parallel / (gpu.peak.value * gpu.forward.value)
         steps = (read / (gpu.bandwidth.value * rates.DECODING.value)).clip(min=computed) + running * gpu.sequence.value
-        seconds += float(steps.sum()) / repeats
+        seconds += float((steps + sums).sum()) / repeats
     return seconds
 
 
@@ -136,11 +140,12 @@ def measure_moved(length: float) -> float:
 def time_pairs(stage: str, settings: Params, size: Size, work: Work, machine: Machine) -> float:
     """Seconds of the slowest GPU in reference or train, and to write checkpoints and weights."""
     gpu, train, methods = machine.gpu, settings.train, machine.methods
-    _, padded, dealt = lengths.deal_pairs(settings, size.prompt_tokens, size.response_tokens)
-    uneven = dealt if methods.dealt_pairs else padded
+    pairs = lengths.deal_pairs(settings, size.prompt_tokens, size.response_tokens)
+    by_length = pairs.dealt if methods.dealt_batches and stage == "train" else pairs.in_order
+    uneven = pairs.unpadded if methods.block_attention else by_length
     if stage == "reference":
         return uneven * work.forward / (gpu.peak.value * gpu.forward.value * train.devices)
-    share = gpu.train.value * (rates.BLOCKS.value if methods.dealt_pairs else 1)
+    share = gpu.train.value * (rates.BLOCKS.value if methods.block_attention else 1)
     computing = uneven * work.train / (gpu.peak.value * share * train.devices)
     steps = size.prompts * train.stop_epoch // train.global_batch
     saved = steps // train.checkpoint_steps if train.checkpoint_steps and not train.lora.rank else 0

@@ -7,10 +7,12 @@ import functools
 import heapq
 import math
 import statistics
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from stages.method import dealing
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -63,39 +65,47 @@ def simulate_queue(requests: int, slots: int, mean: float, limit: int, seed: int
     return running, running * np.arange(steps) - started.cumsum()[:steps]
 
 
+class Pairs(NamedTuple):
+    """What pairs of simulated lengths cost: see `simulate_pairs`."""
+
+    tokens: float
+    """Mean tokens of a pair."""
+    in_order: float
+    dealt: float
+    unpadded: float
+
+
 @functools.cache
 def simulate_pairs(
     prompt: float, response: float, longest_prompt: int, longest: int, global_batch: int, device_batch: int, devices: int
-) -> tuple[float, float, float]:
+) -> Pairs:
     """Simulate global batches of pairs whose prompts and responses have these mean lengths, cut as `lengths` says.
 
-    Returns the mean tokens of a pair, and by how much the slowest GPU's tokens exceed the mean that all GPUs need: if every GPU
-    packs its own pairs into rows of the longest one's length, and if the pairs are dealt out by length and not padded.
+    Returns the mean tokens of a pair, and how many times their share of all tokens the GPUs are busy, because each round lasts
+    as long as its largest batch: if the pairs are batched in their order, if `dealing.deal_out` deals them out, and if each GPU
+    takes every devices-th pair by length, in a single row without padding.
     """
     random = np.random.default_rng(0)
-    needed = packed = dealt = 0.0
+    tokens = in_order = dealt = unpadded = 0.0
     for _ in range(BATCHES):
         prompts = draw_lengths(random, global_batch, prompt, PROMPT_SPREAD, longest_prompt)
         responses = draw_lengths(random, 2 * global_batch, response, SPREAD, longest).reshape(2, -1)
         sizes = prompts + np.minimum(responses, longest - prompts).sum(0)
-        needed += float(sizes.sum())
-        rows = np.array([pad_pairs(batch) for batch in sizes.reshape(-1, device_batch).tolist()])
-        packed += float(rows.reshape(-1, devices).max(1).sum()) * devices
-        in_turn = np.sort(sizes)[::-1].reshape(-1, devices)  # each GPU gets every devices-th pair, by length
-        dealt += float(in_turn.sum(0).max()) * devices
-    return needed / (BATCHES * global_batch), packed / needed, dealt / needed
+        tokens += float(sizes.sum())
+        given = np.arange(global_batch).reshape(-1, device_batch).tolist()
+        in_order += measure_rounds(given, sizes, devices) * devices
+        dealt += measure_rounds(dealing.deal_out(sizes.tolist(), devices, device_batch), sizes, devices) * devices
+        unpadded += float(np.sort(sizes)[::-1].reshape(-1, devices).sum(0).max()) * devices
+    return Pairs(tokens / (BATCHES * global_batch), in_order / tokens, dealt / tokens, unpadded / tokens)
 
 
-def pad_pairs(sizes: list[int]) -> int:
-    """Return the positions of a batch whose pairs are packed into rows as long as the longest: first-fit-decreasing."""
-    length, rows = max(sizes), [0] * len(sizes)
-    for size in sorted(sizes, reverse=True):
-        row = next(index for index, used in enumerate(rows) if used + size <= length)
-        rows[row] += size
-    return length * sum(used > 0 for used in rows)
+def measure_rounds(batches: list[list[int]], sizes: Integers, devices: int) -> int:
+    """Return the positions of each round's largest batch, summed over the rounds. batches: indices of pairs in sizes."""
+    positions = [dealing.count_positions(sizes[batch].tolist()) for batch in batches]
+    return sum(max(positions[start : start + devices]) for start in range(0, len(positions), devices))
 
 
-def deal_pairs(settings: Any, prompt: float, response: float) -> tuple[float, float, float]:
+def deal_pairs(settings: Any, prompt: float, response: float) -> Pairs:
     """Return what `simulate_pairs` does for the parameters of a recipe that trains."""
     train, lengths = settings.train, settings.lengths
     rounded = round(prompt, 1), round(response, 1)

@@ -54,10 +54,12 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a stage needs on each GPU, and on the host for all processes together."""
+    """Bytes that a stage needs on each GPU, and on the host for all processes together; and the part of a GPU's memory that
+    the stage may take."""
 
     gpu: float = 0
     host: float = 0
+    share: float = 1
 
 
 def estimate_memory(stage: str, settings: Params | EvaluationParams, shape: Shape, gpus: int) -> Memory:
@@ -79,7 +81,9 @@ def estimate_memory(stage: str, settings: Params | EvaluationParams, shape: Shap
 def name_remedy(stage: str, settings: Params | EvaluationParams) -> str:
     """Return what to change in params.yaml if a GPU has too little memory for a stage."""
     if stage == "generate" or stage.startswith("answer"):
-        return f"lower engine.{'max_model_length' if settings.engine.kv_cache_gib is None else 'kv_cache_gib'}"
+        if settings.engine.kv_cache_gib is not None:
+            return "lower engine.kv_cache_gib, or raise engine.tensor_parallel"
+        return "raise engine.gpu_memory_utilization or engine.tensor_parallel, or lower engine.max_model_length"
     if stage in ("rank", "compare", "compare-answers"):
         return "lower rank.tokens_per_batch"
     if stage == "evaluate-lm":
@@ -91,11 +95,17 @@ def name_remedy(stage: str, settings: Params | EvaluationParams) -> str:
 
 
 def estimate_sampling(engine: Engine, shape: Shape, gpus: int) -> Memory:
-    """vLLM with a model on each GPU. Without `engine.kv_cache_gib`, its cache has room for one of the longest requests."""
-    each = BYTES[engine.dtype]
+    """vLLM with a model on every engine.tensor_parallel GPUs.
+
+    Without engine.kv_cache_gib, it takes engine.gpu_memory_utilization of each GPU, and does not start unless the cache has
+    room for one of the longest requests.
+    """
+    each = BYTES[engine.dtype] / engine.tensor_parallel
+    host = gpus * PROCESS
+    if engine.kv_cache_gib is not None:
+        return Memory(shape.parameters * each + engine.kv_cache_gib * 2**30 + ENGINE, host)
     longest = 2 * shape.layers * shape.key_width * each * engine.max_model_length
-    cache = longest if engine.kv_cache_gib is None else engine.kv_cache_gib * 2**30
-    return Memory(shape.parameters * each + cache + ENGINE, gpus * PROCESS)
+    return Memory(shape.parameters * each + longest + ENGINE, host, engine.gpu_memory_utilization)
 
 
 def estimate_ranking(settings: Params | EvaluationParams, shape: Shape, gpus: int) -> Memory:

@@ -85,7 +85,9 @@ DECODING = Rate(
     "share of the bandwidth at which vLLM reads weights and KV cache",
     "75 tokens/s of one request to Llama-3.1-8B on an A100 with 40 GB are 0.77 of it, in a sweep by J. Musgrave",
 )
-SEQUENCES = Rate(256, "vLLM: sequences in a batch", "vLLM's default of max_num_seqs (1024 for LLM on GPUs with 70 GB or more)")
+SUMMED_LAYER = Rate(
+    30e-6, "vLLM: seconds per layer and step to sum over the GPUs that share a model", "guess: two sums of 15 microseconds"
+)
 RANKER_BYTES = Rate(22e6, "PairRM: bytes moved per token at 1000 tokens", "counted on torch's meta device, DeBERTa-v3-large")
 RANKING = Rate(0.7, "share of the bandwidth that PairRM reaches", "guess: long element-wise kernels")
 FUSED_RANKING = Rate(0.4, "share of the peak that PairRM reaches with fused attention", "guess: as the policy's forward pass")
@@ -106,7 +108,7 @@ HOST_BANDWIDTH = Rate(
 
 COMMON = (
     DECODING,
-    SEQUENCES,
+    SUMMED_LAYER,
     RANKER_BYTES,
     RANKING,
     FUSED_RANKING,

@@ -161,4 +161,4 @@ def _compare_responses(passes: float, settings: Params | EvaluationParams, size:
 
 def count_pair_tokens(settings: Params, size: Size) -> float:
     """Return the mean tokens of a packed pair, which contains the prompt once, as `lengths` cuts it."""
-    return lengths.deal_pairs(settings, size.prompt_tokens, size.response_tokens)[0]
+    return lengths.deal_pairs(settings, size.prompt_tokens, size.response_tokens).tokens

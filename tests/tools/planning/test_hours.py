@@ -27,7 +27,8 @@ def machine(count: int = 1, methods: Methods = PLAIN, **values: float) -> hours.
     return hours.Machine(make_gpu(**values), count, methods)
 
 
-LLAMA = change(read_recipe("llama-3-8b"), "train", checkpoint_steps=0, devices=8)
+SEQUENCES = change(read_recipe("llama-3-8b"), "engine", max_num_seqs=256)
+LLAMA = change(change(SEQUENCES, "generate", shard_size=256), "train", checkpoint_steps=0, devices=8)
 
 
 def estimate(stage: str, where: hours.Machine, settings: params.Params = LLAMA, size: Size = SIZE) -> hours.Seconds:
@@ -51,9 +52,40 @@ def test_the_kv_cache_limits_the_sequences_in_a_batch() -> None:
     once = change(small, "generate", max_new_tokens=1, shard_size=10_000, samples=1)
     found = estimate("generate", machine(), once, replace(SIZE, prompts=5)).compute
     assert found == pytest.approx(5 * ((2e9 + 200 * 20e3) / 0.75e12 + 1e-5))
-    free = estimate("generate", machine(memory=(2e9 + 3e9 + 12.1e6) / 0.9), change(once, "engine", kv_cache_gib=None))
+    utilized = change(once, "engine", kv_cache_gib=None, gpu_memory_utilization=0.8)
+    free = estimate("generate", machine(memory=(2e9 + 3e9 + 12.1e6) / 0.8), utilized)
     tight = estimate("generate", machine(), once)
     assert free.compute == pytest.approx(tight.compute), "what vLLM takes beside weights and activations"
+
+
+def test_as_many_sequences_are_sampled_at_once_as_the_engine_allows() -> None:
+    once = change(LLAMA, "generate", max_new_tokens=1, shard_size=10_000, samples=1)
+    found = [
+        estimate("generate", machine(peak=1e16), change(once, "engine", max_num_seqs=most), replace(SIZE, prompts=640)).compute
+        for most in (64, 128)
+    ]
+    assert found[0] - found[1] == pytest.approx(5 * 2e9 / 0.75e12), "ten steps read the weights, or five"
+
+
+def test_gpus_that_share_a_model_read_and_compute_a_part_of_it_each_and_sum() -> None:
+    """Two of 4 GPUs a worker: 2 steps of 256 and 64 of 320 requests each, in two shards, and 30 microseconds for a layer."""
+    once = change(LLAMA, "generate", max_new_tokens=1, shard_size=320, samples=1)
+    shared = change(once, "engine", tensor_parallel=2)
+    size = replace(SIZE, prompts=640)
+    found = estimate("generate", machine(4, peak=1e16), shared, size).compute
+    expected = 2 * 1e9 / 0.75e12 + 320 * (200 * 10e3 / 0.75e12 + 1e-5) + 2 * 10 * 30e-6
+    assert found == pytest.approx(expected)
+    assert estimate("generate", machine(2, peak=1e16), shared, size).compute == pytest.approx(2 * expected), "one worker"
+    slow = estimate("generate", machine(4, peak=1e11), shared, size).compute
+    assert slow == pytest.approx(320 * (1e9 / (1e11 * 0.5) + 1e-5) + 2 * 10 * 30e-6), "limited by computing"
+
+
+def test_gpus_that_share_a_model_have_more_room_for_the_cache() -> None:
+    """Half of the weights, and 600 tokens of 10 kB for each sequence, in 6 MB: room for one."""
+    once = change(LLAMA, "generate", max_new_tokens=1, shard_size=10_000, samples=1)
+    shared = change(once, "engine", tensor_parallel=2, gpu_memory_utilization=0.5)
+    found = estimate("generate", machine(2, memory=2 * (1e9 + 3e9 + 6.1e6)), shared, replace(SIZE, prompts=5)).compute
+    assert found == pytest.approx(5 * ((1e9 + 200 * 10e3) / 0.75e12 + 1e-5 + 10 * 30e-6))
 
 
 def test_the_gpu_with_the_most_shards_decides() -> None:
@@ -109,16 +141,30 @@ def test_pairrm_moves_and_holds_what_transformers_model_does(length: int) -> Non
         assert estimated == pytest.approx(held, rel=0.1)
 
 
-def test_reference_and_train_wait_for_the_gpu_with_the_most_tokens() -> None:
-    mean, packed, dealt = lengths.simulate_pairs(200, 400, 512, 1024, 64, 8, 8)
-    tokens = 6400 * mean
-    for methods, uneven, share in ((PLAIN, packed, 0.25), (ALL, dealt, 0.25 * 4 / 3)):
-        found = estimate("reference", machine(8, methods)).compute
-        assert found == pytest.approx(uneven * tokens * 2e9 / (0.5e14 * 8))
-        trained = estimate("train", machine(8, methods)).compute
-        assert trained == pytest.approx(uneven * tokens * 8e9 / (share * 1e14 * 8) + 2e9 / 2e9), "and writes the weights"
+@pytest.mark.parametrize(
+    ("methods", "reference", "train", "faster"),
+    [
+        (PLAIN, "in_order", "in_order", 1),
+        (replace(PLAIN, dealt_batches=True), "in_order", "dealt", 1),
+        (ALL, "unpadded", "unpadded", 4 / 3),
+    ],
+)
+def test_reference_and_train_wait_for_the_gpu_with_the_most_tokens(
+    methods: Methods, reference: str, train: str, faster: float
+) -> None:
+    pairs = lengths.simulate_pairs(200, 400, 512, 1024, 64, 8, 8)
+    tokens = 6400 * pairs.tokens
+    found = estimate("reference", machine(8, methods)).compute
+    assert found == pytest.approx(getattr(pairs, reference) * tokens * 2e9 / (0.5e14 * 8))
+    trained = estimate("train", machine(8, methods)).compute
+    expected = getattr(pairs, train) * tokens * 8e9 / (0.25 * faster * 1e14 * 8)
+    assert trained == pytest.approx(expected + 2e9 / 2e9), "and writes the weights"
+
+
+def test_the_devices_of_train_count_and_not_the_machines() -> None:
+    tokens = 6400 * lengths.simulate_pairs(200, 400, 512, 1024, 64, 8, 1).tokens
     alone = estimate("train", machine(8, ALL), change(LLAMA, "train", devices=1)).compute
-    assert alone - 1 == pytest.approx(tokens * 8e9 / (0.25e14 * 4 / 3)), "train.devices counts, not the machine's"
+    assert alone - 1 == pytest.approx(tokens * 8e9 / (0.25e14 * 4 / 3))
 
 
 def test_checkpoints_and_offloaded_steps_count() -> None:

@@ -38,14 +38,6 @@ def test_a_queue_is_the_same_as_step_by_step(requests: int, slots: int) -> None:
     assert (running.tolist(), sampled.tolist()) == step_by_step(drawn, slots)
 
 
-@pytest.mark.parametrize(
-    ("sizes", "positions"),
-    [([5], 5), ([5, 5], 10), ([5, 3, 2], 10), ([6, 3, 3], 12), ([6, 4, 3, 3, 2], 18), ([9, 1, 1, 1], 18)],
-)
-def test_pairs_are_packed_into_rows_of_the_longest(sizes: list[int], positions: int) -> None:
-    assert lengths.pad_pairs(sizes) == positions
-
-
 def test_the_slowest_gpu_computes_half_as_much_again_unless_pairs_are_dealt_by_length() -> None:
     """Against another simulation, of 400 batches: pure Python, pairs as lists, one GPU after the other."""
     draw = random.Random(5)
@@ -53,7 +45,7 @@ def test_the_slowest_gpu_computes_half_as_much_again_unless_pairs_are_dealt_by_l
     def text(mean: float, spread: float, limit: int) -> int:
         return min(limit, max(1, math.ceil(mean * math.exp(draw.gauss(-(spread**2) / 2, spread)))))
 
-    needed = packed = dealt = padded = 0
+    needed = packed = unpadded = padded = 0
     for _ in range(400):
         pairs = []
         for _ in range(64):
@@ -73,12 +65,25 @@ def test_the_slowest_gpu_computes_half_as_much_again_unless_pairs_are_dealt_by_l
             gpus.append(mine[0] * len(room))
         packed += 8 * max(gpus)
         padded += sum(gpus)
-        dealt += 8 * sum(sorted(pairs)[::-1][0::8])
-    mean, by_packing, by_length = lengths.simulate_pairs(190, 375, 512, 1024, 64, 8, 8)
+        unpadded += 8 * sum(sorted(pairs)[::-1][0::8])
+    mean, in_order, dealt, by_length = lengths.simulate_pairs(190, 375, 512, 1024, 64, 8, 8)
     assert mean == pytest.approx(needed / 400 / 64, rel=0.03)
-    assert by_packing == pytest.approx(packed / needed, rel=0.03)
-    assert by_length == pytest.approx(dealt / needed, rel=0.03)
+    assert in_order == pytest.approx(packed / needed, rel=0.03)
+    assert by_length == pytest.approx(unpadded / needed, rel=0.03)
     assert 1 - needed / padded == pytest.approx(0.19, abs=0.02), "padding, as docs/performance.md says"
     assert packed / padded == pytest.approx(1.25, abs=0.05)
     assert by_length == pytest.approx(1.09, abs=0.03)
-    assert by_packing == pytest.approx(1.5, abs=0.05)
+    assert in_order == pytest.approx(1.5, abs=0.05)
+    assert dealt == pytest.approx(1.21, abs=0.03)
+
+
+def test_a_round_lasts_as_long_as_its_largest_batch() -> None:
+    """Each batch has two rows, of 5, 4, 4 and 8 positions: no row has room for both of its pairs."""
+    sizes = np.array([5, 4, 4, 2, 4, 3, 8, 1])
+    assert lengths.measure_rounds([[0, 1], [2, 3], [4, 5], [6, 7]], sizes, 2) == 10 + 16
+    assert lengths.measure_rounds([[0, 1], [2, 3], [4, 5], [6, 7]], sizes, 1) == 10 + 8 + 8 + 16
+
+
+def test_pairs_of_one_length_wait_for_nothing() -> None:
+    found = lengths.simulate_pairs(10**6, 10**6, 100, 300, 64, 8, 8)
+    assert found == pytest.approx((500, 8 / 8, 8 / 8, 8 / 8), rel=0.001)

@@ -70,8 +70,21 @@ def test_sampling_needs_the_weights_and_the_cache_on_every_gpu(stage: str) -> No
     engine = {"dtype": "bfloat16", "kv_cache_gib": 2.0, "max_model_length": 1000}
     assert estimate(stage, engine=engine) == Memory(8e9 + 2 * 2**30 + memory.ENGINE, GPUS * memory.PROCESS)
     assert estimate(stage, engine=engine | {"dtype": "float32"}).gpu == 16e9 + 2 * 2**30 + memory.ENGINE
+
+
+def test_without_a_given_cache_vllm_needs_room_for_the_longest_request_in_its_part_of_a_gpu() -> None:
+    engine = {"dtype": "bfloat16", "kv_cache_gib": None, "max_model_length": 1000, "gpu_memory_utilization": 0.7}
     keys_and_values = 2 * 10 * 200 * 2 * 1000
-    assert estimate(stage, engine=engine | {"kv_cache_gib": None}).gpu == 8e9 + keys_and_values + memory.ENGINE
+    host = GPUS * memory.PROCESS
+    assert estimate("generate", engine=engine) == Memory(8e9 + keys_and_values + memory.ENGINE, host, 0.7)
+
+
+def test_gpus_that_share_a_model_hold_a_part_of_it_each() -> None:
+    engine = {"dtype": "bfloat16", "kv_cache_gib": None, "max_model_length": 1000, "tensor_parallel": 2}
+    keys_and_values = 2 * 10 * 200 * 2 * 1000
+    assert estimate("answer", engine=engine).gpu == (8e9 + keys_and_values) / 2 + memory.ENGINE
+    given = estimate("answer", engine=engine | {"kv_cache_gib": 2.0})
+    assert given.gpu == 8e9 / 2 + 2 * 2**30 + memory.ENGINE, "engine.kv_cache_gib is for each GPU"
 
 
 @pytest.mark.parametrize("stage", ["rank", "compare"])
@@ -237,8 +250,12 @@ def test_the_table_of_docs_performance_is_the_estimate() -> None:
 
 def test_the_remedy_names_a_parameter_that_exists() -> None:
     for stage, section, expected in (
-        ("generate", {}, "lower engine.max_model_length"),
-        ("answer", {"engine": {"kv_cache_gib": 8.0}}, "lower engine.kv_cache_gib"),
+        (
+            "generate",
+            {},
+            "raise engine.gpu_memory_utilization or engine.tensor_parallel, or lower engine.max_model_length",
+        ),
+        ("answer", {"engine": {"kv_cache_gib": 8.0}}, "lower engine.kv_cache_gib, or raise engine.tensor_parallel"),
         ("compare", {}, "lower rank.tokens_per_batch"),
         ("evaluate-lm", {}, "lower evaluate_lm.batch_size"),
         ("reference", {}, "lower train.device_batch, or raise train.devices"),
