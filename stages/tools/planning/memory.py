@@ -137,14 +137,17 @@ def estimate_train(settings: Params, shape: Shape, gpus: int) -> Memory:
     train = settings.train
     each, offloaded = BYTES[train.dtype], train.offload == "optimizer"
     trained = count_adapters(settings, shape) if train.lora.rank else shape.parameters
-    state = trained * (each + 4 + (4 if each == 2 else 0))  # gradients, mean squares, and master weights if they are separate
+    summed = 4 if train.global_batch > train.devices * train.device_batch else each  # gradients of several batches: float32
+    state = trained * (summed + 4 + (4 if each == 2 else 0))  # gradients, mean squares, and master weights if they are separate
     saved = held_pair_tokens(settings) * shape.layers * shape.hidden * each  # the input of every layer
     inner = layer_activations(settings, shape) * (1 if train.gradient_checkpointing else shape.layers)
     converted = 4 * min(trained / train.devices, LIVE_PARAMETERS)  # float32 gradients of one group, during a step
     gpu = partitioned_weights(settings, shape) + BUCKET * each + max(saved + inner + held_logits(settings, shape), converted)
     host = train.devices * PROCESS + measure_ends(settings, shape)
     if offloaded:
-        return Memory(gpu, host + trained * (4 + 4 + 4 + each))  # master weights, mean squares, gradients of a step and a batch
+        return Memory(
+            gpu, host + trained * (4 + 4 + 4 + summed)
+        )  # master weights, mean squares, gradients of a step and a batch
     return Memory(gpu + state / train.devices, host)
 
 

@@ -138,11 +138,14 @@ def test_reference_holds_shards_and_activations() -> None:
 
 
 def test_training_holds_12_bytes_per_parameter_in_bfloat16() -> None:
-    """2 of the weights, 2 of the gradients, 4 of the master weights, 4 of RMSProp's mean squares; in float32: 4, 4 and 4."""
+    """2 of the weights, 2 of the gradients, 4 of the master weights, 4 of RMSProp's mean squares; in float32: 4, 4 and 4.
+    Gradients of several batches are summed in float32."""
     state = (2 + 4 + 4) * 4e9 / 2
     converted = 4 * 1e9
     assert converted > SAVED + INNER + LOGITS, "a step needs more than a backward pass"
-    assert estimate_training() == Memory(TRAINED_SHARE + converted + state, 2 * memory.PROCESS + 4e9 * (2 + 2))
+    one_batch = {"global_batch": 6}
+    assert estimate_training(**one_batch) == Memory(TRAINED_SHARE + converted + state, 2 * memory.PROCESS + 4e9 * (2 + 2))
+    assert estimate_training().gpu - estimate_training(**one_batch).gpu == (4 - 2) * 4e9 / 2
     wide = estimate_training(dtype="float32", checkpoint_dtype="float32")
     assert wide.gpu == 2 * TRAINED_SHARE + converted + (4 + 4) * 4e9 / 2
     assert wide.host == 2 * memory.PROCESS + 4e9 * (4 + 4)
@@ -158,8 +161,8 @@ def test_activations_count_where_they_exceed_the_gradients_of_a_step() -> None:
 
 def test_offloading_moves_the_state_to_the_host() -> None:
     usual, offloaded = estimate_training(), estimate_training(offload="optimizer")
-    assert usual.gpu - offloaded.gpu == (2 + 4 + 4) * 4e9 / 2
-    assert offloaded.host - usual.host == (4 + 4 + 4 + 2) * 4e9
+    assert usual.gpu - offloaded.gpu == (4 + 4 + 4) * 4e9 / 2
+    assert offloaded.host - usual.host == (4 + 4 + 4 + 4) * 4e9
 
 
 def test_a_float32_checkpoint_holds_more_on_the_host() -> None:
@@ -174,7 +177,7 @@ def test_adapters_have_the_state_and_the_weights_have_none() -> None:
     widths = [(1000, 1000), (1000, 200), (1000, 200), (1000, 1000), (1000, 3000), (1000, 3000), (3000, 1000)]
     adapters = 10 * 8 * sum(map(sum, widths))
     found = estimate_training(lora=params.Lora(rank=8, alpha=16))
-    assert found.gpu == TRAINED_SHARE + max(SAVED + INNER + LOGITS, 4 * adapters / 2) + adapters * (2 + 4 + 4) / 2
+    assert found.gpu == TRAINED_SHARE + max(SAVED + INNER + LOGITS, 4 * adapters / 2) + adapters * (4 + 4 + 4) / 2
     assert found.host == 2 * memory.PROCESS + 4e9 * (2 + 4), "gathered weights, and a float32 model to merge adapters into"
 
 
@@ -225,7 +228,8 @@ def test_other_stages_need_no_gpu() -> None:
 @pytest.mark.parametrize(("devices", "gigabytes"), [(1, 102), (2, 54), (4, 30), (8, 18)])
 def test_llama_8b_needs_what_others_have_counted(devices: int, gigabytes: int) -> None:
     """12 bytes per parameter, divided among the GPUs, and 6 GB on each, without the buffer for gradients."""
-    settings = read_settings(train={"devices": devices, "device_batch": 4}, lengths={"prompt": 512, "total": 1024})
+    one_batch = {"devices": devices, "device_batch": 4, "global_batch": 4 * devices}
+    settings = read_settings(train=one_batch, lengths={"prompt": 512, "total": 1024})
     shape = memory.SHAPES["meta-llama/Meta-Llama-3-8B-Instruct"]
     needed = memory.estimate_memory("train", settings, shape, devices).gpu - 2 * memory.BUCKET
     assert needed / 1e9 == pytest.approx(gigabytes, abs=1.5)
