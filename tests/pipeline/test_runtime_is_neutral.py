@@ -79,6 +79,7 @@ DECLARATIONS = {
     "paths.ROOT",
     "cluster.ADDRESS",  # the name of an environment variable
     "cluster.Place",
+    "workers.Deal",
     "scratch.FOLDER",
     "scratch.NUMERICS",  # the name of an environment variable
     "logs.log",
