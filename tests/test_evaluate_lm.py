@@ -213,16 +213,19 @@ def test_the_results_are_those_of_the_harness_alone(folder: Path) -> None:
     for task in tasks:
         name = task.partition("_anatomy")[0]
         results = json.loads((folder / "one" / f"{name}.json").read_text())
-        assert drop_alias(results["results"][task]) == drop_alias(stock["results"][task])
+        # Choices of one token share a row here, so that batches differ from the harness's, and float32 in its last digit: only
+        # mc2 is computed from the log-probabilities themselves, which are around -50.
+        digits = 1e-4 if name == "truthfulqa_mc2" else 0
+        assert drop_alias(results["results"][task]) == pytest.approx(drop_alias(stock["results"][task]), rel=digits)
         assert results["n-shot"][task] == shots[task]
         if name == task:
             assert results["n"] == {task: COUNTS[task]}
         metric = {"arc_challenge": "acc_norm", "hellaswag": "acc_norm", "gsm8k": "exact_match"}.get(name, "acc")
         assert [row["doc_id"] for row in stock["samples"][task]] == list(range(COUNTS[name]))
-        assert items[name][task] == [row[metric] for row in stock["samples"][task]]
+        assert items[name][task] == pytest.approx([row[metric] for row in stock["samples"][task]], rel=digits)
     assert {name: len(scores) for name, scores in items.items()} == dict.fromkeys(TASKS, 1) | {"mmlu": 57}
     mc2 = json.loads((folder / "one" / "summary.json").read_text())["truthfulqa_mc2"]["value"]
-    assert mc2 == 100 * stock["results"]["truthfulqa_mc2"]["acc,none"]
+    assert mc2 == pytest.approx(100 * stock["results"]["truthfulqa_mc2"]["acc,none"], rel=1e-6)
 
     assert stock["choices"]["difference"] < 1e-5 < stock["choices"]["size"], "one forward for several choices"
     assert stock["choices"]["greedy"]
