@@ -120,7 +120,7 @@ def run(sizes: Sizes, folder: Path, limits: dict[str, float], rehearsal: bool) -
     size = sizes.ranking
     blender, oracle = make_blender(size, folder)
     texts = make_texts(blender, size)
-    forward = pairrm.select_forward(blender)
+    forward = pairrm.select_forward(blender, "plain")
     found, seconds = [], []
     for _ in range(3):
         device.synchronize()

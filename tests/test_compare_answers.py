@@ -30,7 +30,7 @@ OPTIONS = ("--answers", "answers", "--out", "alpaca_eval/pairrm/comparison.json"
 def write_inputs(folder: Path) -> None:
     """Write params.yaml and the answers of ANSWERS, of which gpt's existed already, and those of a model that is not in it."""
     models = {name: {"repo": f"./{name}"} for name in ("base", "iter1")}
-    rank = {"scale": SCALE, "shard_size": 2, "tokens_per_batch": 4096}
+    rank = {"scale": SCALE, "shard_size": 2, "tokens_per_batch": 4096, "attention": "plain"}
     set_params(folder, {"models": models, "answers": {"gpt": "gpt.json"}, "rank": rank}, source=RECIPE)
     for name, texts in (ANSWERS | {"dropped": ["x", "y", "z"]}).items():
         rows = [{"instruction": prompt, "output": text} for prompt, text in zip(INSTRUCTIONS, texts, strict=True)]

@@ -31,6 +31,10 @@ Triple = tuple[Tensor, Tensor, Tensor]
 Forward = Callable[[list[Triple]], Tensor]
 """Returns PairRM's logits (N,) of N triples."""
 
+PARITY, ROUNDING = 4, 1e-3
+"""How many times the error of llm-blender's own half precision that of another forward pass may be, and what may be added."""
+REMEDY = "set rank.attention to plain"
+
 
 class EncodedTexts(NamedTuple):
     """A prompt and its distinct responses as PairRM's token ids (L,), without padding, and what was truncated."""
@@ -205,11 +209,23 @@ def mask_marker_tokens(ids: Tensor, marker: int, tokenizer: Any) -> Tensor:
     return ids.masked_fill(special.scatter(-1, first, False).scatter(-1, last, False), tokenizer.unk_token_id)
 
 
-def select_forward(blender: Any) -> Forward:
-    """Select the forward pass: llm-blender's own on a GPU; on a CPU the faster one of stages/engines/deberta.py."""
-    model = blender.ranker.pretrained_model
-    if blender.ranker_config.device == "cpu" and deberta.is_supported(model):
-        return functools.partial(run_on_cpu, blender, deberta.project_distances(model))
+def select_forward(blender: Any, attention: str) -> Forward:
+    """Select the forward pass: llm-blender's own on a GPU; on a CPU the faster one of stages/engines/deberta.py.
+
+    attention: rank.attention; on a GPU, `fused` selects the latter too, after `check_parity`. Raises StageError as that does,
+    or if a GPU's kernel cannot compute what the model does.
+    """
+    model, gpu = blender.ranker.pretrained_model, blender.ranker_config.device != "cpu"
+    if gpu and attention == "fused":
+        if not deberta.is_fusable(model):
+            raise StageError(
+                f"rank.attention: fused does not support this ranker's attention or the size of its heads: {REMEDY}"
+            )
+        forward = functools.partial(run_deberta, blender, deberta.project_distances(model), fused=True)
+        check_parity(blender, forward)
+        return forward
+    if not gpu and deberta.is_supported(model):
+        return functools.partial(run_deberta, blender, deberta.project_distances(model))
     return functools.partial(run_llm_blender, blender)
 
 
@@ -223,7 +239,7 @@ def run_llm_blender(blender: Any, batch: list[Triple]) -> Tensor:
 
 
 @torch.inference_mode()
-def run_on_cpu(blender: Any, distances: deberta.Distances, batch: list[Triple]) -> Tensor:
+def run_deberta(blender: Any, distances: deberta.Distances, batch: list[Triple], *, fused: bool = False) -> Tensor:
     """Compute PairRM's logits (N,) of N triples with stages/engines/deberta.py. distances: from `project_distances`."""
     ranker, tokenizer = blender.ranker, blender.ranker_tokenizer
     markers = torch.tensor([tokenizer.source_prefix_id, tokenizer.cand1_prefix_id, tokenizer.cand2_prefix_id])
@@ -231,11 +247,64 @@ def run_on_cpu(blender: Any, distances: deberta.Distances, batch: list[Triple]) 
     # PairRM reads the hidden states of the markers, each of which follows its text's [CLS].
     positions = torch.tensor([[1, len(source) + 1, len(source) + len(left) + 1] for source, left, _ in batch])
     ids.scatter_(1, positions, markers.expand_as(positions))
-    states = deberta.hidden_states(ranker.pretrained_model, distances, ids, mask, positions)
+    states = deberta.hidden_states(ranker.pretrained_model, distances, ids, mask, positions, fused=fused)
     source, *responses = states.unbind(1)
     left, right = (ranker.head_layer(torch.cat([source, response], -1)) for response in responses)
     logits: Tensor = (left - right).mean(-1)
     return logits
+
+
+def check_parity(blender: Any, forward: Forward) -> None:
+    """Check a forward pass against llm-blender's own on pairs of random tokens, of many lengths and in both orders.
+
+    Half precision rounds, so both are compared with llm-blender's in float32. The error (root mean square over the logits) may
+    be PARITY times that of llm-blender's own in half precision, plus ROUNDING. Raises StageError if it is larger or not a
+    number, or if the forward pass fails, except for lack of memory.
+    """
+    triples = sample_triples(blender)
+    # Kernels may be compiled again for a batch of one pair and for short ones.
+    batches = [triples, triples[:2], triples[-1:]]
+    batch = [triple for each in batches for triple in each]
+    try:
+        logits = torch.cat([forward(each) for each in batches]).double().cpu()  # there, an error of the GPU has been raised
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever compilers raise
+        raise StageError(f"the fused attention cannot be computed ({one_line(error)}): {REMEDY}") from error
+    own = evaluate_singly(blender, batch)
+    dtype = next(blender.ranker.parameters()).dtype
+    blender.ranker.float()  # and back: no weight changes
+    exact = evaluate_singly(blender, batch)
+    blender.ranker.to(dtype)
+    wrong, usual = ((each - exact).square().mean().sqrt().item() for each in (logits, own))
+    if not wrong <= PARITY * usual + ROUNDING:
+        raise StageError(
+            f"the fused attention gives other logits than llm-blender: they differ by {wrong:.2g} from those in float32, and "
+            f"llm-blender's by {usual:.2g}: {REMEDY}"
+        )
+
+
+def evaluate_singly(blender: Any, batch: list[Triple]) -> Tensor:
+    """Compute logits (N,), float64, by llm-blender's own forward pass, one triple at a time to save memory."""
+    return torch.cat([run_llm_blender(blender, [triple]) for triple in batch]).double().cpu()
+
+
+def sample_triples(blender: Any) -> list[Triple]:
+    """Return triples of random tokens, from the shortest texts to the longest that PairRM reads, in both orders."""
+    tokenizer, collator = blender.ranker_tokenizer, blender.ranker_collator
+    generator = torch.Generator().manual_seed(0)
+
+    def sample(marker: int, share: float, longest: int) -> Tensor:
+        words = torch.randint(tokenizer.vocab_size, (max(1, round(share * longest) - 3),), generator=generator)
+        ids = torch.cat([torch.tensor([tokenizer.cls_token_id, marker]), words, torch.tensor([tokenizer.sep_token_id])])
+        return mask_marker_tokens(ids, marker, tokenizer)
+
+    triples = []
+    for source, *responses in ((0, 0, 0), (0.01, 0.1, 0.05), (0.05, 0.3, 0.9), (0.3, 1, 0.6), (0.7, 0.4, 0), (1, 1, 1)):
+        texts = sample(tokenizer.source_prefix_id, source, collator.source_maxlength)
+        left, right = (sample(tokenizer.cand_prefix_id, share, collator.candidate_maxlength) for share in responses)
+        triples += [(texts, left, right), (texts, right, left)]
+    return triples
 
 
 def pad(texts: Sequence[Tensor], tokenizer: Any) -> tuple[Tensor, Tensor]:

@@ -20,12 +20,13 @@ from stages.runtime.errors import StageError
 def load_ranker(ranker: Path, settings: params.Rank) -> Callable[[pa.Table], pa.Table]:
     """Load PairRM on this process's device. Returns a function that ranks one shard; see `rank_shard`.
 
-    ranker: a folder with `PairRM` and `base`. Raises StageError if it cannot be loaded or the GPU has no room for it.
+    ranker: a folder with `PairRM` and `base`. Raises StageError if it cannot be loaded or the GPU has no room for it, or if the
+    GPU's fused attention gives other logits than llm-blender.
     """
     torch.set_num_threads(1)  # there may be a worker per core, and the number of threads changes the last digits of sums
     with explain_out_of_memory("PairRM does not fit beside what other processes keep on the GPU: stop them (see `nvidia-smi`)"):
         blender = pairrm.load_blender(ranker)
-        forward = pairrm.select_forward(blender)
+        forward = pairrm.select_forward(blender, settings.attention)
     return functools.partial(rank_shard, blender, forward, settings)
 
 

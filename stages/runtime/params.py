@@ -318,6 +318,9 @@ class Compare(Section):
     shard_size: Positive
     tokens_per_batch: Positive
     """Tokens per forward pass, including padding: as many pairs of responses as fit, at least one."""
+    attention: Literal["plain", "fused"]
+    """How a GPU computes PairRM's attention. plain: by llm-blender's own forward pass. fused: by one kernel per layer, after a
+    check that the logits are llm-blender's; it has not run on a GPU yet. A CPU has its own way, whatever is set."""
 
 
 class Rank(Compare):

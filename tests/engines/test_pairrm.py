@@ -147,6 +147,125 @@ def test_every_ordered_pair_is_scored_once_in_batches_that_fit(
         assert len(batch) == 1 or len(batch) * longest <= tokens_per_batch
 
 
+class OwnRanker(torch.nn.Module):
+    """In the place of llm-blender's: a logit of a triple is the scaled difference of its responses' last tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(0.1, dtype=torch.float16))
+        self.seen: list[list[torch.Tensor]] = []
+
+    def _forward(self, *inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.seen.append(list(inputs[::2]))
+        left, right = (ids[:, 2].to(self.weight.dtype) for ids in (inputs[2], inputs[4]))
+        return {"logits": self.weight * (left - right) / 7}
+
+
+def make_blender() -> Any:
+    tokenizer = WordTokenizer()
+    vars(tokenizer).update(vocab_size=500, cls_token_id=CLS)
+    collator = SimpleNamespace(source_maxlength=100, candidate_maxlength=50)
+    config = SimpleNamespace(device="cpu")
+    return SimpleNamespace(ranker_tokenizer=tokenizer, ranker_collator=collator, ranker=OwnRanker(), ranker_config=config)
+
+
+def compute_errors(triples: list[pairrm.Triple]) -> tuple[torch.Tensor, torch.Tensor]:
+    """OwnRanker's exact logits of triples, and the errors of half precision."""
+    weight = float(torch.tensor(0.1, dtype=torch.float16))
+    pairs = [[int(text[2]) for text in triple[1:]] for triple in triples]
+    exact = torch.tensor([weight * (left - right) / 7 for left, right in pairs], dtype=torch.float64)
+    halves = torch.tensor([left - right for left, right in pairs], dtype=torch.float16) * torch.tensor(0.1, dtype=torch.float16)
+    return exact, (halves / 7).double() - exact
+
+
+@pytest.mark.parametrize(
+    ("times", "added", "accepted"), [(3.9, 0, True), (0, 9e-4, True), (4, 2e-3, False), (0, math.nan, False)]
+)
+def test_a_forward_pass_may_err_as_half_precision_does(times: float, added: float, accepted: bool) -> None:
+    """Four times as much and 0.001, against llm-blender's forward pass in float32; the weights stay as they are."""
+    blender, sizes = make_blender(), []
+
+    def forward(triples: list[pairrm.Triple]) -> torch.Tensor:
+        sizes.append((len(triples), max(sum(map(len, triple)) for triple in triples)))
+        exact, errors = compute_errors(triples)
+        assert errors.square().mean().sqrt() > 1e-5
+        return exact + times * errors + (added if times == 0 else added * errors.sign())
+
+    if accepted:
+        pairrm.check_parity(blender, forward)
+    else:
+        with pytest.raises(StageError) as error:
+            pairrm.check_parity(blender, forward)
+        assert_message(str(error.value), "fused attention", "other logits", "set rank.attention to plain")
+    assert sizes == [(12, 200), (2, 12), (1, 200)]  # alone and short, too
+    assert blender.ranker.weight.dtype == torch.float16
+    assert blender.ranker.weight == torch.tensor(0.1, dtype=torch.float16)
+
+
+def test_what_a_compiler_raises_is_one_line_and_lack_of_memory_stays() -> None:
+    def fail(error: Exception) -> pairrm.Forward:
+        def forward(_: list[pairrm.Triple]) -> torch.Tensor:
+            raise error
+
+        return forward
+
+    with pytest.raises(StageError) as caught:
+        pairrm.check_parity(make_blender(), fail(NotImplementedError("no compiler\nwas found")))
+    assert_message(str(caught.value), "no compiler was found", "set rank.attention to plain")
+    with pytest.raises(torch.OutOfMemoryError):
+        pairrm.check_parity(make_blender(), fail(torch.OutOfMemoryError("no memory")))
+
+
+def test_the_check_has_texts_of_all_lengths_with_one_marker_each() -> None:
+    triples = pairrm.sample_triples(make_blender())
+    lengths = [[len(text) for text in triple] for triple in triples]
+    assert [4, 4, 4] in lengths
+    assert [100, 50, 50] in lengths
+    assert len({sum(each) for each in lengths}) == len(triples) / 2
+    for (text, left, right), (again, other, first) in zip(triples[::2], triples[1::2], strict=True):
+        assert text is again
+        assert (left is first, right is other) == (True, True)
+        for ids, marker in ((text, SOURCE), (left, CANDIDATE), (right, CANDIDATE)):
+            assert ids[:2].tolist() == [CLS, marker]
+            assert [position for position, token in enumerate(ids.tolist()) if token in WORDS.values()] == [1, len(ids) - 1]
+
+
+@pytest.mark.parametrize(
+    ("device", "attention", "supported", "fusable", "expected"),
+    [
+        ("cpu", "fused", True, True, {}),
+        ("cpu", "plain", True, False, {}),
+        ("cpu", "fused", False, False, None),
+        ("cuda", "fused", True, True, {"fused": True}),
+        ("cuda", "plain", True, True, None),
+    ],
+)
+def test_the_forward_pass_is_that_of_the_device_and_the_parameter(
+    monkeypatch: pytest.MonkeyPatch, device: str, attention: str, supported: bool, fusable: bool, expected: Any
+) -> None:
+    """A fused one is checked before it is used."""
+    checked: list[Any] = []
+    monkeypatch.setattr(pairrm.deberta, "is_supported", lambda _: supported)
+    monkeypatch.setattr(pairrm.deberta, "is_fusable", lambda _: fusable)
+    monkeypatch.setattr(pairrm.deberta, "project_distances", lambda _: "distances")
+    monkeypatch.setattr(pairrm, "check_parity", lambda *arguments: checked.append(arguments))
+    blender = SimpleNamespace(ranker=SimpleNamespace(pretrained_model=None), ranker_config=SimpleNamespace(device=device))
+    forward: Any = pairrm.select_forward(blender, attention)
+    if expected is None:
+        assert (forward.func, forward.args) == (pairrm.run_llm_blender, (blender,))
+    else:
+        assert (forward.func, forward.args, forward.keywords) == (pairrm.run_deberta, (blender, "distances"), expected)
+    assert checked == ([(blender, forward)] if device == "cuda" and attention == "fused" else [])
+
+
+def test_a_ranker_that_the_kernel_does_not_support_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pairrm.deberta, "is_fusable", lambda _: False)
+    blender = SimpleNamespace(ranker=SimpleNamespace(pretrained_model=None), ranker_config=SimpleNamespace(device="cuda"))
+    with pytest.raises(StageError) as error:
+        pairrm.select_forward(blender, "fused")
+    assert_message(str(error.value), "rank.attention", "fused does not support this ranker", "set rank.attention to plain")
+
+
 def test_replaced_attributes_are_restored() -> None:
     module = ModuleType("module")
     module.kept = 1  # type: ignore[attr-defined]

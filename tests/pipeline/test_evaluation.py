@@ -28,7 +28,7 @@ def make_recipe(folder: Path, models: dict[str, Any], answers: dict[str, str], r
     (recipe / ".dvcignore").unlink(missing_ok=True)
     training = YAML(typ="safe").load(folder / "params.yaml")
     assets = {key: training["assets"][key] for key in ("alpaca_eval", "harness")}
-    rank = {key: training["rank"][key] for key in ("scale", "shard_size", "tokens_per_batch")}
+    rank = {key: training["rank"][key] for key in ("scale", "shard_size", "tokens_per_batch", "attention")}
     sections = {"models": models, "answers": answers, "rankers": rankers, "assets": assets, "rank": rank}
     document = {key: training[key] for key in SHARED} | sections
     YAML().dump(document, recipe / "params.yaml")

@@ -102,6 +102,7 @@ def test_rank_depends_on_ranker_responses_and_settings() -> None:
         rank_key(rank__scale=1.0),
         rank_key(rank__shard_size=7),
         rank_key(rank__tokens_per_batch=7),
+        rank_key(rank__attention="fused"),
     ]
     assert len({rank_key(), *others}) == 1 + len(others)
 
@@ -149,6 +150,7 @@ def test_comparing_existing_answers_depends_on_ranker_answers_and_settings() -> 
         compare_answers_key(scale=1.0),
         compare_answers_key(shard_size=7),
         compare_answers_key(tokens_per_batch=7),
+        compare_answers_key(attention="fused"),
     ]
     assert len({compare_answers_key(), *others}) == 1 + len(others)
     assert compare_answers_key()[0] == "compare-answers"

@@ -349,6 +349,7 @@ def test_a_stage_of_an_evaluation_gets_models_answers_and_shared_sections() -> N
         "scale": 0.5,
         "shard_size": 128,
         "tokens_per_batch": 2048,
+        "attention": "plain",
     }
     with pytest.raises(StageError, match="models: is missing"):
         params.load("models", path=ROOT / "params.yaml")

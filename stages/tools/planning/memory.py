@@ -109,7 +109,10 @@ def estimate_sampling(engine: Engine, shape: Shape, gpus: int) -> Memory:
 
 
 def estimate_ranking(settings: Params | EvaluationParams, shape: Shape, gpus: int) -> Memory:
-    """PairRM on each GPU; the miniature's own ranker needs almost nothing."""
+    """PairRM on each GPU; the miniature's own ranker needs almost nothing.
+
+    That of llm-blender's forward pass. `rank.attention=fused`, which stores no matrix of scores, needs less.
+    """
     if isinstance(settings, Params) and settings.assets.ranker.made_here:
         return Memory(host=gpus * PROCESS)
     batch = settings.rank.tokens_per_batch * ranker_bytes_per_token(RANKER_LENGTH)
