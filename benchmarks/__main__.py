@@ -15,7 +15,16 @@ from benchmarks.measure import PREFIX, ROUNDS
 from stages.artifacts import machine
 from stages.runtime.paths import ROOT
 
-ENVIRONMENTS = {"rank": "rank", "generate": "main", "train": "bench", "data": "main", "miniature": "main"}
+ENVIRONMENTS = {
+    "rank": "rank",
+    "generate": "main",
+    "train": "bench",
+    "dealing": "main",
+    "data": "main",
+    "digests": "main",
+    "memory": "main",
+    "miniature": "main",
+}
 """Benchmark (a module of this folder) -> its environment, in the order of the results."""
 RESULTS = Path(__file__).parent / "results.md"
 

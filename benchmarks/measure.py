@@ -66,6 +66,13 @@ def compare_rates(
     return summarize(subject, size, our_rates, baseline_rates, ratios, target)
 
 
+def compare_times(subject: str, size: str, ours: list[float], baseline: list[float], target: str = "") -> Comparison:
+    """Compare each round's seconds."""
+    return summarize(
+        subject, size, ours, baseline, [theirs / mine for mine, theirs in zip(ours, baseline, strict=True)], target
+    )
+
+
 def read_memory(name: str) -> int:
     """Return VmRSS (resident memory) or VmHWM (its peak) of this process, in bytes."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()

@@ -7,7 +7,7 @@ import pytest
 from benchmarks import __main__ as bench
 from benchmarks import measure
 
-HELPERS = {"__init__", "__main__", "measure", "scaling", "tail", "texts", "train_sides", "train_trl"}
+HELPERS = {"__init__", "__main__", "live_bytes", "measure", "scaling", "tail", "texts", "train_sides", "train_trl"}
 """Modules that are not benchmarks."""
 
 

@@ -88,9 +88,7 @@ def simulate_pairs(
     random = np.random.default_rng(0)
     tokens = in_order = dealt = unpadded = 0.0
     for _ in range(BATCHES):
-        prompts = draw_lengths(random, global_batch, prompt, PROMPT_SPREAD, longest_prompt)
-        responses = draw_lengths(random, 2 * global_batch, response, SPREAD, longest).reshape(2, -1)
-        sizes = prompts + np.minimum(responses, longest - prompts).sum(0)
+        sizes = draw_pairs(random, global_batch, prompt, response, longest_prompt, longest)
         tokens += float(sizes.sum())
         given = np.arange(global_batch).reshape(-1, device_batch).tolist()
         in_order += measure_rounds(given, sizes, devices) * devices

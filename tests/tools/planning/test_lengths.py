@@ -87,3 +87,11 @@ def test_a_round_lasts_as_long_as_its_largest_batch() -> None:
 def test_pairs_of_one_length_wait_for_nothing() -> None:
     found = lengths.simulate_pairs(10**6, 10**6, 100, 300, 64, 8, 8)
     assert found == pytest.approx((500, 8 / 8, 8 / 8, 8 / 8), rel=0.001)
+
+
+def test_a_pair_has_a_prompt_and_two_responses_that_are_cut() -> None:
+    tokens = lengths.draw_pairs(np.random.default_rng(0), 50_000, 190, 375, 10**9, 10**9)
+    assert tokens.mean() == pytest.approx(190 + 2 * 375, rel=0.02)
+    cut = lengths.draw_pairs(np.random.default_rng(0), 50_000, 190, 375, 512, 1024)
+    assert 512 + 1024 < cut.max() <= 2 * 1024 - 1, "a prompt counts once"
+    assert cut.min() >= 3

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
+from benchmarks import memory as counts
 from stages.runtime import params
 from stages.runtime.paths import ROOT
 from stages.tools.planning import memory
 from stages.tools.planning.memory import Memory, Shape
-from support.live_bytes import LiveBytes
 
 SHAPE = Shape(parameters=4e9, layers=10, hidden=1000, intermediate=3000, key_width=200, vocabulary=50_000)
 GPUS = 4
@@ -43,16 +42,7 @@ def estimate_training(**train: Any) -> Memory:
     return estimate("train", train=ours | train, lengths={"prompt": 100, "total": 500})
 
 
-@functools.cache
-def make_deberta() -> Any:
-    """DeBERTa-v3-large in float16, without memory."""
-    from transformers import DebertaV2Config, DebertaV2Model
-
-    sizes = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
-    positions = {"relative_attention": True, "position_buckets": 256, "share_att_key": True, "pos_att_type": "p2c|c2p"}
-    config = DebertaV2Config(vocab_size=128_100, **sizes, **positions, norm_rel_ebd="layer_norm", position_biased_input=False)
-    with torch.device("meta"):
-        return DebertaV2Model(config).eval().half()
+make_deberta = functools.cache(counts.make_deberta)
 
 
 TOKENS = 3 * 1000
@@ -99,10 +89,8 @@ def test_ranking_needs_memory_for_its_batches(stage: str) -> None:
 def test_a_token_of_the_ranker_needs_what_is_alive_at_the_peak(length: int) -> None:
     """Of a forward pass on torch's meta device, where tensors have sizes only."""
     model, count = make_deberta(), 16_384 // length
-    ids = torch.ones(count, length, dtype=torch.long, device="meta")
-    with torch.inference_mode(), LiveBytes() as counted:
-        model(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)
-    assert memory.ranker_bytes_per_token(length) * count * length == pytest.approx(counted.peak, rel=0.1)
+    counted = counts.count_batch(model, count, length)
+    assert memory.ranker_bytes_per_token(length) * count * length == pytest.approx(counted, rel=0.1)
 
 
 def test_the_rankers_weights_are_those_of_its_size() -> None:
