@@ -20,6 +20,7 @@ ENVIRONMENTS = {
     "generate": "main",
     "train": "bench",
     "dealing": "main",
+    "harness": "harness",
     "data": "main",
     "digests": "main",
     "memory": "main",

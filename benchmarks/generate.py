@@ -32,12 +32,10 @@ PROMPTS = 24, 48
 """Sizes of a shard."""
 
 
-def make_model(out: Path) -> Any:
-    """Write a Llama with random weights and its tokenizer. Returns the tokenizer."""
+def make_model(out: Path, examples: list[tuple[str, str]]) -> Any:
+    """Write a Llama with random weights and a tokenizer for these prompts and responses. Returns the tokenizer."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    rng = random.Random(0)
-    examples = [(texts.make_text(rng, 60), texts.make_text(rng, 60)) for _ in range(500)]
     tokenizer = policy.make_tokenizer(examples, 2000)
     seeding.make_deterministic(0)
     config = LlamaConfig(
@@ -121,7 +119,9 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        tokenizer = make_model(folder / "model")
+        rng = random.Random(0)
+        examples = [(texts.make_text(rng, 60), texts.make_text(rng, 60)) for _ in range(500)]
+        tokenizer = make_model(folder / "model", examples)
         llm = sampling.start_engine(folder / "model", settings.engine, draw.seed)
         for count in PROMPTS:
             report(compare(llm, make_shard(tokenizer, count), settings.engine, draw, folder / "responses.parquet"))
