@@ -97,6 +97,16 @@ def simulate_pairs(
     return Pairs(tokens / (BATCHES * global_batch), in_order / tokens, dealt / tokens, unpadded / tokens)
 
 
+def draw_pairs(
+    random: np.random.Generator, count: int, prompt: float, response: float, longest_prompt: int, longest: int
+) -> Integers:
+    """Return the tokens (count,) of pairs of a prompt and two responses with these mean lengths, cut as `lengths` says."""
+    prompts = draw_lengths(random, count, prompt, PROMPT_SPREAD, longest_prompt)
+    responses = draw_lengths(random, 2 * count, response, SPREAD, longest).reshape(2, -1)
+    tokens: Integers = prompts + np.minimum(responses, longest - prompts).sum(0)
+    return tokens
+
+
 def measure_rounds(batches: list[list[int]], sizes: Integers, devices: int) -> int:
     """Return the positions of each round's largest batch, summed over the rounds. batches: indices of pairs in sizes."""
     positions = [dealing.count_positions(sizes[batch].tolist()) for batch in batches]
