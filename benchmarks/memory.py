@@ -35,7 +35,8 @@ def count_batch(model: Any, count: int, length: int) -> int:
     ids = torch.ones(count, length, dtype=torch.long, device="meta")
     with torch.inference_mode(), LiveBytes() as counted:
         model(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)
-    return counted.peak
+    peak: int = counted.peak
+    return peak
 
 
 def compare(model: Any, length: int) -> Comparison:
