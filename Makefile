@@ -63,7 +63,7 @@ mutants: env  ## mutation tests: change the meaning of the code in one place at 
 torture: env  ## stress-test resume: kill every stage 20 times, cut the power, try odd input, and write docs/torture.md (some hours)
 	PYTHONPATH=.:tests python -m support.torture
 
-bench: env  ## compare the stages' speed with the usual implementations, and write benchmarks/results.md (20 minutes)
+bench: env  ## compare the stages' speed with the usual implementations, and write benchmarks/results.md (half an hour)
 	@requirements/install.sh bench
 	python -m benchmarks
 

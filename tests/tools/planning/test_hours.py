@@ -6,7 +6,7 @@ import pytest
 
 from oracles.deberta_traffic import count_traffic
 from stages.runtime import params
-from stages.tools.planning import hours, lengths, memory, rates
+from stages.tools.planning import hours, lengths, rates
 from stages.tools.planning.memory import Shape
 from stages.tools.planning.methods import ALL, PLAIN, Methods
 from stages.tools.planning.rates import Rate
@@ -131,14 +131,9 @@ def test_ranking_is_limited_by_memory_or_with_a_fused_kernel_by_computing() -> N
 
 
 @pytest.mark.parametrize("length", [500, 1000, 2048])
-def test_pairrm_moves_and_holds_what_transformers_model_does(length: int) -> None:
+def test_pairrm_moves_what_transformers_model_does(length: int) -> None:
     """In a batch of 65,536 tokens, on torch's meta device. llm-blender needs some more than the bare model."""
-    moved, held = count_traffic(length, 65_536 // length)
-    assert 1.0 <= hours.measure_moved(length) / moved <= 1.15
-    estimated = memory.estimate_ranking(change(LLAMA, "rank", tokens_per_batch=65_536), SHAPE, 1).gpu
-    assert estimated >= held
-    if length == 2048:
-        assert estimated == pytest.approx(held, rel=0.15)
+    assert 1.0 <= hours.measure_moved(length) / count_traffic(length, 65_536 // length) <= 1.15
 
 
 @pytest.mark.parametrize(
