@@ -36,7 +36,7 @@ class Stage:
     runs: int
     """In three iterations with four models."""
     gpu_seconds: float
-    """Computing time of one run on one GPU: the hours of one node of 8 H100, without loading."""
+    """Computing time of one run on one GPU, from what `plan` estimates for 8 H100, without starting and loading."""
     tasks: int
     """Into which a run is divided; more GPUs than that are idle."""
     start_seconds: float
@@ -45,14 +45,14 @@ class Stage:
 
 
 STAGES = (
-    Stage("generate", 3, 2_700, 16, 75, 16),
-    Stage("rank", 3, 950, 79, 20, 1.7),
-    Stage("answer", 4, 330, 6, 75, 16),
-    Stage("evaluate-lm", 4, 2_500, 2_300, 25, 16),
+    Stage("generate", 3, 2_900, 16, 75, 16),
+    Stage("rank", 3, 3_400, 79, 20, 1.7),
+    Stage("answer", 4, 420, 6, 75, 16),
+    Stage("evaluate-lm", 4, 3_100, 2_300, 25, 16),
 )
 """Of 20,000 prompts, 1250 to a shard of generate and 256 to one of rank; of 1,305 instructions and held-out prompts; of 69,000
 rows of requests, 32 to a chunk: MMLU's 14,000 questions are one row each, not four."""
-PAIRS = {"reference": 900.0, "train": 3_000.0}
+PAIRS = {"reference": 1_050.0, "train": 5_200.0}
 """Stages that the processes compute together, 64 pairs at a time -> GPU-seconds of one of three runs."""
 SERIAL_SECONDS = 3 * 230.0
 """Of three iterations, on one machine whatever the number of nodes: the judge's replies, hashing, DVC."""
