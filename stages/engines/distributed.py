@@ -28,8 +28,6 @@ DIGESTS = "digests.json"
 ERROR = "error"
 """In that folder: a worker's message, for the launching process to report once, below torchrun's own output."""
 
-WORKER_FAILED = "a worker process failed: see its error message above"
-
 PROCESSES_PER_CORE = 8
 """Without GPUs, more processes than that would only fill the memory."""
 
@@ -206,7 +204,7 @@ def _run_torchrun(options: list[str], command: list[str], digests: Mapping[str, 
         )
         if done.returncode:
             error = exchange / ERROR
-            raise StageError(error.read_text(encoding="utf-8") if error.exists() else WORKER_FAILED)
+            raise StageError(error.read_text(encoding="utf-8") if error.exists() else cluster.WORKER_FAILED)
 
 
 def _hash_inputs(inputs: Mapping[str, Path]) -> dict[str, str]:

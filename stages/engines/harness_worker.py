@@ -229,7 +229,8 @@ def load(model: str, dtype: str, batch_size: int) -> Callable[[tuple[str, Any]],
 
     That function raises StageError if the GPU's memory does not suffice, and what the methods raise.
     """
-    lm = load_policy(model, dtype, batch_size)
+    with explain_out_of_memory("stop the other processes on this GPU (see `nvidia-smi`): the model does not fit beside them"):
+        lm = load_policy(model, dtype, batch_size)
 
     def compute(task: tuple[str, Any]) -> Any:
         kind, requests = task

@@ -206,7 +206,9 @@ def start_engine(model: Path, engine: params.Engine, seed: int) -> Any:
                 trust_remote_code=False,
                 **settings,
             )
-    except (AssertionError, OSError, RuntimeError, ValueError) as error:
+    except StageError:
+        raise
+    except Exception as error:  # a process of vLLM's for another GPU fails with no narrower class
         raise StageError(f"{model}: {explain_failed_start(error, engine)}") from error
 
 
@@ -240,7 +242,7 @@ def explain_failed_start(error: Exception, engine: params.Engine) -> str:
         cache = f"engine.kv_cache_gib (now {engine.kv_cache_gib})"
         raised = utilization if engine.kv_cache_gib is None else cache
         return f"too little memory for the KV cache: raise {raised}, or lower {length}"
-    if "max_num_seqs" in text and "memory" in text:  # while the first batch is tried
+    if ("max_num_seqs" in text and "memory" in text) or "out of memory" in text:  # while the first batch is tried
         return f"out of GPU memory: lower engine.max_num_seqs (now {engine.max_num_seqs}) or {utilization}"
     if "max_num_batched_tokens" in text:
         return (
@@ -253,11 +255,14 @@ def explain_failed_start(error: Exception, engine: params.Engine) -> str:
 
 
 @contextlib.contextmanager
-def explain_nan(llm: Any) -> Iterator[None]:
-    """Raise StageError where vLLM, within the block, notices logits that are NaN. llm: from `start_engine`."""
+def explain_failure(llm: Any) -> Iterator[None]:
+    """Raise StageError where, within the block, vLLM notices logits that are NaN, or a process of its own runs out of memory.
+    llm: from `start_engine`."""
     try:
         yield
     except RuntimeError as error:
+        if "out of memory" in str(error):
+            raise StageError(f"out of GPU memory: {LESS_MEMORY}") from error
         if "NaNs detected in logits" not in str(error):
             raise
         raise StageError(
@@ -290,7 +295,7 @@ def sample_shard(llm: Any, engine: params.Engine, sampling: Sampling, shard: pa.
         )
         for seed in seeds
     ]
-    with explain_out_of_memory(LESS_MEMORY), explain_nan(llm):
+    with explain_out_of_memory(LESS_MEMORY), explain_failure(llm):
         outputs = llm.generate([{"prompt_token_ids": row["prompt_token_ids"]} for row in rows], requests, use_tqdm=False)
     for row, seed, output in zip(rows, seeds, outputs, strict=True):
         samples = sorted(output.outputs, key=lambda sample: sample.index)

@@ -5,21 +5,23 @@ Nodes may join and leave while a stage works: the task of a worker that is lost 
 
 import contextlib
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from stages.runtime import cluster
+from stages.runtime import cluster, processes
 from stages.runtime.errors import StageError, describe, user_message
 from stages.runtime.logs import log
 
 POLL_SECONDS = 5
 """How often to look for new nodes."""
+IDLE_SECONDS = 60
+"""How often to say that no worker has a device."""
 LOSSES = 2
-"""How many workers may die of the same task, on nodes that live on; after that, the task is the cause."""
+"""How many workers may die on the same task, or while loading on the same device, on nodes that live on, before the
+stage ends."""
 
 Slot = tuple[str, int]
 """A node's ID, and a number below the number of its workers."""
@@ -29,16 +31,23 @@ Slot = tuple[str, int]
 def start(load: Callable[..., Any], arguments: tuple[Any, ...], devices: list[str], folder: Path | None) -> Iterator["Actors"]:
     """Join the cluster; yield a crew that has no workers yet. The arguments are those of `workers.start`.
 
-    Raises StageError if there is no cluster or if one of its nodes does not see this folder, or a path among the arguments.
+    Raises StageError if there is no cluster or it fails, if one of its nodes does not see this folder or an absolute path among
+    the arguments, and if none has room for a worker.
     """
     ray = cluster.connect()
-    paths = [argument for argument in arguments if isinstance(argument, Path)]
+    paths = [Path(value) for value in arguments if isinstance(value, Path) or (isinstance(value, str) and value[:1] == "/")]
     crew = None
     try:
         with cluster.shared_paths(paths, folder) as shared:
             crew = Actors(ray, (load, arguments, folder and folder.resolve()), devices, shared)
             crew.add_nodes()
+            if not crew.slots:
+                raise StageError(
+                    f"no node of the Ray cluster has {crew.gpus} GPUs for a worker: add nodes, or lower engine.tensor_parallel"
+                )
             yield crew
+    except ray.exceptions.RayError as error:
+        raise StageError(f"the Ray cluster failed ({describe(error)}): restart it, then re-run to resume") from error
     finally:
         if crew:
             crew.kill()
@@ -80,8 +89,10 @@ class Actors:
         self.hosts: dict[str, str] = {}
         self.slots: list[Slot] = []
         self.workers: list[Actor] = []
-        self.losses: Counter[int] = Counter()
-        self.most, self.polled = 0, 0.0
+        self.with_gpus = False
+        self.losses: Counter[Any] = Counter()
+        self.lost: list[Any] = []  # their tasks, kept so that no other task gets the identity of one
+        self.most, self.polled, self.idle_since = 0, 0.0, time.monotonic()
 
     def staff(self, tasks: int) -> "Actors":
         """Start workers for so many tasks, as far as there are devices; those on new nodes follow. Returns the crew."""
@@ -96,35 +107,44 @@ class Actors:
         return Actor(self.ray, slot, self.hosts[slot[0]], self.gpus if self.with_gpus else 0, self.job[-1])
 
     def add_nodes(self) -> None:
-        """Find the nodes that are alive, and check new ones. Raises StageError if one of the first does not see a path; one
-        that joins later is left out, with a warning."""
+        """Find the nodes that are alive, and check new ones. Raises StageError if one of the first does not see a path or has
+        another kind of GPU; one that joins later is left out, with a warning.
+
+        The first nodes decide whether the stage computes on GPUs or on CPUs, so that no result comes from both.
+        """
         nodes = cluster.list_nodes(self.ray)
-        self.with_gpus, first, self.polled = cluster.has_gpus(nodes), not self.hosts, time.monotonic()
+        first, self.polled = not self.hosts, time.monotonic()
+        if first:
+            self.with_gpus = cluster.has_gpus(nodes)
         self.slots = [slot for slot in self.slots if slot[0] in {node["NodeID"] for node in nodes}]
         new = [node for node in nodes if node["NodeID"] not in self.hosts]
         checks = [cluster.find_missing(self.ray, self.shared, cluster.on_node(node["NodeID"])) for node in new]
         for node, check in zip(new, checks, strict=True):
             name, host = node["NodeID"], node["NodeManagerAddress"]
             self.hosts[name] = host
-            count = int(node["Resources"].get("GPU", 0)) // self.gpus if self.with_gpus else len(self.devices)
             try:
+                cluster.check_kinds([node, *(other for other in nodes if other["NodeID"] in {slot[0] for slot in self.slots})])
                 cluster.refuse_missing(host, self.ray.get(check)[1])
             except StageError as error:
                 if first:
                     raise
-                log.warning("%s; going on without it", error)
+                log.warning("%s; continuing without it", error)
                 continue
-            except self.ray.exceptions.RayError:  # it has gone again
+            except self.ray.exceptions.RayError:  # it has gone again, or is looked at once more
+                del self.hosts[name]
                 continue
+            gpus = int(node["Resources"].get("GPU", 0))
+            count = gpus // self.gpus if self.with_gpus else 0 if gpus else len(self.devices)
             self.slots += [(name, index) for index in range(count)]
             if not first:
-                log.info("node %s has joined the cluster: %d workers more", host, count)
+                log.info("node %s has joined the cluster: %d more workers", host, count)
 
     def wait(self, seconds: float | None) -> list[tuple[Actor, str, Any]]:
         """Wait as `workers.Crew` says, and start workers on nodes that have joined."""
         if time.monotonic() - self.polled >= POLL_SECONDS:
             self.add_nodes()
             self.staff(self.most)
+            self.warn_if_idle()
         busy = {worker.pending: worker for worker in self.workers if worker.pending is not None}
         timeout = POLL_SECONDS if seconds is None else min(seconds, POLL_SECONDS)
         if not busy:
@@ -134,6 +154,15 @@ class Actors:
         if done:
             done, _ = self.ray.wait(list(busy), num_returns=len(busy), timeout=0)
         return [report for reference in done for report in self._read(busy[reference])]
+
+    def warn_if_idle(self) -> None:
+        """Say once a minute that no worker has a device: others use the cluster's GPUs, or its nodes have left."""
+        now = time.monotonic()
+        if any(worker.loaded or worker.since is not None for worker in self.workers):
+            self.idle_since = now
+        elif now - self.idle_since >= IDLE_SECONDS:
+            log.warning("waiting for a free device of the Ray cluster; see `ray status`")
+            self.idle_since = now
 
     def _read(self, worker: Actor) -> list[tuple[Actor, str, Any]]:
         """Return what a worker reports whose call has ended, and start its next one."""
@@ -155,13 +184,14 @@ class Actors:
     def _lose(self, worker: Actor, reason: str) -> tuple[Actor, str, Any]:
         """Report that a worker has ended, and start another in its place if its node is still there."""
         self.add_nodes()
-        task = id(worker.task)
+        cause: Any = id(worker.task) if worker.loaded else worker.slot
+        self.lost.append(worker.task)
         if worker.slot in self.slots:
-            self.losses[task] += 1
+            self.losses[cause] += 1
         self.replace(worker)
-        if self.losses[task] >= LOSSES:
+        if self.losses[cause] >= LOSSES:
             log.warning("node %s: %s", worker.host, reason)
-            how = f"died {LOSSES} times of the same task (out of memory?)"
+            how = f"died {LOSSES} times {'on the same task' if worker.loaded else 'while loading'} (out of memory?)"
             return worker, "failed", f"workers on the cluster {how}: fix the cause, then re-run to resume"
         return worker, "lost", f"its worker on node {worker.host} is lost"
 
@@ -186,15 +216,15 @@ class _Computer:
     """What an actor does in its process."""
 
     def __init__(self, folder: str, environment: dict[str, str], logs: Path | None) -> None:
-        cluster.take_over(folder, environment)
-        if logs:
-            name = f"worker-{os.uname().nodename}-{os.getpid()}.log"
-            handle = os.open(logs / name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
-            os.dup2(handle, sys.stdout.fileno())
-            os.dup2(handle, sys.stderr.fileno())
+        self.folder, self.environment, self.logs = folder, environment, logs
 
-    def wait_for_device(self) -> tuple[str, None]:
-        return "placed", None
+    def wait_for_device(self) -> tuple[str, Any]:
+        def prepare() -> None:
+            cluster.take_over(self.folder, self.environment)
+            if self.logs:
+                processes.redirect_output(self.logs / f"worker-{os.uname().nodename}-{os.getpid()}.log")
+
+        return self._try("placed", prepare)
 
     def load(self, load: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[str, Any]:
         def prepare() -> None:
@@ -210,6 +240,6 @@ class _Computer:
             return kind, function()
         except Exception as error:
             message = user_message(error)
-            if not message:
+            if os.environ.get("SPPO_DEBUG") or not message:
                 raise
             return "failed", message

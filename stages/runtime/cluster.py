@@ -32,13 +32,15 @@ OF_A_NODE = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "RAY_", "SLURM", 
 """Beginnings of the environment variables that each node has its own values of."""
 SECRET = re.compile("(^|_)(KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS)(_|$)")
 """Names of environment variables that Ray, which logs them, must not start workers with."""
+WORKER_FAILED = "a worker process failed: see its error message above"
+"""What is said of a process that said nothing itself; another process may know the cause."""
 GRACE = 15
 """Seconds that the other nodes have to say why they failed, once one has failed: the first is seldom the cause."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a process works that `run_on_nodes` started."""
+    """Where a process started by `run_on_nodes` runs."""
 
     rank: int
     """0 on the stage's own node if that takes part."""
@@ -99,7 +101,8 @@ def _check_reachable(address: str) -> None:
         place = get_node_ip_address() if local else host  # type: ignore[no-untyped-call]
         with socket.create_connection((place, int(port)), SECONDS) as connection:
             connection.sendall(GREETING)
-            problem = "" if connection.recv(9)[3:4] == bytes([ANSWER]) else "what listens there is not Ray"
+            is_ray = os.environ.get("RAY_USE_TLS") == "1" or connection.recv(9)[3:4] == bytes([ANSWER])
+            problem = "" if is_ray else "what listens there is not Ray"
     except (OSError, OverflowError) as error:
         problem = describe(error)
     if problem:
@@ -109,8 +112,12 @@ def _check_reachable(address: str) -> None:
 
 
 def list_nodes(ray: Any) -> list[dict[str, Any]]:
-    """Return the nodes that are alive, as `ray.nodes()` describes them. Raises StageError if they have two kinds of GPU."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]
+    """Return the nodes that are alive, as `ray.nodes()` describes them."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def check_kinds(nodes: Sequence[Mapping[str, Any]]) -> None:
+    """Raise StageError if nodes have two kinds of GPU."""
     kinds: dict[str, list[str]] = {}
     for node in nodes:
         for name in node["Resources"]:
@@ -118,8 +125,9 @@ def list_nodes(ray: Any) -> list[dict[str, Any]]:
                 kinds.setdefault(name.partition(":")[2], []).append(node["NodeManagerAddress"])
     if len(kinds) > 1:
         found = "; ".join(f"{kind}: {', '.join(hosts)}" for kind, hosts in sorted(kinds.items()))
-        raise StageError(f"the cluster has two kinds of GPU, which give different results ({found}): stop Ray on one kind")
-    return nodes
+        raise StageError(
+            f"the cluster has two kinds of GPU, which give different results ({found}): stop Ray on the nodes of one kind"
+        )
 
 
 def has_gpus(nodes: Sequence[Mapping[str, Any]]) -> bool:
@@ -200,12 +208,14 @@ def run_on_nodes(count: int, gpus: int, paths: Sequence[Path], function: Callabl
 
     gpus: per node. paths: what the nodes must see besides this folder. function: of a module; when it fails on one node, it is
     ended on the others. Raises StageError if the cluster has too few such nodes, if one of them does not see a path, and if
-    the function does.
+    the function does, or if the nodes have two kinds of GPU.
     """
     ray = connect()
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    fitting = [node for node in list_nodes(ray) if node["Resources"].get("GPU", 0) >= gpus and node["Resources"].get("CPU")]
+    nodes = list_nodes(ray)
+    check_kinds(nodes)
+    fitting = [node for node in nodes if node["Resources"].get("GPU", 0) >= gpus and node["Resources"].get("CPU")]
     if len(fitting) < count:
         each = f" with {gpus} GPUs each" if gpus else ""
         raise StageError(f"{count} nodes{each} are needed and the cluster has {len(fitting)}: add nodes, or lower train.nodes")
@@ -260,20 +270,23 @@ def _call(
 
 def _wait(ray: Any, calls: Mapping[Any, str]) -> None:
     """Wait for calls of `_call`, by node. Raises StageError, and ends the others, if one fails."""
-    pending, failures = list(calls), list[str]()
+    pending, said, lost = list(calls), list[str](), list[str]()  # what functions and Ray say, in order of arrival
     while pending:
-        done, pending = ray.wait(pending, timeout=GRACE if failures else None)
+        done, pending = ray.wait(pending, timeout=GRACE if said or lost else None)
         if not done:
             break
         for call in done:
             try:
                 message = ray.get(call)
             except ray.exceptions.RayError as error:
-                message = f"the cluster's node {calls[call]} failed ({describe(error)}): fix the cause, then re-run to resume"
-                failures.append(message)
+                reason = describe(error)
+                lost.append(f"the cluster's node {calls[call]} failed ({reason}): fix the cause, then re-run to resume")
                 continue
-            failures = failures if message is None else [message, *failures]
+            said += [] if message is None else [message]
     for call in pending:
         ray.cancel(call, force=True)
+    failures = [*sorted(said, key=WORKER_FAILED.__eq__), *lost]
+    for other in dict.fromkeys(failures[1:]):
+        log.warning("%s", other)
     if failures:
         raise StageError(failures[0])

@@ -18,7 +18,7 @@ from stages.runtime import durable, scratch
 
 FOLDER = scratch.FOLDER / "hashes"
 LARGE = 2**26
-"""Bytes from which on a look-up gains more than it costs."""
+"""Files of at least this many bytes are looked up."""
 SETTLED = 2.0
 """Seconds since a file's last change after which another change is sure to get another time: FAT's times are even seconds."""
 

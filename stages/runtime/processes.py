@@ -15,6 +15,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -100,6 +101,13 @@ def setup_worker() -> None:
     assert parent.pid
     die_with_parent(parent.pid, signal.SIGKILL)
     gc.set_threshold(GC_THRESHOLD)
+
+
+def redirect_output(path: Path) -> None:
+    """Let what this process prints to stdout and stderr, and what libraries written in C++ print, go to a new file."""
+    handle = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
+    os.dup2(handle, sys.stdout.fileno())
+    os.dup2(handle, sys.stderr.fileno())
 
 
 def exit_worker() -> NoReturn:

@@ -10,8 +10,8 @@ import multiprocessing
 import os
 import pickle
 import re
+import signal
 import socket
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -24,9 +24,9 @@ from stages.runtime.errors import StageError, quote, user_message
 from stages.runtime.logs import log, setup_logging
 
 TIMEOUT = "SPPO_TIMEOUT"
-"""Environment variable: after how many seconds with one task, or with loading, a worker is given up. Default: never."""
+"""Environment variable: after how many seconds with one task, or with loading, a worker is abandoned. Default: never."""
 ATTEMPTS = 2
-"""How many workers may be given up over the same task."""
+"""How many workers may be abandoned over the same task."""
 END_SECONDS = 10
 """How long a worker may take to end once it has nothing left to do."""
 SIZE_BYTES = 8
@@ -35,7 +35,7 @@ SIZE_BYTES = 8
 Load = Callable[..., Callable[[Any], Any]]
 Deal = Callable[..., Iterator[tuple[int, Any]]]
 """`deal(tasks, describe)`: yields each task's index and result as soon as it is finished. describe: index -> the task's name,
-for messages. Raises StageError if a worker fails, dies, or is given up over the same task for the second time; before that,
+for messages. Raises StageError if a worker fails, dies, or is abandoned over the same task for the second time; before that,
 it yields the results of the tasks that the other workers are still computing."""
 
 
@@ -92,6 +92,8 @@ def start(
             yield lambda tasks, describe: deal(remote.staff(len(tasks)), tasks, describe, timeout)
         return
     if len(devices) == 1:
+        if timeout:
+            log.warning("%s has no effect here: a single device's work is done by the stage's own process", TIMEOUT)
         compute = load(*arguments)
         yield lambda tasks, _: ((index, compute(task)) for index, task in enumerate(tasks))
         return
@@ -210,6 +212,7 @@ class _Process:
         if not part:
             raise EOFError
         self.buffer += part
+        self.since = time.monotonic()  # a large result may take a while to arrive
         end = SIZE_BYTES + int.from_bytes(self.buffer[:SIZE_BYTES], "little")
         if len(self.buffer) < max(end, SIZE_BYTES + 1):
             return None
@@ -225,8 +228,11 @@ class _Process:
 
     def kill(self) -> None:
         self.ended, self.since = True, None
-        self.process.kill()
-        self.process.join()
+        if self.process.is_alive():
+            with contextlib.suppress(ProcessLookupError):  # it has no group of its own yet
+                os.killpg(self.process.pid, signal.SIGKILL)  # with vLLM's processes for its other GPUs
+            self.process.kill()
+        self.process.join(END_SECONDS)  # the kernel cannot end one that waits for a GPU's driver
         self.socket.close()
 
 
@@ -297,11 +303,10 @@ def _visible_device(device: str) -> Iterator[None]:
 
 def _run_worker(stage: socket.socket, load: Load, arguments: tuple[Any, ...], folder: Path | None) -> None:
     processes.setup_worker()
+    os.setpgrp()  # so that what it starts can be killed with it
     setup_logging()
     if folder:
-        handle = os.open(folder / f"worker-{os.getpid()}.log", os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
-        os.dup2(handle, sys.stdout.fileno())
-        os.dup2(handle, sys.stderr.fileno())
+        processes.redirect_output(folder / f"worker-{os.getpid()}.log")
     tasks = stage.makefile("rb")
     try:
         compute = load(*arguments)

@@ -79,6 +79,7 @@ DECLARATIONS = {
     "paths.ROOT",
     "cluster.ADDRESS",  # the name of an environment variable
     "cluster.Place",
+    "cluster.WORKER_FAILED",
     "workers.Deal",
     "scratch.FOLDER",
     "scratch.NUMERICS",  # the name of an environment variable
@@ -137,6 +138,7 @@ MUTANTS: dict[str, Callable[..., Any]] = {
     "durable.write": lambda path, text: path.write_text(text, encoding="utf-8"),
     "errors.escape_controls": lambda text: "mutant",
     "devices.is_main_process": lambda: True,  # False means that another process writes the outputs
+    "processes.redirect_output": ignore,
     "processes.block_sigint": do_nothing,
     "processes.exit_worker": ignore,
     "processes.setup_worker": ignore,

@@ -101,6 +101,7 @@ def test_a_lost_worker_is_replaced_only_where_its_node_lives_on(fakes: dict[str,
     first, second = crew.workers
     task = ("task",)
     first.task = second.task = task  # type: ignore[assignment]
+    first.loaded = second.loaded = True
     del ray.found["b"]
     second.pending = ConnectionError("node died")
     assert crew._read(second) == [(second, "lost", "its worker on node at-b is lost")]
@@ -110,10 +111,78 @@ def test_a_lost_worker_is_replaced_only_where_its_node_lives_on(fakes: dict[str,
     assert crew._read(first) == [(first, "lost", "its worker on node at-a is lost")]
     (third,) = crew.workers
     assert third.slot == ("a", 0)
-    third.task, third.pending = task, ConnectionError("actor died")  # type: ignore[assignment]
+    third.task, third.loaded, third.pending = task, True, ConnectionError("actor died")  # type: ignore[assignment]
     ((_, kind, message),) = crew._read(third)
     assert kind == "failed"
-    assert_message(message, "died 2 times", "re-run")
+    assert_message(message, "died 2 times", "same task", "re-run")
+
+
+def test_workers_that_die_while_loading_count_for_their_device(fakes: dict[str, str]) -> None:
+    """A broken node of many must not end the stage; a device on which loading fails twice does."""
+    crew = make_crew(FakeRay(a={"CPU": 1}, b={"CPU": 1}, c={"CPU": 1}), [""]).staff(3)
+    for worker in list(crew.workers):
+        worker.pending = ConnectionError("actor died")
+        ((_, kind, _),) = crew._read(worker)
+        assert kind == "lost"
+    again = crew.workers[0]
+    again.pending = ConnectionError("actor died")
+    ((_, kind, message),) = crew._read(again)
+    assert kind == "failed"
+    assert_message(message, "died 2 times", "loading", "re-run")
+
+
+def test_a_stage_that_starts_on_cpus_stays_there_and_one_on_gpus_too(fakes: dict[str, str]) -> None:
+    """Otherwise one result would hold numbers of both."""
+    on_cpus, on_gpus = FakeRay(a={"CPU": 4}), FakeRay(a={"CPU": 4, "GPU": 1})
+    crews = [make_crew(on_cpus, [""]), make_crew(on_gpus, [""])]
+    for ray, crew in zip((on_cpus, on_gpus), crews, strict=True):
+        ray.found |= {"b": {"CPU": 4, "GPU": 2}, "c": {"CPU": 4}}
+        crew.add_nodes()
+    assert [slot[0] for slot in crews[0].slots] == ["a", "c"]
+    assert [slot[0] for slot in crews[1].slots] == ["a", "b", "b"]
+    del on_gpus.found["a"], on_gpus.found["b"]
+    crews[1].add_nodes()
+    assert crews[1].slots == []
+
+
+def test_a_node_with_another_kind_of_gpu_is_refused_first_and_left_out_later(
+    fakes: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    one, other = ({"GPU": 1, f"accelerator_type:{kind}": 1} for kind in ("H100", "A100"))
+    with pytest.raises(StageError) as raised:
+        make_crew(FakeRay(a=one, b=other), ["0"])
+    assert_message(str(raised.value), "H100", "A100")
+    ray = FakeRay(a=one)
+    crew = make_crew(ray, ["0"])
+    ray.found["b"] = other
+    crew.add_nodes()
+    ray.found["c"] = one
+    crew.add_nodes()
+    assert crew.slots == [("a", 0), ("c", 0)]
+    assert "A100" in caplog.text
+
+
+def test_a_node_that_cannot_be_asked_is_asked_again(fakes: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = FakeRay(a={"CPU": 1})
+    answers = iter([ConnectionError("no memory"), ("", None, 0)])
+    monkeypatch.setattr(clusters_of_ray, "find_missing", lambda ray, paths, node: next(answers))
+    crew = make_crew(ray, [""])
+    assert crew.slots == []
+    crew.add_nodes()
+    assert crew.slots == [("a", 0)]
+
+
+def test_waiting_for_a_device_is_said(fakes: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    crew = make_crew(FakeRay(a={"GPU": 1}), ["0"]).staff(1)
+    crew.warn_if_idle()
+    assert not caplog.records
+    crew.idle_since -= actors.IDLE_SECONDS
+    crew.warn_if_idle()
+    assert_message(caplog.text, "waiting", "ray status")
+    caplog.clear()
+    crew.workers[0].since, crew.idle_since = 1.0, 0.0
+    crew.warn_if_idle()
+    assert not caplog.records
 
 
 @pytest.fixture(scope="module")

@@ -64,7 +64,7 @@ class Nodes:
 def test_two_kinds_of_gpu_are_one_line() -> None:
     nodes = Nodes({"GPU": 8, "accelerator_type:H100": 1}, {"CPU": 4}, {"GPU": 8, "accelerator_type:A100": 1})
     with pytest.raises(StageError) as raised:
-        cluster.list_nodes(nodes)
+        cluster.check_kinds(cluster.list_nodes(nodes))
     assert_message(str(raised.value), "two kinds of GPU", "A100: 10.0.0.2", "H100: 10.0.0.0")
 
 
@@ -73,6 +73,42 @@ def test_nodes_that_have_gone_do_not_count() -> None:
     assert [node["NodeManagerAddress"] for node in kept] == ["10.0.0.0"]
     assert cluster.has_gpus(kept)
     assert not cluster.has_gpus(cluster.list_nodes(Nodes({"CPU": 4})))
+
+
+class Calls:
+    """Stands for the module `ray`: each call has ended, with a message, None, or an error."""
+
+    class exceptions:  # noqa: N801 - its name in Ray
+        RayError = ConnectionError
+
+    def wait(self, pending: list[Any], timeout: float | None) -> tuple[list[Any], list[Any]]:
+        return pending[:1], pending[1:]
+
+    def get(self, call: Any) -> Any:
+        if isinstance(call, Exception):
+            raise call
+        return call
+
+
+@pytest.mark.parametrize(
+    ("calls", "expected"),
+    [
+        (["out of GPU memory: lower it", cluster.WORKER_FAILED], "out of GPU memory"),
+        ([cluster.WORKER_FAILED, "out of GPU memory: lower it"], "out of GPU memory"),
+        ([ConnectionError("gone"), "out of GPU memory: lower it"], "out of GPU memory"),
+        ([cluster.WORKER_FAILED, ConnectionError("gone")], cluster.WORKER_FAILED),
+        (["", ConnectionError("gone")], "node-1 failed"),
+    ],
+    ids=["first", "second", "after a node", "no cause", "node"],
+)
+def test_the_cause_is_said_and_not_what_follows_from_it(
+    calls: list[Any], expected: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    named = {call or None: f"node-{index}" for index, call in enumerate(calls)}
+    with pytest.raises(StageError) as raised:
+        cluster._wait(Calls(), named)
+    assert expected in str(raised.value)
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == len([c for c in calls if c]) - 1
 
 
 def test_a_node_keeps_its_own_variables_and_no_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

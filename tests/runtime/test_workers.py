@@ -101,7 +101,7 @@ def test_what_workers_print_goes_to_their_logs(folder: Path, capfd: pytest.Captu
         list(play([("crash", "why"), ("pid", 0)], folder=folder))
     assert_message(str(error.value), f"its log in {folder}")
     texts = [path.read_text() for path in folder.glob("worker-*.log")]
-    assert len(texts) == 2
+    assert texts, "that of the other worker may be missing, if it had not started yet"
     assert all(text.startswith("loaded") for text in texts if text)
     assert sum("ZeroDivisionError: why" in text for text in texts) == 1
     assert "why" not in capfd.readouterr().err

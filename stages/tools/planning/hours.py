@@ -123,7 +123,7 @@ def time_queue(requests: int, limit: int, settings: Params | EvaluationParams, s
 def time_ranking(settings: Params | EvaluationParams, work: Work, machine: Machine) -> float:
     """Seconds of PairRM: limited by memory or, with fused attention, by computing. Bytes moved grow with the length."""
     gpu = machine.gpu
-    if machine.methods.fused_ranker:
+    if machine.methods.fused_ranker or settings.rank.attention == "fused":
         one = work.rank / (gpu.peak.value * rates.FUSED_RANKING.value)
     else:
         length = work.tokens / work.passes

@@ -1,6 +1,6 @@
 """Rates that `plan` computes with, each with its source. docs/performance.md shows them; `make sync` copies them there.
 
-A rate without a measurement or a document behind it is marked as a guess. None has been measured with this project.
+A rate without a measurement or a document behind it is marked as a guess. No rate of a GPU has been measured with this project.
 """
 
 from dataclasses import dataclass, fields
