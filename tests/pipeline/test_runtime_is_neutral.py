@@ -222,6 +222,7 @@ def test_every_function_of_runtime_is_listed_here() -> None:
         *(
             f"cluster.{name}"
             for name in (
+                "check_kinds",
                 "hand_over",
                 "take_over",
                 "worker_environment",
