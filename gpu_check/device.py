@@ -53,15 +53,3 @@ def measure_bandwidth(size: int) -> float:
     source = torch.zeros(size, dtype=torch.uint8, device=name())
     target = torch.empty_like(source)
     return 2 * size / time_calls(lambda: target.copy_(source))
-
-
-def driver_version() -> str:
-    """Return the version of NVIDIA's driver, as nvidia-smi gives it; empty if there is none."""
-    import subprocess
-
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=30)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip().partition("\n")[0]

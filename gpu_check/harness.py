@@ -69,9 +69,6 @@ def run(sizes: Sizes, folder: Path, limits: dict[str, float], rehearsal: bool) -
             alike >= SHARE,
         ),
         rows.judge_on_gpu(
-            rows.judge(
-                f"{what}: seconds, start included", f"{end - middle:.0f}, alone {middle - start:.0f}", "measured only", True
-            ),
-            rehearsal,
+            rows.measure(f"{what}: seconds, start included", f"{end - middle:.0f}, alone {middle - start:.0f}"), rehearsal
         ),
     )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gpu_check.sizes import Ranking
 
+VOCABULARY = 1000
 TOKENIZER = SimpleNamespace(
     pad_token_id=0,
     cls_token_id=1,
@@ -22,9 +23,9 @@ TOKENIZER = SimpleNamespace(
     cand1_prefix_id=5,
     cand2_prefix_id=6,
     cand_prefix_id=7,
+    vocab_size=VOCABULARY,
 )
 """The special tokens of PairRM's tokenizer, by its names; any other number is a word."""
-VOCABULARY = 1000
 
 
 class Ranker(torch.nn.Module):
@@ -76,7 +77,9 @@ class Ranker(torch.nn.Module):
         for texts in zip(source, left, right, *masks, strict=True):
             states.append(torch.cat([ids[mask] for ids, mask in zip(texts[:3], texts[3:], strict=True)]))
         ids = torch.nn.utils.rnn.pad_sequence(states, batch_first=True, padding_value=TOKENIZER.pad_token_id)
-        hidden = self.pretrained_model(ids, attention_mask=(ids != TOKENIZER.pad_token_id).long()).last_hidden_state
+        ends = torch.tensor([len(state) for state in states], device=ids.device)
+        mask = torch.arange(ids.shape[1], device=ids.device) < ends[:, None]  # a text may contain the token of padding
+        hidden = self.pretrained_model(ids, attention_mask=mask.long()).last_hidden_state
         prompt, first, second = (
             hidden[ids == marker]
             for marker in (TOKENIZER.source_prefix_id, TOKENIZER.cand1_prefix_id, TOKENIZER.cand2_prefix_id)
@@ -90,4 +93,6 @@ def make_blender(size: Ranking, device: str) -> Any:
     torch.manual_seed(0)
     ranker = Ranker(size).eval()
     ranker = ranker.half().to(device) if device == "cuda" else ranker
-    return SimpleNamespace(ranker=ranker, ranker_tokenizer=TOKENIZER, ranker_config=SimpleNamespace(device=device))
+    collator = SimpleNamespace(source_maxlength=size.longest_prompt, candidate_maxlength=size.longest_response)
+    config = SimpleNamespace(device=device)
+    return SimpleNamespace(ranker=ranker, ranker_tokenizer=TOKENIZER, ranker_collator=collator, ranker_config=config)

@@ -1,4 +1,4 @@
-"""PairRM: parity of the stage's batched forward pass with one pair at a time in float32, repeatability, and speed."""
+"""PairRM: parity of the stage's forward passes, in batches, with one pair at a time in float32, repeatability, and speed."""
 
 import importlib.util
 import random
@@ -15,6 +15,7 @@ from gpu_check import device, rows
 from gpu_check.sizes import Ranking, Sizes
 from stages.engines import pairrm, ranking
 from stages.runtime import params
+from stages.runtime.errors import StageError
 
 TOLERANCE = {"cuda": 0.05, "cpu": 1e-3}
 """The largest difference of a logit, in standard deviations of the logits: in half precision on a GPU, else in float32."""
@@ -22,6 +23,7 @@ ALIKE = 0.9
 """The least share of prompts whose chosen and rejected responses are those of float32."""
 FLOOR = 0.3
 """The least speed, as a share of that of a DeBERTa without fused attention that only waits for its memory."""
+FUSED = "rank, rank.attention: fused"
 
 
 class Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -92,8 +94,9 @@ def make_blender(size: Ranking, folder: Path) -> tuple[Any, str]:
 
 
 def expected_logits(blender: Any, texts: list[pairrm.EncodedTexts]) -> list[Tensor]:
-    """Compute the logits (K, K) of each prompt, one pair at a time, 0 on the diagonal. Leaves the ranker in float32."""
-    blender.ranker.float()
+    """Compute the logits (K, K) of each prompt in float32, one pair at a time, 0 on the diagonal."""
+    dtype = next(blender.ranker.parameters()).dtype
+    blender.ranker.float()  # and back: no weight changes
     matrices = []
     for prompt in texts:
         matrix = torch.zeros(len(prompt.candidates), len(prompt.candidates))
@@ -106,6 +109,7 @@ def expected_logits(blender: Any, texts: list[pairrm.EncodedTexts]) -> list[Tens
                     with torch.no_grad():
                         matrix[i, j] = blender.ranker._forward(*(each.to(device.name()) for each in inputs))["logits"].item()
         matrices.append(matrix)
+    blender.ranker.to(dtype)
     return matrices
 
 
@@ -115,23 +119,41 @@ def choose(matrices: list[Tensor]) -> list[tuple[int, int]]:
     return [(row["chosen"], row["rejected"]) for row in ranked]
 
 
-def run(sizes: Sizes, folder: Path, limits: dict[str, float], rehearsal: bool) -> None:
-    """Run this part. limits: from gpu_check/__main__.py."""
-    size = sizes.ranking
-    blender, oracle = make_blender(size, folder)
-    texts = make_texts(blender, size)
-    forward = pairrm.select_forward(blender, "plain")
+def measure(forward: pairrm.Forward, texts: list[pairrm.EncodedTexts], size: Ranking) -> tuple[list[list[Tensor]], float]:
+    """Compute the logits three times. Returns each time's, and the seconds of the faster of the last two."""
     found, seconds = [], []
     for _ in range(3):
         device.synchronize()
         start = time.perf_counter()
         found.append(pairrm.pair_logits(forward, texts, size.tokens_per_batch))  # its results are on the host
         seconds.append(time.perf_counter() - start)
-    expected = expected_logits(blender, texts)
+    return found, min(seconds[1:])
+
+
+def compare(label: str, found: list[list[Tensor]], expected: list[Tensor], oracle: str) -> list[rows.Row]:
+    """Compare three runs' logits with those of one pair at a time in float32, and with each other."""
     ours, theirs = torch.stack(found[0]), torch.stack(expected)
-    off_diagonal = ~torch.eye(size.samples, dtype=torch.bool).expand_as(theirs)
+    off_diagonal = ~torch.eye(theirs.shape[-1], dtype=torch.bool).expand_as(theirs)
     difference = (ours - theirs).abs().max() / theirs[off_diagonal].std()
-    alike = sum(map(tuple.__eq__, choose(found[0]), choose(expected))) / len(texts)
+    alike = sum(map(tuple.__eq__, choose(found[0]), choose(expected))) / len(expected)
+    return [
+        rows.at_most(
+            f"{label}, {off_diagonal.sum()} pairs in batches, against {oracle} in float32, one pair at a time: largest "
+            "difference of a logit, in standard deviations",
+            float(difference),
+            TOLERANCE[device.name()],
+        ),
+        rows.judge(
+            f"{label}, prompts whose pair is the one that float32 chooses", f"{alike:.3f}", f">= {ALIKE:g}", alike >= ALIKE
+        ),
+        rows.same_bytes(
+            f"{label}: three runs in one process", [repr([each.tolist() for each in matrices]) for matrices in found]
+        ),
+    ]
+
+
+def judge_speed(blender: Any, texts: list[pairrm.EncodedTexts], size: Ranking, seconds: float, bandwidth: float) -> rows.Row:
+    """Judge the plain forward pass's speed. bandwidth: of the GPU's memory, in bytes per second."""
     pairs = len(texts) * size.samples * (size.samples - 1)
     tokens = sum(
         size.samples * (size.samples - 1) * len(each.source) + 2 * (size.samples - 1) * sum(map(len, each.candidates))
@@ -139,24 +161,47 @@ def run(sizes: Sizes, folder: Path, limits: dict[str, float], rehearsal: bool) -
     )
     mean = round(tokens / pairs)
     per_token = count_bytes_per_token(blender.ranker.pretrained_model, mean, max(1, size.tokens_per_batch // mean))
-    share = tokens * per_token / limits["bandwidth"] / min(seconds[1:])
-    rows.report(
-        rows.at_most(
-            f"rank, {pairs} pairs in batches, against {oracle} in float32, one pair at a time: largest difference of a logit, "
-            "in standard deviations",
-            float(difference),
-            TOLERANCE[device.name()],
-        ),
-        rows.judge("rank, prompts whose pair is the one that float32 chooses", f"{alike:.3f}", f">= {ALIKE:g}", alike >= ALIKE),
-        rows.same_bytes("rank: three runs in one process", [repr([each.tolist() for each in matrices]) for matrices in found]),
-        rows.judge_on_gpu(
-            rows.judge(
-                f"rank: speed, as a share of a DeBERTa's that moves {per_token / 1e6:.3g} MB a token at "
-                f"{limits['bandwidth'] / 1e9:.4g} GB/s ({mean} tokens a pair)",
-                f"{share:.2f} ({pairs / min(seconds[1:]):.0f} pairs/s)",
-                f">= {FLOOR:g}",
-                share >= FLOOR,
-            ),
-            rehearsal,
-        ),
+    share = tokens * per_token / bandwidth / seconds
+    return rows.judge(
+        f"rank: speed, as a share of a DeBERTa's that moves {per_token / 1e6:.3g} MB a token at {bandwidth / 1e9:.4g} GB/s "
+        f"({mean} tokens a pair)",
+        f"{share:.2f} ({pairs / seconds:.0f} pairs/s)",
+        f">= {FLOOR:g}",
+        share >= FLOOR,
     )
+
+
+def check_fused(
+    blender: Any, texts: list[pairrm.EncodedTexts], size: Ranking, expected: list[Tensor], oracle: str, plain_seconds: float
+) -> list[rows.Row]:
+    """Check `rank.attention: fused`: by the stage's own gate, then as the plain forward pass is, and its speed.
+
+    plain_seconds: of the plain forward pass, which `measure` returns.
+    """
+    gate, condition = f"{FUSED}: the stage's own check of its logits", "to pass"
+    try:
+        forward = pairrm.select_forward(blender, "fused")
+    except StageError as error:
+        return [rows.Row(gate, "", condition, rows.FAIL, str(error))]
+    found, seconds = measure(forward, texts, size)
+    ratio = plain_seconds / seconds
+    return [
+        rows.judge(gate, "passed", condition, True),
+        *compare(FUSED, found, expected, oracle),
+        rows.judge(f"{FUSED}: speed, relative to plain", f"{ratio:.2f}", ">= 1", ratio >= 1),
+    ]
+
+
+def run(sizes: Sizes, folder: Path, limits: dict[str, float], rehearsal: bool) -> None:
+    """Run this part. limits: from gpu_check/__main__.py."""
+    size = sizes.ranking
+    blender, oracle = make_blender(size, folder)
+    texts = make_texts(blender, size)
+    found, seconds = measure(pairrm.select_forward(blender, "plain"), texts, size)
+    expected = expected_logits(blender, texts)
+    speed = judge_speed(blender, texts, size, seconds, limits["bandwidth"])
+    rows.report(*compare("rank", found, expected, oracle), rows.judge_on_gpu(speed, rehearsal))
+    if rehearsal:
+        rows.report(rows.skip(FUSED, "rehearsal: the setting has no effect on a CPU, which has its own forward pass"))
+    else:
+        rows.report(*check_fused(blender, texts, size, expected, oracle, seconds))

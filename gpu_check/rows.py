@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 
 PREFIX = "ROW "
 """Starts each line of a part's output that holds a row."""
-PASS, FAIL, SKIPPED = "pass", "fail", "skipped"
+PASS, FAIL, MEASURED, SKIPPED = VERDICTS = "pass", "fail", "measured", "skipped"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row. value: as measured, with its unit. expected: the condition on it. verdict: PASS, FAIL or SKIPPED. reason: why
-    it was skipped or, of a failure without a value, what went wrong."""
+    """One row. value: as measured, with its unit. expected: the condition on it, empty if there is none (MEASURED).
+    verdict: one of VERDICTS. reason: why it was skipped or, of a failure without a value, what went wrong."""
 
     what: str
     value: str
@@ -42,6 +42,11 @@ def at_most(what: str, value: float, limit: float, unit: str = "") -> Row:
     return judge(what, f"{value:.3g}{unit}", f"<= {limit:g}{unit}", value <= limit)
 
 
+def measure(what: str, value: str) -> Row:
+    """Return a row that no condition is known for."""
+    return Row(what, value, "", MEASURED)
+
+
 def same_bytes(what: str, digests: Iterable[str]) -> Row:
     """Return a row that passes if all digests are the same."""
     same = len(set(digests)) == 1
@@ -56,6 +61,12 @@ def skip(what: str, reason: str, value: str = "", expected: str = "") -> Row:
 def judge_on_gpu(row: Row, rehearsal: bool) -> Row:
     """Return the row; in a rehearsal, without its verdict: a CPU's speed and memory say nothing about a GPU's."""
     return skip(row.what, "rehearsal: measured on the CPU, not judged", row.value, row.expected) if rehearsal else row
+
+
+def format_line(row: Row) -> str:
+    """Format a row as a line for the terminal."""
+    expected = f" (expected {row.expected})" if row.expected else ""
+    return f"{row.verdict:10}{row.what}: {row.value}{expected} {row.reason}".rstrip(" :")
 
 
 def format_table(rows: Iterable[Row]) -> str:

@@ -6,15 +6,13 @@ import json
 import random
 import time
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from benchmarks import train as benchmark
 from gpu_check import rows
 from gpu_check import sizes as check
-from stages.runtime import params
-from stages.runtime.paths import ROOT
+from stages.engines import sampling
 
 
 def make_shard(name: str, size: check.Sampling) -> pa.Table:
@@ -34,6 +32,13 @@ def make_shard(name: str, size: check.Sampling) -> pa.Table:
     return pa.Table.from_pylist(prompts)
 
 
+def make_draw(size: check.Sampling) -> sampling.Sampling:
+    """Return the stage's settings of sampling."""
+    return sampling.Sampling(
+        samples=size.samples, temperature=1.0, top_p=1.0, max_new_tokens=size.new_tokens, seed=0, name="check"
+    )
+
+
 def digest(table: pa.Table) -> str:
     """Hash the rows of a table."""
     return hashlib.sha256(json.dumps(table.to_pylist()).encode()).hexdigest()
@@ -45,20 +50,9 @@ def run(sizes: check.Sizes, folder: Path, limits: dict[str, float], rehearsal: b
     if importlib.util.find_spec("vllm") is None:
         rows.report(rows.skip(what, "vllm is not installed"))
         return
-    from stages.engines import sampling
-
     size = sizes.sampling
     benchmark.make_model(size.model.vocabulary, size.model.shape(), "bfloat16", folder / "model")
-    changes: dict[str, Any] = {
-        "dtype": "bfloat16" if not rehearsal else "float32",
-        "max_model_length": 2 * (size.prompt_tokens + size.new_tokens),
-        "stop_token_ids": [],
-        "kv_cache_gib": size.kv_cache_gib,
-    }
-    engine = params.load("engine", path=ROOT / "params.yaml").engine.model_copy(update=changes)
-    draw = sampling.Sampling(
-        samples=size.samples, temperature=1.0, top_p=1.0, max_new_tokens=size.new_tokens, seed=0, name="check"
-    )
+    engine, draw = size.engine(), make_draw(size)
     llm = sampling.start_engine(folder / "model", engine, draw.seed)
     shards = [make_shard(name, size) for name in ("one", "other", "one")]
     results, seconds = [], []
@@ -70,8 +64,5 @@ def run(sizes: check.Sizes, folder: Path, limits: dict[str, float], rehearsal: b
     speed = f"{tokens / seconds[2]:.0f} tokens/s"
     rows.report(
         rows.same_bytes(f"{what} ({size.prompts} prompts, {tokens} tokens)", [digest(results[0]), digest(results[2])]),
-        rows.judge_on_gpu(
-            rows.judge(f"generate, {size.model.parameters() / 1e9:.2g}B parameters: speed", speed, "measured only", True),
-            rehearsal,
-        ),
+        rows.judge_on_gpu(rows.measure(f"generate, {size.model.parameters() / 1e9:.2g}B parameters: speed", speed), rehearsal),
     )

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from stages.runtime import params
+
 
 @dataclass(frozen=True)
 class Model:
@@ -44,7 +46,8 @@ class Training:
 
 @dataclass(frozen=True)
 class Ranking:
-    """PairRM on `prompts` prompts with `samples` responses each; tokens of a prompt and of a response, on average."""
+    """PairRM on `prompts` prompts with `samples` responses each; tokens of a prompt and of a response, on average, and at most
+    in the pairs that `rank.attention: fused` is checked with."""
 
     width: int
     layers: int
@@ -54,6 +57,8 @@ class Ranking:
     samples: int
     prompt_tokens: int
     response_tokens: int
+    longest_prompt: int
+    longest_response: int
     tokens_per_batch: int
 
 
@@ -67,6 +72,21 @@ class Sampling:
     prompt_tokens: int
     new_tokens: int
     kv_cache_gib: float
+    dtype: params.Precision
+
+    def engine(self, *, batch_invariant: bool = False) -> params.Engine:
+        """Return the settings of vLLM: none of them from params.yaml, so that the check is the same for everybody."""
+        return params.Engine(
+            dtype=self.dtype,
+            max_model_length=2 * (self.prompt_tokens + self.new_tokens),
+            stop_token_ids=[],
+            kv_cache_gib=self.kv_cache_gib,
+            max_num_seqs=256,
+            max_num_batched_tokens=4096,
+            gpu_memory_utilization=0.5,  # as much must be free; the KV cache has a size of its own
+            tensor_parallel=1,
+            batch_invariant=batch_invariant,
+        )
 
 
 @dataclass(frozen=True)
@@ -103,18 +123,36 @@ GPU = Sizes(
     copy=2**31,
     parity=Training(_SMALL, batch=16, device_batch=8, steps=8, length=512),
     speed=Training(_BILLION, batch=8, device_batch=8, steps=8, length=1024),
-    ranking=Ranking(1024, 24, 16, 256, prompts=16, samples=5, prompt_tokens=200, response_tokens=350, tokens_per_batch=16384),
-    sampling=Sampling(_BILLION, prompts=64, samples=5, prompt_tokens=200, new_tokens=256, kv_cache_gib=8),
+    ranking=Ranking(
+        *(1024, 24, 16, 256),
+        prompts=16,
+        samples=5,
+        prompt_tokens=200,
+        response_tokens=350,
+        longest_prompt=1224,
+        longest_response=412,
+        tokens_per_batch=16384,
+    ),
+    sampling=Sampling(_BILLION, prompts=64, samples=5, prompt_tokens=200, new_tokens=256, kv_cache_gib=8, dtype="bfloat16"),
     harness=Harness(_SMALL, ("mmlu", "arc_challenge", "gsm8k"), count=4, batch=4),
 )
-"""DeBERTa-v3-large's shape, and elsewhere what keeps the whole check below eight minutes."""
+"""DeBERTa-v3-large's shape and PairRM's limits, and elsewhere what keeps the whole check below eight minutes."""
 CPU = Sizes(
     product=256,
     copy=2**20,
     parity=Training(_TINY, batch=4, device_batch=2, steps=8, length=64),
     speed=Training(_TINY, batch=4, device_batch=4, steps=4, length=64),
-    ranking=Ranking(64, 2, 2, 16, prompts=6, samples=3, prompt_tokens=12, response_tokens=16, tokens_per_batch=512),
-    sampling=Sampling(_TINY, prompts=4, samples=2, prompt_tokens=20, new_tokens=8, kv_cache_gib=0.0625),
+    ranking=Ranking(
+        *(64, 2, 2, 16),
+        prompts=6,
+        samples=3,
+        prompt_tokens=12,
+        response_tokens=16,
+        longest_prompt=60,
+        longest_response=40,
+        tokens_per_batch=512,
+    ),
+    sampling=Sampling(_TINY, prompts=4, samples=2, prompt_tokens=20, new_tokens=8, kv_cache_gib=0.0625, dtype="float32"),
     harness=Harness(_TINY, ("winogrande", "arc_challenge"), count=3, batch=4),
 )
 """The rehearsal: the same code on shapes that take seconds on a CPU."""

@@ -15,7 +15,6 @@ from gpu_check import flops, plain, rows
 from gpu_check.sizes import Sizes, Training
 from stages.artifacts import files
 from stages.runtime import params
-from stages.runtime.paths import ROOT
 from stages.tools.planning.memory import Shape, estimate_memory
 
 ETA = 10.0
@@ -153,9 +152,9 @@ def estimate_peak(stage: str, job: Job) -> float:
     shape = job.size.model
     key_width = shape.width // shape.heads * shape.key_heads
     own = Shape(shape.parameters(), shape.layers, shape.width, shape.inner, key_width, shape.vocabulary)
-    settings = params.validate(ROOT / "params.yaml")
-    lengths = settings.lengths.model_copy(update={"prompt": job.size.length // 2, "total": job.size.length})
-    return estimate_memory(stage, settings.model_copy(update={"train": job.settings, "lengths": lengths}), own, 1).gpu
+    lengths = params.Lengths(prompt=job.size.length // 2, total=job.size.length, too_long="drop")
+    # All that these estimates read, so nothing of params.yaml.
+    return estimate_memory(stage, params.Params.model_construct(train=job.settings, lengths=lengths), own, 1).gpu
 
 
 def check_speed(size: Training, folder: Path, limit: float, rehearsal: bool) -> None:

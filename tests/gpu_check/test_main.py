@@ -36,9 +36,24 @@ def test_a_part_that_fails_or_hangs_keeps_its_rows_and_fails(rest: str, seconds:
 
 
 def test_the_page_counts_the_verdicts() -> None:
-    page = check.format_page("A GPU", ["- device: A GPU"], [rows.judge("a", "1", "1", True), rows.skip("b", "why")])
+    found = [rows.judge("a", "1", "1", True), rows.skip("b", "why"), rows.measure("c", "2"), rows.measure("d", "3")]
+    page = check.format_page("A GPU", ["- device: A GPU"], found)
     assert page.startswith("# GPU check: A GPU\n")
-    assert "- rows: 1 pass, 0 fail, 1 skipped\n\n| what |" in page
+    assert "- rows: 1 pass, 0 fail, 2 measured, 1 skipped\n\n| what |" in page
+
+
+@pytest.mark.parametrize(("rehearsal", "gpu"), [(True, ""), (False, "3")])
+def test_a_part_gets_one_gpu_and_nothing_that_was_set_for_the_pipeline(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rehearsal: bool, gpu: str
+) -> None:
+    for name, value in {"RAY_ADDRESS": "10.0.0.1:6379", "SPPO_WORKERS": "7", "CUDA_VISIBLE_DEVICES": "3,5"}.items():
+        monkeypatch.setenv(name, value)
+    environment = check.make_environment(tmp_path, rehearsal)
+    assert "RAY_ADDRESS" not in environment
+    assert [name for name in environment if name.startswith("SPPO_")] == ["SPPO_SCRATCH"]
+    assert environment["SPPO_SCRATCH"] == str(tmp_path / "scratch")
+    assert environment["CUDA_VISIBLE_DEVICES"] == gpu
+    assert environment["PATH"] == os.environ["PATH"]
 
 
 def run_check(*options: str) -> subprocess.CompletedProcess[str]:
@@ -61,6 +76,7 @@ def test_the_rehearsal_runs_every_part_and_none_of_its_rows_fails(tmp_path: Path
     table = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert "| fail" not in table
     assert table.count("| pass |") == 11, table
-    assert table.count("skipped: rehearsal") == 7, table
+    assert table.count("skipped: rehearsal") == 8, table
+    assert "| skipped: needs an NVIDIA GPU" in table
     for stage in ("reference", "train", "rank", "generate", "evaluate-lm"):
         assert f"| {stage}" in table

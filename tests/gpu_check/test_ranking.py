@@ -1,7 +1,10 @@
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
-from gpu_check import plain_ranker, ranking, sizes
+from gpu_check import plain_ranker, ranking, rows, sizes
 from stages.engines import pairrm
 
 
@@ -21,6 +24,7 @@ def test_the_stand_in_pads_and_marks_as_its_definition_says() -> None:
     blender = plain_ranker.make_blender(sizes.CPU.ranking, "cpu")
     texts = ranking.make_texts(blender, sizes.CPU.ranking)
     triples = [(each.source, each.candidates[0], each.candidates[1]) for each in texts]
+    triples[0][0][2] = plain_ranker.TOKENIZER.pad_token_id  # within a text, it is a word like any other
     batched = pairrm.run_llm_blender(blender, triples)
     markers = plain_ranker.TOKENIZER
     for triple, logit in zip(triples, batched, strict=True):
@@ -37,3 +41,58 @@ def test_the_stand_in_pads_and_marks_as_its_definition_says() -> None:
 def test_the_chosen_and_rejected_have_the_highest_and_lowest_mean_score() -> None:
     logits = torch.tensor([[0.0, 2.0, -1.0], [-2.0, 0.0, -3.0], [1.0, 3.0, 0.0]])
     assert ranking.choose([logits]) == [(2, 1)]
+
+
+def check_fused(blender: Any) -> list[rows.Row]:
+    size = sizes.CPU.ranking
+    texts = ranking.make_texts(blender, size)
+    expected = ranking.expected_logits(blender, texts)
+    return ranking.check_fused(blender, texts, size, expected, "the oracle", plain_seconds=1e9)
+
+
+def test_the_fused_attention_passes_the_stages_check_and_the_tools() -> None:
+    """The kernel in its uncompiled form on a CPU, which the stage treats as a GPU by this name."""
+    found = check_fused(plain_ranker.make_blender(sizes.CPU.ranking, "cpu:0"))
+    assert [row.verdict for row in found] == ["pass"] * 5, found
+    assert all(row.what.startswith("rank, rank.attention: fused") for row in found)
+
+
+def test_a_fused_attention_that_is_wrong_fails_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pairrm.deberta, "attention_scale", lambda _: 0.1)
+    (row,) = check_fused(plain_ranker.make_blender(sizes.CPU.ranking, "cpu:0"))
+    assert row.verdict == "fail"
+    assert "the fused attention gives other logits than llm-blender" in row.reason
+
+
+@pytest.mark.parametrize(("plain_seconds", "verdict"), [(1e9, "pass"), (0.0, "fail")])
+def test_a_fused_attention_that_is_slower_fails(monkeypatch: pytest.MonkeyPatch, plain_seconds: float, verdict: str) -> None:
+    expected = [torch.tensor([[0.0, 1.0], [-2.0, 0.0]])]
+    monkeypatch.setattr(pairrm, "select_forward", lambda *_: None)
+    monkeypatch.setattr(pairrm, "pair_logits", lambda *_: expected)
+    *_, speed = ranking.check_fused(None, [], sizes.CPU.ranking, expected, "the oracle", plain_seconds)
+    assert speed.verdict == verdict
+
+
+def test_the_oracle_is_float32_and_leaves_the_ranker_as_it_was() -> None:
+    size = sizes.CPU.ranking
+    blender = plain_ranker.make_blender(size, "cpu")
+    texts = ranking.make_texts(blender, size)[:1]
+    blender.ranker.bfloat16()
+    before = [weight.clone() for weight in blender.ranker.parameters()]
+    (logits,) = ranking.expected_logits(blender, texts)
+    assert all(torch.equal(old, new) for old, new in zip(before, blender.ranker.parameters(), strict=True))
+    blender.ranker.float()
+    again = pairrm.pair_logits(pairrm.select_forward(blender, "plain"), texts, size.tokens_per_batch)[0]
+    torch.testing.assert_close(logits, again, atol=1e-4, rtol=0)
+
+
+def test_in_a_rehearsal_the_fused_attention_is_skipped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    blender = plain_ranker.make_blender(sizes.CPU.ranking, "cpu")
+    monkeypatch.setattr(ranking, "make_blender", lambda *_: (blender, "the oracle"))
+    ranking.run(sizes.CPU, tmp_path, {"bandwidth": 1e9}, rehearsal=True)
+    found = [row for line in capsys.readouterr().out.splitlines() if (row := rows.parse(line))]
+    assert [row.verdict for row in found] == ["pass", "pass", "pass", "skipped", "skipped"]
+    assert found[-1].what == "rank, rank.attention: fused"
+    assert "no effect on a CPU" in found[-1].reason

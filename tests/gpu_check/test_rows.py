@@ -32,6 +32,18 @@ def test_a_rehearsal_shows_speed_but_does_not_judge_it() -> None:
     assert "rehearsal" in shown.reason
 
 
+def test_what_is_only_measured_is_no_pass() -> None:
+    row = rows.measure("seconds", "12")
+    assert (row.verdict, row.expected) == ("measured", "")
+    assert rows.format_line(row) == "measured  seconds: 12"
+    assert rows.judge_on_gpu(row, rehearsal=True).verdict == "skipped"
+
+
+def test_a_line_for_the_terminal_shows_what_was_expected_and_why_it_was_not_run() -> None:
+    assert rows.format_line(rows.at_most("x", 2.0, 1.0)) == "fail      x: 2 (expected <= 1)"
+    assert rows.format_line(rows.skip("x", "no reason")) == "skipped   x: no reason"
+
+
 def test_the_table_has_a_line_per_row_and_four_cells_in_each() -> None:
     table = rows.format_table([rows.judge("a | b", "1", "<= 2", True), rows.skip("c", "not installed")])
     assert table.splitlines()[2:] == ["| a \\| b | 1 | <= 2 | pass |", "| c |  |  | skipped: not installed |"]
