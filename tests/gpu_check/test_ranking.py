@@ -58,7 +58,7 @@ def test_the_fused_attention_passes_the_stages_check_and_the_tools() -> None:
 
 
 def test_a_fused_attention_that_is_wrong_fails_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pairrm.deberta, "attention_scale", lambda _: 0.1)
+    monkeypatch.setattr(pairrm.deberta, "attention_scale", lambda _: 1.0)
     (row,) = check_fused(plain_ranker.make_blender(sizes.CPU.ranking, "cpu:0"))
     assert row.verdict == "fail"
     assert "the fused attention gives other logits than llm-blender" in row.reason
