@@ -1,3 +1,4 @@
+import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -6,8 +7,10 @@ import pyarrow as pa
 import pytest
 import torch
 
+from benchmarks import train
 from gpu_check import invariance, rows, sizes
 from stages.artifacts import schemas
+from stages.engines import sampling
 
 
 def report_rows(capsys: pytest.CaptureFixture[str], folder: Path) -> list[rows.Row]:
@@ -16,7 +19,7 @@ def report_rows(capsys: pytest.CaptureFixture[str], folder: Path) -> list[rows.R
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, *, installed: bool, capability: tuple[int, int] | None) -> None:
-    monkeypatch.setattr(invariance.importlib.util, "find_spec", lambda _: object() if installed else None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object() if installed else None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
 
@@ -60,9 +63,9 @@ def test_an_influence_of_the_other_prompts_fails(
         return pa.Table.from_pylist(found, schema=schemas.RESPONSES)
 
     pretend(monkeypatch, installed=True, capability=(8, 0))
-    monkeypatch.setattr(invariance.benchmark, "make_model", lambda *_: None)
-    monkeypatch.setattr(invariance.sampling, "start_engine", start_engine)
-    monkeypatch.setattr(invariance.sampling, "sample_shard", sample_shard)
+    monkeypatch.setattr(train, "make_model", lambda *_: None)
+    monkeypatch.setattr(sampling, "start_engine", start_engine)
+    monkeypatch.setattr(sampling, "sample_shard", sample_shard)
     (row,) = report_rows(capsys, tmp_path)
     assert row.verdict == verdict
     assert "4 of 8 prompts" in row.what

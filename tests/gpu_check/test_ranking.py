@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from gpu_check import plain_ranker, ranking, rows, sizes
-from stages.engines import pairrm
+from stages.engines import deberta, pairrm
 
 
 def test_traffic_counts_what_operations_read_and_write_but_not_views() -> None:
@@ -58,7 +58,7 @@ def test_the_fused_attention_passes_the_stages_check_and_the_tools() -> None:
 
 
 def test_a_fused_attention_that_is_wrong_fails_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pairrm.deberta, "attention_scale", lambda _: 1.0)
+    monkeypatch.setattr(deberta, "attention_scale", lambda _: 1.0)
     (row,) = check_fused(plain_ranker.make_blender(sizes.CPU.ranking, "cpu:0"))
     assert row.verdict == "fail"
     assert "the fused attention gives other logits than llm-blender" in row.reason

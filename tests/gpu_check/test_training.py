@@ -10,6 +10,7 @@ import pytest
 
 from gpu_check import plain, sizes, training
 from stages.artifacts import schemas
+from stages.runtime import params
 
 LOGPS = [[-100.0, -200.0], [-50.0, -80.0]]
 LOSSES = [4.0, 3.0, 2.0]
@@ -55,7 +56,7 @@ def test_the_rate_rises_and_falls_as_trainers_does() -> None:
 
 
 def test_the_large_training_fits_24_gb_by_the_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training.params, "validate", None)  # whatever is set in params.yaml
+    monkeypatch.setattr(params, "validate", None)  # whatever is set in params.yaml
     size = sizes.GPU.speed
     job = training.Job(tmp_path, size, training.make_settings(size, "bfloat16", 1e-6, repeat=False))
     state = size.model.parameters() * (2 + 2 + 4 + 4)  # weights, gradients, master weights, mean squares
