@@ -66,7 +66,9 @@ def judge_on_gpu(row: Row, rehearsal: bool) -> Row:
 def format_line(row: Row) -> str:
     """Format a row as a line for the terminal."""
     expected = f" (expected {row.expected})" if row.expected else ""
-    return f"{row.verdict:10}{row.what}: {row.value}{expected} {row.reason}".rstrip(" :")
+    value = f": {row.value}{expected}" if row.value else ""
+    reason = f": {row.reason}" if row.reason else ""
+    return f"{row.verdict:10}{row.what}{value}{reason}"
 
 
 def format_table(rows: Iterable[Row]) -> str:
