@@ -69,7 +69,7 @@ def test_without_a_gpu_the_check_says_so_in_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "table.md").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.slowest
 def test_the_rehearsal_runs_every_part_and_none_of_its_rows_fails(tmp_path: Path) -> None:
     done = run_check("--rehearsal", "--budget", "1500", "--out", str(tmp_path / "table.md"))
     assert done.returncode == 0, done.stdout + done.stderr

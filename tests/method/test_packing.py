@@ -199,7 +199,7 @@ def sample_rows(model: Any, count: int, prompt: int = 5, response: int = 9) -> l
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.slowest)])
 def test_a_confident_model_is_accepted_whatever_the_pair(dtype: str, count: int) -> None:
     """Its sums are close to 0, so that a relative tolerance would refuse some of them in bfloat16."""
     with torch.no_grad():

@@ -498,7 +498,9 @@ def test_a_stage_ends_with_dvc(start: Callable[..., "subprocess.Popen[str]"], pi
     assert not (pipeline / ".out.partial").exists()
     for path in pipeline.glob("working-*"):
         path.unlink()
-    done = start(2, *REPRO, SECONDS="0")  # in whatever state DVC's locks were left
+    done = start(
+        1, *REPRO, SECONDS="0"
+    )  # in whatever state DVC's locks were left; one worker may be done before the other starts
     assert done.wait(60) == 0, (pipeline / "stderr").read_text()
     assert (pipeline / "out").read_text() == "whole"
 
