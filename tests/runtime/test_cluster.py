@@ -113,12 +113,12 @@ def test_the_cause_is_said_and_not_what_follows_from_it(
 
 def test_a_node_keeps_its_own_variables_and_no_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What its `ray start` was given, such as TF32 in place of float32, must not reach the results."""
-    here = {"HF_HOME": "/shared", "CUDA_VISIBLE_DEVICES": "0", "OPENAI_API_KEY": "secret", "TOKENIZERS_PARALLELISM": "false"}
+    here = {"HF_HOME": "/nfs", "CUDA_VISIBLE_DEVICES": "0", "OPENAI_API_KEY": "secret", "TOKENIZERS_PARALLELISM": "false"}
     monkeypatch.setattr(os, "environ", here.copy())
     handed, start = cluster.hand_over(), cluster.worker_environment()
     assert handed == {name: value for name, value in here.items() if name != "CUDA_VISIBLE_DEVICES"}
     assert start["py_executable"] == sys.executable
-    names = {"HF_HOME": "/shared", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(ROOT)}
+    names = {"HF_HOME": "/nfs", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(ROOT)}
     assert start["env_vars"] == names, "Ray logs them"
     there = {"CUDA_VISIBLE_DEVICES": "3", "NVIDIA_TF32_OVERRIDE": "1", "RAY_JOB_ID": "01", "HF_HOME": "/other"}
     monkeypatch.setattr(os, "environ", there)
