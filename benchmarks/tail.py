@@ -6,7 +6,6 @@ have fewer such ends, but a number of shards that is no multiple of the workers 
 """
 
 import math
-from dataclasses import replace
 
 from stages.runtime import params
 from stages.runtime.paths import ROOT
@@ -25,7 +24,7 @@ def compare_shards(prompts: int, gpus: int) -> dict[int, tuple[float, float]]:
     settings = params.validate_unpinned(params.read(RECIPE), RECIPE)
     shape = sizes.find_shape(RECIPE.parent / "new", settings)  # a folder that does not exist: nothing is measured
     size = Size(prompts, sizes.PROMPT_TOKENS, sizes.RESPONSE_TOKENS, shape.parameters)
-    machine = hours.Machine(rates.GPUS["H100"], gpus, replace(CURRENT, shared_queue=False))
+    machine = hours.Machine(rates.GPUS["H100"], gpus, CURRENT)
 
     def measure(shard: int) -> float:
         changed = settings.model_copy(update={"generate": settings.generate.model_copy(update={"shard_size": shard})})
