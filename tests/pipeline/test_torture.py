@@ -99,7 +99,7 @@ def test_a_stage_that_trusts_what_a_power_cut_left_is_noticed(tmp_path: Path) ->
 
 
 def test_a_worker_is_told_from_its_stage(tmp_path: Path) -> None:
-    program = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE)"
+    program = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(300)'])"
     environment = os.environ | {"MARK": "mark-of-this-test"}
     with subprocess.Popen([sys.executable, "-c", program], env=environment, start_new_session=True) as process:
         assert wait_for(lambda: bool(torture.list_workers("mark-of-this-test", process.pid)), 30)
