@@ -93,13 +93,14 @@ class Actors:
         self.losses: Counter[Any] = Counter()
         self.lost: list[Any] = []  # their tasks, kept so that no other task gets the identity of one
         self.most, self.polled, self.idle_since = 0, 0.0, time.monotonic()
+        self.hires = True
 
     def staff(self, tasks: int) -> "Actors":
         """Start workers for so many tasks, as far as there are devices; those on new nodes follow. Returns the crew."""
         self.most = max(self.most, tasks)
         taken = {worker.slot for worker in self.workers}
         for slot in self.slots:
-            if slot not in taken and len(self.workers) < self.most:
+            if self.hires and slot not in taken and len(self.workers) < self.most:
                 self.workers.append(self._hire(slot))
         return self
 
@@ -188,20 +189,25 @@ class Actors:
         self.lost.append(worker.task)
         if worker.slot in self.slots:
             self.losses[cause] += 1
+        if self.losses[cause] < LOSSES:
+            self.replace(worker)
+            return worker, "lost", f"its worker on node {worker.host} is lost"
+        self.stop_hiring()
         self.replace(worker)
-        if self.losses[cause] >= LOSSES:
-            log.warning("node %s: %s", worker.host, reason)
-            how = f"died {LOSSES} times {'on the same task' if worker.loaded else 'while loading'} (out of memory?)"
-            return worker, "failed", f"workers on the cluster {how}: fix the cause, then re-run to resume"
-        return worker, "lost", f"its worker on node {worker.host} is lost"
+        log.warning("node %s: %s", worker.host, reason)
+        how = f"died {LOSSES} times {'on the same task' if worker.loaded else 'while loading'} (out of memory?)"
+        return worker, "failed", f"workers on the cluster {how}: fix the cause, then re-run to resume"
 
     def replace(self, worker: Any) -> None:
-        """Kill a worker and start another in its place, unless its node has gone."""
+        """Kill a worker and start another in its place, unless its node has gone or `stop_hiring` was called."""
         worker.since, worker.pending = None, None
         self.ray.kill(worker.handle)
         self.workers.remove(worker)
-        if worker.slot in self.slots:
+        if self.hires and worker.slot in self.slots:
             self.workers.append(self._hire(worker.slot))
+
+    def stop_hiring(self) -> None:
+        self.hires = False
 
     def end(self) -> None:
         self.kill()

@@ -64,7 +64,10 @@ class Crew(Protocol):
         value; "failed", a message; or "lost", why: the worker has ended, and its task is dealt again."""
 
     def replace(self, worker: Worker) -> None:
-        """Kill a worker and start another in its place."""
+        """Kill a worker and, unless `stop_hiring` was called, start another in its place."""
+
+    def stop_hiring(self) -> None:
+        """Start no more workers."""
 
     def end(self) -> None:
         """End the workers, which have nothing left to do."""
@@ -138,12 +141,13 @@ def deal(crew: Crew, tasks: Sequence[Any], describe: Callable[[int], str], timeo
                 log.warning("%s: %s; starting again", describe(index), value)
             elif kind == "failed":
                 failure = failure or value
-        for worker in _find_hanging(crew, timeout):
+        hanging = _find_hanging(crew, timeout)
+        for worker in hanging:
             index = held.pop(worker, None)
             waiting.extendleft([] if index is None else [index])
             given_up[index] += 1
             failure = failure or _judge_timeout("loading" if index is None else describe(index), given_up[index], timeout)
-            crew.replace(worker)
+        _replace(crew, hanging, failure)
     if failure:
         raise StageError(failure)
 
@@ -154,6 +158,14 @@ def _hand_out(crew: Crew, tasks: Sequence[Any], waiting: deque[int], held: dict[
         if waiting and worker.is_free():
             held[worker] = waiting.popleft()
             worker.send(tasks[held[worker]])
+
+
+def _replace(crew: Crew, hanging: Sequence[Worker], failure: str) -> None:
+    """Kill workers and start others in their place, unless there is a failure: the stage ends once all others are free."""
+    if failure:
+        crew.stop_hiring()
+    for worker in hanging:
+        crew.replace(worker)
 
 
 def _judge_timeout(what: str, attempts: int, timeout: float | None) -> str:
@@ -242,6 +254,7 @@ class _Processes:
     def __init__(self, context: Any, job: tuple[Any, ...], devices: list[str]) -> None:
         self.context, self.job, self.devices = context, job, devices
         self.workers: list[_Process] = []
+        self.hires = True
 
     def start(self) -> None:
         for device in self.devices:
@@ -272,7 +285,11 @@ class _Processes:
     def replace(self, worker: Worker) -> None:
         index = next(index for index, other in enumerate(self.workers) if other is worker)
         self.workers[index].kill()
-        self.workers[index] = _Process(self.context, self.job, self.workers[index].device)
+        if self.hires:
+            self.workers[index] = _Process(self.context, self.job, self.workers[index].device)
+
+    def stop_hiring(self) -> None:
+        self.hires = False
 
     def end(self) -> None:
         for worker in self.workers:

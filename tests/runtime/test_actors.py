@@ -115,6 +115,9 @@ def test_a_lost_worker_is_replaced_only_where_its_node_lives_on(fakes: dict[str,
     ((_, kind, message),) = crew._read(third)
     assert kind == "failed"
     assert_message(message, "died 2 times", "same task", "re-run")
+    ray.found["c"] = {"CPU": 1}
+    crew.add_nodes()
+    assert not crew.staff(2).workers, "the stage ends"
 
 
 def test_workers_that_die_while_loading_count_for_their_device(fakes: dict[str, str]) -> None:

@@ -1,5 +1,6 @@
 """Workers compute every task once, whatever their number, and one that fails, dies or hangs is noticed."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -159,6 +160,29 @@ def test_a_task_that_hangs_twice_is_given_up_and_the_others_are_kept(monkeypatch
     assert time.monotonic() - started < 60
 
 
+@pytest.mark.parametrize(
+    ("task", "start", "counts"),
+    [(("hang once", "x"), "", {3}), (("hang", None), "", {3}), ((None, 1), "hang", {2, 3})],
+    ids=["once", "twice", "loading"],
+)
+def test_no_worker_is_started_that_would_have_nothing_to_do(
+    task: tuple[Any, Any], start: str, counts: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two to begin with, and one in the place of the first that hangs, but none after the last timeout."""
+    monkeypatch.setenv("SPPO_TIMEOUT", "2")
+    started: list[str] = []
+
+    class Process(workers._Process):
+        def __init__(self, context: Any, job: tuple[Any, ...], device: str) -> None:
+            started.append(device)
+            super().__init__(context, job, device)
+
+    monkeypatch.setattr(workers, "_Process", Process)
+    with contextlib.suppress(StageError):
+        list(play([task, (None, 2)], start=start))
+    assert len(started) in counts
+
+
 def test_workers_that_hang_while_loading_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPPO_TIMEOUT", "2")
     with pytest.raises(StageError, match=r"^loading: not finished after 2 seconds, 2 times"):
@@ -213,6 +237,9 @@ class Others:
         return reports
 
     def replace(self, worker: workers.Worker) -> None:
+        raise NotImplementedError
+
+    def stop_hiring(self) -> None:
         raise NotImplementedError
 
     def end(self) -> None: ...
