@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from stages.artifacts import files
-from stages.runtime import durable, scratch, workers
+from stages.runtime import durable, processes, scratch, workers
 from stages.runtime.devices import list_devices
 from stages.runtime.errors import StageError
 from stages.runtime.logs import log
@@ -83,28 +83,10 @@ def enter_harness(data_sets: Path, folder: Path) -> Iterator[TextIO]:
         set_environment(cache_paths(folder)),
         contextlib.chdir(data_sets),
         os.fdopen(os.dup(sys.stderr.fileno()), "w") as terminal,
-        redirect_output(folder / "harness.log"),
+        processes.restore_output(),
     ):
+        processes.redirect_output(folder / "harness.log")
         yield terminal
-
-
-@contextlib.contextmanager
-def redirect_output(path: Path) -> Iterator[None]:
-    """Within the block, let stdout and stderr, of the libraries' C++ code too, go to a file."""
-    streams = (sys.stdout, sys.stderr)
-    before = [os.dup(stream.fileno()) for stream in streams]
-    handle = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
-    try:
-        for stream in streams:
-            stream.flush()
-            os.dup2(handle, stream.fileno())
-        yield
-    finally:
-        for stream, original in zip(streams, before, strict=True):
-            stream.flush()
-            os.dup2(original, stream.fileno())
-            os.close(original)
-        os.close(handle)
 
 
 def evaluate_task(task: str, lm: Any) -> dict[str, Any]:

@@ -106,8 +106,24 @@ def setup_worker() -> None:
 def redirect_output(path: Path) -> None:
     """Let what this process prints to stdout and stderr, and what libraries written in C++ print, go to a new file."""
     handle = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
-    os.dup2(handle, sys.stdout.fileno())
-    os.dup2(handle, sys.stderr.fileno())
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        os.dup2(handle, stream.fileno())
+    os.close(handle)
+
+
+@contextlib.contextmanager
+def restore_output() -> Iterator[None]:
+    """After this block, let stdout and stderr go where they went before it, though `redirect_output` was called in it."""
+    streams = (sys.stdout, sys.stderr)
+    before = [os.dup(stream.fileno()) for stream in streams]
+    try:
+        yield
+    finally:
+        for stream, original in zip(streams, before, strict=True):
+            stream.flush()
+            os.dup2(original, stream.fileno())
+            os.close(original)
 
 
 def exit_worker() -> NoReturn:

@@ -139,6 +139,7 @@ MUTANTS: dict[str, Callable[..., Any]] = {
     "errors.escape_controls": lambda text: "mutant",
     "devices.is_main_process": lambda: True,  # False means that another process writes the outputs
     "processes.redirect_output": ignore,
+    "processes.restore_output": do_nothing,
     "processes.block_sigint": do_nothing,
     "processes.exit_worker": ignore,
     "processes.setup_worker": ignore,
