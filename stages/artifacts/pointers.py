@@ -60,6 +60,16 @@ def resolve(path: Path) -> Path:
     return snapshot
 
 
+def list_files(path: Path) -> list[Path]:
+    """List the files that are read where a model, a ranker or a file is loaded from `path`: those in the folder and, if it
+    holds pointers, those that they point to. Raises StageError as `resolve` does."""
+    if not path.is_dir():
+        return [path]
+    found = sorted(file for file in path.rglob("*") if file.is_file())
+    folders = [file.parent for file in found if file.name == NAME]
+    return found + [resolve(folder) / name for folder in folders for name in read(folder)["files"]]
+
+
 def read(path: Path) -> dict[str, Any]:
     """Read the pointer in the folder `path`. Raises StageError if it is not a valid pointer."""
     pointer = files.read_json(path / NAME)

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 from tqdm import tqdm
 
-from stages.artifacts import tables
+from stages.artifacts import pointers, tables
 from stages.runtime import durable, scratch, workers
 from stages.runtime.devices import is_main_process, list_devices
 from stages.runtime.logs import log
@@ -45,7 +45,8 @@ def map_shards(
     devices = list_devices(cores=cores, gpus=gpus)
     if pending:
         tasks = [copy_slice(shards[index]) for index in pending]
-        with workers.start(load, arguments, devices[: len(pending)]) as deal:
+        inputs = [file for path in arguments if isinstance(path, Path) for file in pointers.list_files(path)]
+        with workers.start(load, arguments, devices[: len(pending)], inputs=inputs) as deal:
             results = deal(tasks, lambda task: f"shard {pending[task] + 1} of {len(shards)}")
             for task, result in tqdm(results, total=len(pending), desc=stage, unit="shard"):
                 tables.write(result, schema, paths[pending[task]])

@@ -172,7 +172,7 @@ def _run_on_nodes(devices: int, nodes: int, inputs: Mapping[str, Path]) -> None:
     """Run this command again in `devices` workers of torchrun on the cluster's nodes. Raises StageError if one fails."""
     with_gpus = cluster.has_gpus(cluster.list_nodes(cluster.connect()))
     digests = _hash_inputs(inputs)
-    paths = [path for given in inputs.values() for path in (given, pointers.resolve(given) if given.is_dir() else given)]
+    paths = [file for given in inputs.values() for file in pointers.list_files(given)]
     each = devices // nodes
     cluster.run_on_nodes(nodes, each if with_gpus else 0, paths, _run_node, each, devices, sys.orig_argv[1:], digests)
 

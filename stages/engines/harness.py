@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from stages.artifacts import files
+from stages.artifacts import files, pointers
 from stages.runtime import durable, processes, scratch, workers
 from stages.runtime.devices import list_devices
 from stages.runtime.errors import StageError
@@ -66,7 +66,8 @@ def evaluate_tasks(model: Path, data_sets: Path, tasks: list[str], dtype: str, b
         log.info("running %d tasks on %d workers; progress: %s/*.log", len(pending), len(devices), folder)
         with enter_harness(data_sets.resolve(), folder) as terminal:
             module = load_worker_module()  # before the workers start: on CPUs, as copies of this process, they have it then
-            with workers.start(module.load, (policy, dtype, batch_size), devices, fork=True, folder=folder) as deal:
+            options: dict[str, Any] = {"fork": True, "folder": folder, "inputs": pointers.list_files(Path(policy))}
+            with workers.start(module.load, (policy, dtype, batch_size), devices, **options) as deal:
                 for task in tqdm(pending, desc="evaluate-lm", unit="task", disable=None, file=terminal):
                     results = evaluate_task(task, module.DealingModel(deal, batch_size, folder / task))
                     durable.write(paths[task], json.dumps(results, allow_nan=False))

@@ -7,7 +7,7 @@ import contextlib
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +28,18 @@ Slot = tuple[str, int]
 
 
 @contextlib.contextmanager
-def start(load: Callable[..., Any], arguments: tuple[Any, ...], devices: list[str], folder: Path | None) -> Iterator["Actors"]:
+def start(
+    load: Callable[..., Any], arguments: tuple[Any, ...], devices: list[str], folder: Path | None, inputs: Sequence[Path]
+) -> Iterator["Actors"]:
     """Join the cluster; yield a crew that has no workers yet. The arguments are those of `workers.start`.
 
-    Raises StageError if there is no cluster or it fails, if one of its nodes does not see this folder or an absolute path among
-    the arguments, and if none has room for a worker.
+    Raises StageError if there is no cluster or it fails, if one of its nodes does not see this folder or one of the inputs, and
+    if none has room for a worker.
     """
     ray = cluster.connect()
-    paths = [Path(value) for value in arguments if isinstance(value, Path) or (isinstance(value, str) and value[:1] == "/")]
     crew = None
     try:
-        with cluster.shared_paths(paths, folder) as shared:
+        with cluster.shared_paths(inputs, folder) as shared:
             crew = Actors(ray, (load, arguments, folder and folder.resolve()), devices, shared)
             crew.add_nodes()
             if not crew.slots:

@@ -200,7 +200,10 @@ def find_missing(ray: Any, paths: Sequence[str], scheduling: Any) -> Any:
 def refuse_missing(host: str, path: str | None) -> None:
     """Raise StageError if the node at `host` does not see a path."""
     if path:
-        raise StageError(f"the cluster's node {host} does not see {path}: mount the same folder at the same path on every node")
+        raise StageError(
+            f"the cluster's node {host} does not see {path}: mount the same folder at the same path on every node (for the "
+            "Hub's cache, set HF_HOME to a folder on such a file system)"
+        )
 
 
 def run_on_nodes(count: int, gpus: int, paths: Sequence[Path], function: Callable[..., None], *arguments: Any) -> None:

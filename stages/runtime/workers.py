@@ -78,7 +78,13 @@ class Crew(Protocol):
 
 @contextlib.contextmanager
 def start(
-    load: Load, arguments: tuple[Any, ...], devices: list[str], *, fork: bool = False, folder: Path | None = None
+    load: Load,
+    arguments: tuple[Any, ...],
+    devices: list[str],
+    *,
+    fork: bool = False,
+    folder: Path | None = None,
+    inputs: Sequence[Path] = (),
 ) -> Iterator[Deal]:
     """Start one worker per device; yield the function that deals tasks to them. One device: this process computes.
 
@@ -86,12 +92,13 @@ def start(
 
     load: a module-level function; `load(*arguments)` returns the function that computes one task. devices: see `list_devices`.
     fork: start workers on CPUs as copies of this process, so that they need not repeat its imports. folder: where each worker
-    writes what it prints, to worker-PID.log; None: it prints to this process's stderr.
+    writes what it prints, to worker-PID.log; None: it prints to this process's stderr. inputs: files that workers read, which
+    all nodes of a cluster must see.
     Raises StageError if SPPO_TIMEOUT is not a positive integer.
     """
     timeout = read_timeout()
     if cluster.is_asked_for():
-        with actors.start(load, arguments, devices, folder) as remote:
+        with actors.start(load, arguments, devices, folder, inputs) as remote:
             yield lambda tasks, describe: deal(remote.staff(len(tasks)), tasks, describe, timeout)
         return
     if len(devices) == 1:

@@ -80,6 +80,24 @@ def test_a_missing_snapshot_is_reported_with_both_remedies(policy: Path, environ
     )
 
 
+def test_the_files_of_a_ranker_are_its_pointers_and_what_they_point_to(policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(policy.parent / "hf" / "hub"))
+    ranker, weights = policy.parent / "ranker", policy.parent / "weights"
+    shutil.copytree(policy, ranker / "PairRM")
+    (ranker / "base").mkdir()
+    weights.write_text("")
+    (ranker / "base" / "config.json").symlink_to(weights)
+    snapshot = snapshot_of(policy.parent)
+    expected = [
+        ranker / "PairRM" / "pointer.json",
+        ranker / "base" / "config.json",
+        snapshot / "config.json",
+        snapshot / "model.safetensors",
+    ]
+    assert pointers.list_files(ranker) == expected
+    assert pointers.list_files(weights) == [weights]
+
+
 @pytest.mark.parametrize(
     ("change", "parts"),
     [

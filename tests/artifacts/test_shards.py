@@ -46,6 +46,21 @@ def test_any_text_and_identical_responses_pass_through(samples: int, size: int) 
     assert tables.read(Path("responses.parquet"), schemas.RESPONSES).equals(table)
 
 
+def test_workers_read_the_files_of_the_folders_that_they_load(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "ranker" / "base").mkdir(parents=True)
+    (folder / "ranker" / "base" / "config.json").touch()
+    given: list[list[Path]] = []
+
+    def start(*_: Any, inputs: list[Path]) -> Any:
+        given.append(inputs)
+        return contextlib.nullcontext(lambda *_: iter(()))
+
+    monkeypatch.setattr(shards.workers, "start", start)
+    with pytest.raises(StageError):  # nothing is computed
+        shards.map_shards("rank", make_table(["Why?"]), 1, workers.load_echo, (Path("ranker"), 2), schemas.RESPONSES, {})
+    assert given == [[Path("ranker/base/config.json")]]
+
+
 def test_a_single_prompt_is_a_shard() -> None:
     assert map_echo(5, 128, ["Why?"]).num_rows == 1
 
@@ -144,7 +159,7 @@ def test_messages_name_shards_by_their_place_in_the_table(monkeypatch: pytest.Mo
     names: list[str] = []
 
     @contextlib.contextmanager
-    def start(load: Any, arguments: Any, devices: list[str]) -> Iterator[Any]:
+    def start(load: Any, arguments: Any, devices: list[str], **_: Any) -> Iterator[Any]:
         def deal(tasks: list[pa.Table], describe: Callable[[int], str]) -> Iterator[tuple[int, pa.Table]]:
             for index in reversed(range(len(tasks))):
                 names.append(describe(index))

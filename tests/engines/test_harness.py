@@ -166,6 +166,26 @@ def test_finished_tasks_are_kept_even_if_another_fails(tmp_path: Path, monkeypat
     assert {path.name for path in (tmp_path / "work").iterdir()} == {"mmlu.json", "hellaswag.json"}
 
 
+def test_workers_read_the_files_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("model", "sets"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "model" / "config.json").touch()
+    given: list[list[Path]] = []
+
+    def start(*_: Any, inputs: list[Path], **__: Any) -> Any:
+        given.append(inputs)
+        raise StageError("stop")
+
+    monkeypatch.setattr(scratch, "folder", lambda *_: tmp_path / "work")
+    monkeypatch.setattr(harness, "enter_harness", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(harness, "load_worker_module", lambda: SimpleNamespace(load=None))
+    monkeypatch.setattr(workers, "start", start)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StageError, match="stop"):
+        harness.evaluate_tasks(Path("model"), Path("sets"), ["gsm8k"], "float32", 4)
+    assert given == [[tmp_path / "model" / "config.json"]], "absolute: the harness works in another folder"
+
+
 def test_the_harness_has_its_folder_caches_and_log_only_within_the_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,6 +12,7 @@ from stages.runtime import cluster as clusters_of_ray
 from stages.runtime.errors import StageError
 from support import clusters
 from support.messages import assert_message
+from support.workers import load_play
 
 
 class FakeRay:
@@ -35,6 +36,8 @@ class FakeRay:
 
     def kill(self, handle: Any) -> None:
         self.killed.append(handle)
+
+    def shutdown(self) -> None: ...
 
 
 class FakeActor:
@@ -93,6 +96,22 @@ def test_a_node_that_does_not_see_a_path_stops_the_stage_at_its_start_only(
     crew.add_nodes()
     assert [worker.slot[0] for worker in crew.staff(5).workers] == ["a"]
     assert "/models" in caplog.text
+
+
+def test_a_file_that_a_node_lacks_is_one_line(fakes: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Such as one of PairRM's in the Hub's cache, which is noticed before a worker starts to load it."""
+    snapshot = "hub/models--llm-blender--PairRM/snapshots/5b880cc73776ac75a835b3e0bdfb1c6be1c2f5c0"
+    files = [tmp_path / snapshot / name for name in ("config.json", "model.safetensors")]
+
+    def find_missing(_: FakeRay, paths: list[str], node: str) -> tuple[str, str | None, int]:
+        return "", str(files[1]) if node == "b" and str(files[1]) in paths else None, 0
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(clusters_of_ray, "find_missing", find_missing)
+    monkeypatch.setattr(clusters_of_ray, "connect", lambda: FakeRay(a={"CPU": 1}, b={"CPU": 1}))
+    with pytest.raises(StageError) as raised, actors.start(load_play, (), [""], None, files):
+        pass
+    assert_message(str(raised.value), "node at-b", str(files[1]), "mount", "HF_HOME")
 
 
 def test_a_lost_worker_is_replaced_only_where_its_node_lives_on(fakes: dict[str, str]) -> None:
