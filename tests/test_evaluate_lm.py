@@ -236,6 +236,17 @@ def test_the_results_are_those_of_the_harness_alone(folder: Path) -> None:
     assert stock["exact_match"] == {case: expected.get(case, 1) for case in stock["exact_match"]}
 
 
+@pytest.mark.slow
+def test_a_template_is_compiled_once_and_filled_in_for_each_question(folder: Path) -> None:
+    program = (
+        "from stages.engines import harness_worker; from lm_eval.utils import apply_template, env; "
+        "print([apply_template('{{a}}', {'a': a}) for a in (1, 2)], env.from_string('{{a}}') is env.from_string('{{a}}'))"
+    )
+    environment = make_environment(1) | {"HF_HOME": str(folder / "hf")}
+    output = subprocess.check_output([HARNESS, "-c", program], cwd=folder / "sets", env=environment, text=True)
+    assert output.splitlines()[-1] == "['1', '2'] True"
+
+
 @pytest.fixture(scope="module")
 def recorded(folder: Path) -> dict[str, Any]:
     """What tests/oracles/recorded_requests.py recorded: task -> the scores of each question, and every request."""
@@ -304,7 +315,8 @@ def test_two_workers_killed_and_resumed_give_the_same_bytes(folder: Path) -> Non
     command = [sys.executable, "-m", "stages", *options("two")]
     environment = make_environment(2) | {"OMP_NUM_THREADS": "1"}
     killed = subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
-    while not list(folder.glob("scratch/evaluate-lm/*/hellaswag/score-*.json")):  # with a finished task and a chunk of the next
+    parts = ("mmlu.json", "hellaswag/score-*.json")  # a finished task, and a chunk of the next
+    while not all(list(folder.glob(f"scratch/evaluate-lm/*/{part}")) for part in parts):
         assert killed.poll() is None, "it ended before it could be killed"
         time.sleep(0.05)
     os.killpg(killed.pid, signal.SIGKILL)

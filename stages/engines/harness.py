@@ -1,7 +1,7 @@
 """Run tasks of the lm-evaluation-harness and keep what is finished.
 
-The stage's process runs the harness, which draws few-shot examples and computes metrics, one task after the other. Workers, one
-per device, compute the harness's requests in chunks, which do not depend on the number of workers.
+The stage's process runs the harness, which draws few-shot examples and computes metrics, for one task after the other. Workers,
+one per device, compute the harness's requests in chunks, which do not depend on the number of workers.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from stages.artifacts import files, pointers
+from stages.engines.overlap import evaluate_in_turn
 from stages.runtime import durable, processes, scratch, workers
 from stages.runtime.devices import list_devices
 from stages.runtime.errors import StageError
@@ -68,8 +69,11 @@ def evaluate_tasks(model: Path, data_sets: Path, tasks: list[str], dtype: str, b
             module = load_worker_module()  # before the workers start: on CPUs, as copies of this process, they have it then
             options: dict[str, Any] = {"fork": True, "folder": folder, "inputs": pointers.list_files(Path(policy))}
             with workers.start(module.load, (policy, dtype, batch_size), devices, **options) as deal:
-                for task in tqdm(pending, desc="evaluate-lm", unit="task", disable=None, file=terminal):
-                    results = evaluate_task(task, module.DealingModel(deal, batch_size, folder / task))
+                outcomes = evaluate_in_turn(
+                    pending, lambda task, deal: evaluate_task(task, module.DealingModel(deal, batch_size, folder / task)), deal
+                )
+                bar = {"desc": "evaluate-lm", "unit": "task", "disable": None, "file": terminal}
+                for task, results in tqdm(outcomes, total=len(pending), **bar):
                     durable.write(paths[task], json.dumps(results, allow_nan=False))
                     files.remove(folder / task)
     return {task: files.read_json(path) for task, path in paths.items()}

@@ -28,6 +28,9 @@ from lm_eval.api.model import LM  # noqa: E402
 from lm_eval.api.registry import GROUP_REGISTRY  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 
+templates = lm_eval.utils.env
+templates.from_string = functools.cache(templates.from_string)  # it compiles each one anew for every few-shot example
+
 KEPT = ["results", "groups", "versions", "n-shot", "configs"]
 """Keys of the harness's results that do not contain the host's paths or the state of a repository."""
 BATCHES = 4
