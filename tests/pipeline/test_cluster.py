@@ -109,6 +109,48 @@ def test_a_stage_gives_the_same_bytes(
         assert (sampled / f"cluster-{name}").read_bytes() == (sampled / f"local-{name}").read_bytes()
 
 
+@pytest.fixture
+def evaluated(tiny: Path, tmp_path: Path) -> Path:
+    """A folder with the policy of `tiny`, data sets of three tasks, and what evaluate-lm wrote without a cluster: `local`."""
+    (tmp_path / "base").symlink_to(tiny / "base")
+    counts = {"arc_challenge": 2, "truthfulqa_mc2": 2, "winogrande": 40, "gsm8k": 3, "hellaswag": 2, "mmlu": 2}
+    sets = {task: {"repo": "miniature", "count": count} for task, count in counts.items()}
+    chosen = {"tasks": ["truthfulqa_mc2", "winogrande", "gsm8k"], "dtype": "float32", "batch_size": 2}
+    set_params(tmp_path, TINY | {"assets.harness": sets, "evaluate_lm": chosen})
+    for arguments in (["assets-harness", "--out", "sets"], [*EVALUATE, "--out", "local"]):
+        done = run_stage(tmp_path, *arguments, SPPO_WORKERS="1")
+        assert done.returncode == 0, done.stderr
+    return tmp_path
+
+
+EVALUATE = ["evaluate-lm", "--model", "base", "--data-sets", "sets"]
+
+
+@pytest.mark.slow
+def test_scores_are_the_same_bytes_though_the_stage_was_killed_in_the_middle(evaluated: Path, cluster: Any) -> None:
+    """evaluate-lm runs in another environment than the cluster; its chunks are scores of choices, and generated texts."""
+    options = [*EVALUATE, "--out", "again"]
+    process = clusters.start_program(evaluated, "-m", "stages", *options, RAY_ADDRESS=cluster.address)
+    while len(kept := list(evaluated.glob("scratch/evaluate-lm/*/*/score-*.json"))) < 2:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    written = {path: path.stat().st_mtime_ns for path in kept if path.exists()}
+    again = clusters.start_program(evaluated, "-m", "stages", *options, RAY_ADDRESS=cluster.address)
+    unchanged = dict[Path, bool]()
+    while again.poll() is None:
+        unchanged |= {path: path.stat().st_mtime_ns == time for path, time in written.items() if path.exists()}
+        time.sleep(0.02)
+    assert again.returncode == 0, again.communicate()
+    assert unchanged
+    assert all(unchanged.values())
+    names = {path.name for path in (evaluated / "local").iterdir()}
+    assert names == {"summary.json", "items.json", "winogrande.json", "gsm8k.json", "truthfulqa_mc2.json"}
+    for name in names:
+        assert (evaluated / "again" / name).read_bytes() == (evaluated / "local" / name).read_bytes(), name
+
+
 LAUNCH = """
 import os
 from pathlib import Path
