@@ -20,6 +20,8 @@ ENVIRONMENTS = {
     "generate": "main",
     "train": "bench",
     "dealing": "main",
+    "barrier": "main",
+    "cluster": "main",
     "harness": "harness",
     "data": "main",
     "digests": "main",
