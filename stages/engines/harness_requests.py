@@ -5,6 +5,7 @@ and cut at whole batches, they are computed together as if one HFLM got all of t
 """
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -12,10 +13,21 @@ Encoded = tuple[list[int], list[int]]
 """The token IDs of a request's context and of the continuation whose log-likelihood it asks for."""
 Value = TypeVar("Value")
 
+BATCHES = 4
+"""Batches in a chunk of a long task."""
+CHUNKS = 16
+"""Chunks of a short one, so that several workers end at about the same time."""
+
 
 def cut(values: Sequence[Value], size: int) -> list[Sequence[Value]]:
     """Cut a sequence into pieces of `size`; the last may be shorter."""
     return [values[start : start + size] for start in range(0, len(values), size)]
+
+
+def choose_size(count: int, batch_size: int) -> int:
+    """Return how many of `count` rows make a chunk: BATCHES batches, or fewer where there would be less than CHUNKS chunks."""
+    batches = math.ceil(count / batch_size)
+    return batch_size * max(1, min(BATCHES, batches // CHUNKS))
 
 
 def share_rows(requests: Sequence[Encoded]) -> list[list[int]]:

@@ -15,7 +15,7 @@ import torch
 
 from stages.artifacts import pointers
 from stages.engines import exact_match
-from stages.engines.harness_requests import Encoded, cut, group_generations, share_rows
+from stages.engines.harness_requests import Encoded, choose_size, cut, group_generations, share_rows
 from stages.runtime import durable
 from stages.runtime.devices import explain_out_of_memory
 from stages.runtime.errors import StageError, one_line, quote
@@ -33,10 +33,8 @@ templates.from_string = functools.cache(templates.from_string)  # it compiles ea
 
 KEPT = ["results", "groups", "versions", "n-shot", "configs"]
 """Keys of the harness's results that do not contain the host's paths or the state of a repository."""
-BATCHES = 4
-"""Batches in a chunk of requests to score; a chunk of texts to generate is one batch."""
-TEXTS = 1024
-"""Requests in a chunk to tokenize."""
+TEXTS = 256
+"""Requests in a chunk to tokenize; a chunk of texts to generate is one batch."""
 
 Row = tuple[list[int], list[list[int]]]
 """The token IDs of a context and of the continuations to score: more than one only if each is one token."""
@@ -150,7 +148,7 @@ class DealingModel(LM):  # type: ignore[misc]
         shared = share_rows(encoded)
         rows = [(encoded[indices[0]][0], [encoded[index][1] for index in indices]) for indices in shared]
         answers: dict[int, tuple[float, bool]] = {}
-        for indices, scores in zip(shared, self._map("score", rows, BATCHES * self.batch_size), strict=True):
+        for indices, scores in zip(shared, self._map("score", rows, choose_size(len(rows), self.batch_size)), strict=True):
             answers |= {index: (value, best) for index, (value, best) in zip(indices, scores, strict=True)}
         return [answers[index] for index in range(len(requests))]
 

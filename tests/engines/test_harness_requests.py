@@ -2,6 +2,7 @@
 
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -50,6 +51,14 @@ def test_texts_are_generated_the_longest_first_apart_for_each_kind_of_options() 
     long, short = {"until": ["a"]}, {"until": ["b"]}
     requests = [("x", long), ("y", short), ("b", dict(long)), ("a", long), ("z", short)]
     assert harness_requests.group_generations(requests, [1, 2, 3, 3, 9]) == [[3, 2, 0], [4, 1]]
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "size"),
+    [(0, 4, 4), (1, 4, 4), (31 * 4, 4, 4), (31 * 4 + 1, 4, 8), (64 * 4, 4, 16), (10_000, 4, 16), (640, 32, 32), (10_000, 1, 4)],
+)
+def test_chunks_are_whole_batches_a_few_of_them_only_where_there_are_many(count: int, batch_size: int, size: int) -> None:
+    assert harness_requests.choose_size(count, batch_size) == size
 
 
 def test_pieces_are_of_one_size_except_for_the_last() -> None:
