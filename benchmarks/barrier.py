@@ -1,8 +1,9 @@
 """Shards that each worker takes when it is free, against rounds of one shard a worker that wait for the slowest: seconds.
 
 Two workers of vLLM as generate starts them, each with one thread; the model is that of the section generate. How long the
-responses are is drawn as for `plan`, a tenth as long: the model does not stop by itself. The tokens are the same on both sides,
-which is checked.
+responses are is drawn as for `plan`, a tenth as long: the model does not stop by itself. Shards of a few responses take
+different times, so that a barrier costs much. The more responses a shard has, the less it costs. Both sides sample the same
+tokens, which is checked.
 """
 
 import functools
@@ -24,9 +25,8 @@ from stages.runtime.workers import Deal
 from stages.tools.planning import lengths, sizes
 
 WORKERS = 2
-SHARDS = 12
-PROMPTS = 4
-"""Prompts of a shard, and for each as many responses as the miniature's K."""
+SIZES = (24, 1), (8, 4)
+"""Numbers of shards, and of prompts in each; the responses to a prompt are as many as the miniature's K."""
 TENTH = 10
 LONGEST = 1024 // TENTH
 """Tokens of the longest response."""
@@ -51,13 +51,12 @@ def sample(llm: Any, task: Task) -> list[list[int]]:
     return [list(output.outputs[0].token_ids) for output in outputs]
 
 
-def make_tasks(tokenizer: Any, samples: int) -> list[Task]:
-    """Make the shards; each prompt is in its shard `samples` times."""
-    count = SHARDS * PROMPTS * samples
+def make_tasks(tokenizer: Any, shards: int, prompts: int, samples: int) -> list[Task]:
+    """Make shards of so many prompts; each prompt is in its shard `samples` times."""
+    count, size = shards * prompts * samples, prompts * samples
     drawn = lengths.draw_lengths(np.random.default_rng(0), count, sizes.RESPONSE_TOKENS / TENTH, lengths.SPREAD, LONGEST)
-    prompts = generate.make_shard(tokenizer, SHARDS * PROMPTS)["prompt_token_ids"].to_pylist()
-    repeated = [ids for ids in prompts for _ in range(samples)]
-    size = PROMPTS * samples
+    made = generate.make_shard(tokenizer, shards * prompts)["prompt_token_ids"].to_pylist()
+    repeated = [ids for ids in made for _ in range(samples)]
     return [(repeated[start : start + size], drawn[start : start + size].tolist()) for start in range(0, count, size)]
 
 
@@ -75,7 +74,7 @@ def compare(deal: Deal, tasks: list[Task]) -> Comparison:
     sides = {"ours": functools.partial(run, deal, tasks, len(tasks)), "baseline": functools.partial(run, deal, tasks, WORKERS)}
     assert sides["ours"]() == sides["baseline"]()
     seconds = time_in_turn(sides)
-    size = f"{SHARDS} shards of {len(tasks[0][0])} responses, {WORKERS} workers"
+    size = f"{len(tasks)} shards of {len(tasks[0][0])} responses, {WORKERS} workers"
     return compare_times("seconds, against a barrier after each round", size, seconds["ours"], seconds["baseline"], ">= 1")
 
 
@@ -86,9 +85,9 @@ def main() -> None:
         rng = random.Random(0)
         examples = [(texts.make_text(rng, 60), texts.make_text(rng, 60)) for _ in range(500)]
         tokenizer = generate.make_model(Path(name) / "model", examples)
-        tasks = make_tasks(tokenizer, settings.generate.samples)
+        cases = [make_tasks(tokenizer, *size, settings.generate.samples) for size in SIZES]
         with workers.start(load, (Path(name) / "model", settings.engine), [""] * WORKERS) as deal:
-            report([compare(deal, tasks)])
+            report([compare(deal, tasks) for tasks in cases])
 
 
 if __name__ == "__main__":

@@ -27,11 +27,11 @@ def test_all_shards_are_sampled_in_rounds_of_the_given_size(size: int, rounds: l
 
 
 def test_lengths_vary_within_the_limit_and_every_response_has_its_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
-    prompts = [[number] for number in range(barrier.SHARDS * barrier.PROMPTS)]
+    prompts = [[number] for number in range(24)]
     monkeypatch.setattr(generate, "make_shard", lambda _, count: pa.table({"prompt_token_ids": prompts[:count]}))
-    tasks = barrier.make_tasks(None, 3)
+    tasks = barrier.make_tasks(None, 12, 2, 3)
     assert [ids for shard, _ in tasks for ids in shard] == [ids for ids in prompts for _ in range(3)]
     counts = [count for _, shard in tasks for count in shard]
-    assert len(tasks) == barrier.SHARDS
+    assert len(tasks) == 12
     assert len(set(counts)) > 20
     assert 1 <= min(counts) <= max(counts) <= barrier.LONGEST
