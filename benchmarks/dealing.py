@@ -25,10 +25,11 @@ def compare(devices: int, device_batch: int) -> Comparison:
     ours: list[float] = []
     baseline: list[float] = []
     for _ in range(BATCHES):
-        tokens = lengths.draw_pairs(random, global_batch, sizes.PROMPT_TOKENS, sizes.RESPONSE_TOKENS, PROMPT, TOTAL)
+        drawn = lengths.draw_pairs(random, global_batch, sizes.PROMPT_TOKENS, sizes.RESPONSE_TOKENS, PROMPT, TOTAL)
+        tokens = drawn.tolist()
         given = np.arange(global_batch).reshape(-1, device_batch).tolist()
-        for batches, results in ((dealing.deal_out(tokens.tolist(), devices, device_batch), ours), (given, baseline)):
-            results.append(devices * lengths.measure_rounds(batches, tokens, devices) / float(tokens.sum()))
+        for batches, results in ((dealing.deal_out(tokens, devices, device_batch), ours), (given, baseline)):
+            results.append(devices * dealing.measure_rounds(batches, tokens, devices)[0] / sum(tokens))
     ratios = [theirs / mine for mine, theirs in zip(ours, baseline, strict=True)]
     size = f"{devices} GPUs, batches of {device_batch}, {global_batch} pairs a step"
     return summarize("positions per token, against the given order", size, ours, baseline, ratios)

@@ -49,6 +49,7 @@ def make_settings(batch: int, dtype: params.Precision = "float32", *, gradient_c
         dtype=dtype,
         checkpoint_dtype=dtype,
         gradient_checkpointing=gradient_checkpointing,
+        attention="plain",
         offload="none",
         checkpoint_steps=0,
         report_to="none",

@@ -70,7 +70,7 @@ def run_reference(rows: Rows, settings: params.Train, folder: Path) -> None:
     """Run the stage reference without reading and writing the file of pairs; its first batch is not timed."""
     arguments = training.training_arguments(folder / "scratch", settings.device_batch, settings.dtype, SEED)
     table = pa.Table.from_pylist([UNUSED | row for row in rows], schema=schemas.UNSCORED_PAIRS)
-    reference.score_pairs(table, folder / "model", settings.dtype, arguments, folder / "logps")
+    reference.score_pairs(table, folder / "model", settings, arguments, folder / "logps")
 
 
 def run_train(rows: Rows, settings: params.Train, folder: Path, eta: float = ETA) -> None:

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    settings = params.load("lengths", "train.devices", "train.nodes", "train.device_batch", "train.dtype")
+    settings = params.load("lengths", "train.devices", "train.nodes", "train.device_batch", "train.dtype", "train.attention")
     inputs = {"model": args.model, "responses": args.responses, "rankings": args.rankings}
     distributed.launch(settings.devices, inputs, partial(run, args, settings), settings.nodes)
 
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace, settings: Any, group: distributed.Group) -> No
             tables.write(pairs, schemas.UNSCORED_PAIRS, path)
             del responses
     unscored = tables.read(path, schemas.UNSCORED_PAIRS)
-    paths = score_pairs(unscored, args.model, settings.dtype, arguments, folder)
+    paths = score_pairs(unscored, args.model, settings, arguments, folder)
     if is_main_process():
         scores = pa.concat_tables([tables.read(path, schemas.LOGPS) for path in paths])
         sources = {name: unscored if name in schemas.UNSCORED_PAIRS.names else scores for name in schemas.PAIRS.names}
@@ -160,12 +160,13 @@ def longest_pair(pairs: pa.Table) -> dict[str, Any]:
     return row
 
 
-def score_pairs(pairs: pa.Table, model_path: Path, dtype: params.Precision, arguments: Any, folder: Path) -> list[Path]:
+def score_pairs(pairs: pa.Table, model_path: Path, settings: Any, arguments: Any, folder: Path) -> list[Path]:
     """Score pairs under the model, in shards: every process takes part in each, the main one writes it.
 
-    pairs: a table of schemas.UNSCORED_PAIRS. arguments: from `training_arguments`. folder: holds the shards; finished ones
-    are reused. Returns the paths, in order, of Parquet files of schemas.LOGPS: one row per pair, in nats.
-    Raises StageError if packing does not support the model.
+    pairs: a table of schemas.UNSCORED_PAIRS. settings: with the dtype and the attention of `train`. arguments: from
+    `training_arguments`. folder: holds the shards; finished ones are reused. Returns the paths, in order, of Parquet files of
+    schemas.LOGPS: one row per pair, in nats.
+    Raises StageError if packing or the fused attention does not support the model.
     """
     size = SHARD_STEPS * arguments.world_size * arguments.per_device_eval_batch_size
     paths, pending = shards.list_shards(folder, -(-len(pairs) // size))
@@ -173,8 +174,9 @@ def score_pairs(pairs: pa.Table, model_path: Path, dtype: params.Precision, argu
         return paths
     from stages.engines.trainer import LogpsScorer
 
-    model = packing.enable_scoring(training.load_policy(model_path, dtype))
-    scorer = LogpsScorer(model, arguments, longest_pair(pairs), dtype)
+    model = training.load_policy(model_path, settings.dtype)
+    model = packing.enable_scoring(model, fused=training.select_fused(settings.attention))
+    scorer = LogpsScorer(model, arguments, longest_pair(pairs), settings.dtype)
     for index in tqdm(pending, desc="reference", unit="shard", disable=not is_main_process()):
         shard = pairs.slice(index * size, size)
         logps = scorer.predict(shard.to_pylist()).predictions

@@ -131,12 +131,14 @@ def train_policy(
     from stages.engines.trainer import SPPOTrainer
 
     arguments = policy_arguments(settings, seed, folder, run_name=outputs.policy.name)
-    model, first = training.load_policy(model_path, settings.dtype), None
+    model = packing.enable_scoring(
+        training.load_policy(model_path, settings.dtype), fused=training.select_fused(settings.attention)
+    )
+    first = None
     if settings.lora.rank:
-        model = training.add_adapters(packing.enable_scoring(model), settings.lora)
+        model = training.add_adapters(model, settings.lora)
     else:
         first = training.load_start(model_path, model, arguments, settings.dtype)
-        model = packing.enable_scoring(model)
     trainer = SPPOTrainer(model, arguments, settings, eta, to_dataset(pairs), first)
     start = checkpoints.find_start(folder)
     if start:

@@ -28,7 +28,7 @@ class Scorer:
 
 def test_every_pair_gets_its_own_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "load_policy", lambda *_: None)
-    monkeypatch.setattr(packing, "enable_scoring", lambda model: model)
+    monkeypatch.setattr(packing, "enable_scoring", lambda model, fused: model)
     monkeypatch.setattr(trainer, "LogpsScorer", Scorer)
     monkeypatch.setattr(reference, "SHARD_STEPS", 2)
     rows = [
@@ -38,7 +38,9 @@ def test_every_pair_gets_its_own_scores(tmp_path: Path, monkeypatch: pytest.Monk
     ]
     pairs = pa.Table.from_pylist(rows, schema=schemas.UNSCORED_PAIRS)
     arguments = SimpleNamespace(world_size=1, per_device_eval_batch_size=1)
-    paths = reference.score_pairs(pairs, Path("model"), "float32", arguments, tmp_path)
+    paths = reference.score_pairs(
+        pairs, Path("model"), SimpleNamespace(dtype="float32", attention="plain"), arguments, tmp_path
+    )
     assert len(paths) == 4
     scores = pa.concat_tables([tables.read(path, schemas.LOGPS) for path in paths]).to_pylist()
     assert scores == [

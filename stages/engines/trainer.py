@@ -5,6 +5,7 @@ Stages import this module only once there is something to compute: loading trans
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 
 from stages.artifacts import files, schemas
 from stages.engines import checkpoints
-from stages.method import dealing, packing, sppo
+from stages.method import attention, dealing, packing, sppo
 from stages.runtime import params
 from stages.runtime.devices import is_main_process
 from stages.runtime.errors import StageError
@@ -25,7 +26,11 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
     """A Trainer for packed batches of pairs."""
 
     def __init__(self, model: Any, args: Any, **more: Any) -> None:
-        super().__init__(model=model, args=args, data_collator=packing.collate, **more)
+        """Prepare. model: after `enable_scoring`. Raises StageError if its fused attention computes wrong numbers."""
+        self.fused = attention.is_fused(model)
+        if self.fused:
+            attention.check_kernel(model, args.device)
+        super().__init__(model=model, args=args, data_collator=partial(packing.collate, one_row=self.fused), **more)
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         """Return the batch as is: it is already on its device. Trainer would cast its floats, P^ and logps, to bfloat16."""
@@ -62,14 +67,18 @@ class DealtSampler(torch.utils.data.Sampler[int]):
     have the same number of pairs. torch's loader cuts the order into batches, and accelerate gives them to the devices in turn.
     """
 
-    def __init__(self, shuffled: Any, sizes: list[int], settings: params.Train, get_step: Callable[[], int]) -> None:
+    def __init__(
+        self, shuffled: Any, sizes: list[int], settings: params.Train, count: dealing.Count, get_step: Callable[[], int]
+    ) -> None:
         """Prepare to sample.
 
         shuffled: a SeedableRandomSampler of the same pairs. sizes: tokens of each pair, a multiple of settings.global_batch of
-        them. get_step: returns the steps taken so far. The epoch follows from them, also after a resume: accelerate's samplers
-        that skip batches do not pass the epoch on if there are several processes.
+        them. count: the measure by which batches are made equal. get_step: returns the steps taken so far. The epoch follows
+        from them, also after a resume: accelerate's samplers that skip batches do not pass the epoch on if there are several
+        processes.
         """
-        self.shuffled, self.sizes, self.settings, self.get_step = shuffled, sizes, settings, get_step
+        self.shuffled, self.sizes, self.settings = shuffled, sizes, settings
+        self.count, self.get_step = count, get_step
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -80,7 +89,7 @@ class DealtSampler(torch.utils.data.Sampler[int]):
         order = list(self.shuffled)
         for start in range(0, len(order), size):
             pairs = order[start : start + size]
-            for batch in dealing.deal_out([self.sizes[pair] for pair in pairs], devices, device_batch):
+            for batch in dealing.deal_out([self.sizes[pair] for pair in pairs], devices, device_batch, self.count):
                 yield from (pairs[index] for index in batch)
 
 
@@ -122,7 +131,9 @@ class SPPOTrainer(PackedTrainer):
         """Deal each global batch out by the pairs' lengths. Its pairs are those that Trainer would take by itself."""
         columns = [self.train_dataset.data.column(f"{text}_token_ids") for text in packing.TEXTS]
         sizes = sum(pc.list_value_length(column).to_numpy() for column in columns).tolist()
-        return DealtSampler(SeedableRandomSampler(self.train_dataset), sizes, self.settings, lambda: self.state.global_step)
+        count: dealing.Count = sum if self.fused else dealing.count_positions
+        shuffled = SeedableRandomSampler(self.train_dataset)
+        return DealtSampler(shuffled, sizes, self.settings, count, lambda: self.state.global_step)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Span the learning-rate schedule over settings.epochs; training stops at settings.stop_epoch."""

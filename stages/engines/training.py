@@ -105,6 +105,13 @@ def training_arguments(
     )
 
 
+def select_fused(attention: str) -> bool:
+    """Return whether policies attend by the fused kernel: on a GPU, if train.attention says so."""
+    import torch
+
+    return attention == "fused" and torch.cuda.is_available()
+
+
 def load_policy(path: Path, dtype: params.Precision) -> Any:
     """Load a causal language model from safetensors, without dropout and without running code that comes with it.
 

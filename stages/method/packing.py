@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.method import dealing
+from stages.method import attention, dealing
 from stages.runtime.errors import StageError
 
 Row = dict[str, Any]
@@ -64,18 +64,21 @@ def _chunk_logps(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor |
     return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
 
 
-def enable_scoring(model: Any) -> Any:
+def enable_scoring(model: Any, *, fused: bool = False) -> Any:
     """Make a causal language model return log-probabilities of tokens when called as `batch_logps` calls it.
 
     Replaces `forward` of the model and of its output layer; parameters and their names stay. Both are still called as modules,
     because ZeRO-3 gathers weights in the hooks of module calls and PEFT wraps modules. With original_forward=True the model
-    computes what it did before.
-    model: a transformers model with an output layer. Returns the model.
+    computes what it did before, by its own attention.
+    model: a transformers model with an output layer. fused: attend by the fused kernel of stages/method/attention.py. Returns
+    the model. Raises StageError if the kernel does not support it.
     """
-    head = model.get_output_embeddings()
+    head, own_attention = model.get_output_embeddings(), model.config._attn_implementation
+    if fused:
+        attention.fuse(model)
     softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     head.forward = partial(_head_forward, head, softcap)
-    model.forward = partial(_model_forward, model, model.base_model, head)
+    model.forward = partial(_model_forward, model, model.base_model, head, own_attention)
     return model
 
 
@@ -89,6 +92,7 @@ def _model_forward(
     model: Any,
     decoder: Any,
     head: Any,
+    own_attention: str,
     input_ids: Tensor,
     predicting: Tensor | None = None,
     targets: Tensor | None = None,
@@ -96,23 +100,25 @@ def _model_forward(
     **inputs: Any,
 ) -> Any:
     if original_forward:
-        return type(model).forward(model, input_ids, use_cache=False)
+        with attention.use_implementation(model, own_attention):
+            return type(model).forward(model, input_ids, use_cache=False)
     hidden = decoder(input_ids, use_cache=False, **inputs).last_hidden_state
     return head(hidden.flatten(0, 1)[predicting], targets)
 
 
-def collate(rows: list[Row]) -> dict[str, Tensor]:
+def collate(rows: list[Row], *, one_row: bool = False) -> dict[str, Tensor]:
     """Collate B rows of schemas.PAIRS into one packed batch in which each prompt occurs once, before its two responses.
 
-    input_ids, position_ids, segments: (R, L) int64, with the longest pair's length as L and R from
-    `dealing.assign_rows`. The prompt of pair i is segment 3i, its responses are segments 3i + 1 and 3i + 2, padding is segment
-    -1. The positions of both responses continue the prompt's.
+    one_row: put all pairs into a single row, whose length is the next multiple of attention.BLOCK, for the fused attention.
+    input_ids, position_ids, segments: (R, L) int64, with the longest pair's length as L and R from `dealing.assign_rows`,
+    unless there is one row. The prompt of pair i is segment 3i, its responses are segments 3i + 1 and 3i + 2, padding is
+    segment -1. The positions of both responses continue the prompt's.
     targets: (T,) int64, the tokens of all chosen responses, then of all rejected ones. predicting: (T,) int64, for each target
     the index, among the R * L positions, of the position that predicts it. lengths: (2B,) int64, tokens of each response.
     probabilities: (2B,) float32, P^; reference_logps: (2B,) float32, in nats; each only if the rows have its columns.
     """
     pairs = [[row[f"{text}_token_ids"] for text in TEXTS] for row in rows]
-    batch, starts = _lay_out(pairs)
+    batch, starts = _lay_out(pairs, one_row)
     responses = [(pair, text) for text in (1, 2) for pair in range(len(rows))]
     batch |= {
         "predicting": torch.cat([_predicting_positions(starts[pair], pairs[pair], text) for pair, text in responses]),
@@ -126,13 +132,16 @@ def collate(rows: list[Row]) -> dict[str, Tensor]:
     return batch
 
 
-def _lay_out(pairs: list[list[list[int]]]) -> tuple[dict[str, Tensor], dict[int, int]]:
-    """Lay the texts of all pairs out in rows.
+def _lay_out(pairs: list[list[list[int]]], one_row: bool) -> tuple[dict[str, Tensor], dict[int, int]]:
+    """Lay the texts of all pairs out in rows, or in a single one.
 
     Returns input_ids, position_ids and segments as in `collate`, and where each pair starts among the R * L positions.
     """
     sizes = [sum(map(len, texts)) for texts in pairs]
-    assigned, length = dealing.assign_rows(sizes), max(sizes)
+    if one_row:
+        assigned, length = [list(range(len(pairs)))], -(-sum(sizes) // attention.BLOCK) * attention.BLOCK
+    else:
+        assigned, length = dealing.assign_rows(sizes), max(sizes)
     input_ids = torch.zeros(len(assigned), length, dtype=torch.long)
     position_ids, segments = torch.zeros_like(input_ids), torch.full_like(input_ids, -1)
     starts = {}
@@ -172,32 +181,22 @@ def response_logps(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
     model: after `enable_scoring`. Returns 2B tensors (tokens,) float32, in nats: of all chosen responses, then of all rejected
     ones.
     """
+    fused, dtype = attention.is_fused(model), next(model.parameters()).dtype
     logps: Tensor = model(
         input_ids=batch["input_ids"],
         position_ids=batch["position_ids"],
-        attention_mask=attention_mask(batch["segments"], next(model.parameters()).dtype),
+        attention_mask=attention.block_mask(batch["segments"]) if fused else attention.dense_mask(batch["segments"], dtype),
         predicting=batch["predicting"],
         targets=batch["targets"],
     )
     return torch.split(logps, batch["lengths"].tolist())
 
 
-def attention_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
-    """Build the causal mask: a token attends to its own segment and its prompt's segment, padding only to padding.
-
-    segments: (R, L), as in `collate`. Returns (R, 1, L, L) of the dtype, to add to attention scores: 0 or -inf.
-    """
-    query, key = segments[:, :, None], segments[:, None, :]
-    visible = (query == key) | ((query // 3 == key // 3) & (key % 3 == 0))
-    visible = visible.tril()
-    mask = torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, float("-inf"))
-    return mask[:, None]
-
-
 def check_packing(model: Any, row: Row, dtype: str) -> None:
     """Check that a pair's log-probabilities match those of the model's original forward, up to rounding (`agree`).
 
-    Some architectures attend, or scale their logits, in ways that packing does not support.
+    Some architectures attend, or scale their logits, in ways that packing does not support. The original forward attends by the
+    model's own attention, so that this is also a check of the fused one.
     model: after `enable_scoring`, possibly wrapped by DeepSpeed. row: the pair to check, the longest one. dtype: the model's, a
     key of TOLERANCE. Raises StageError.
     """
@@ -209,16 +208,17 @@ def check_packing(model: Any, row: Row, dtype: str) -> None:
             f"prompt {row['prompt_id']} and a response have {longest} tokens, more than the sliding attention window of "
             f"{config.model_type}: set lengths.total to at most {window}"
         )
-    device = next(model.parameters()).device
-    packed = response_logps(model, {name: tensor.to(device) for name, tensor in collate([row]).items()})
+    device, batch = next(model.parameters()).device, collate([row], one_row=attention.is_fused(model))
+    packed = response_logps(model, {name: tensor.to(device) for name, tensor in batch.items()})
     for logps, sequence in zip(packed, sequences, strict=True):
         expected, largest = _original_logps(model, torch.tensor([sequence], device=device), len(prompt))
         if not agree(logps, expected, largest, dtype):
+            remedy = f"use another model, or {attention.REMEDY}" if attention.is_fused(model) else "use another model"
             raise StageError(
                 f"prompt {row['prompt_id']}: the log-probability of a response is {logps.sum().item():.5g} when packed but "
                 f"{expected.sum().item():.5g} unpacked, and that of a token differs by "
                 f"{(logps - expected).abs().max().item():.3g}: packing is not supported for {config.model_type} (custom "
-                "attention or logit scaling); use another model"
+                f"attention or logit scaling); {remedy}"
             )
 
 

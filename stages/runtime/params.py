@@ -388,6 +388,10 @@ class Train(Section):
     checkpoint_dtype: Precision
     """Precision of the checkpoint that is passed on to the next iteration."""
     gradient_checkpointing: bool
+    attention: Literal["plain", "fused"]
+    """How a GPU computes the policy's attention, here and in reference. plain: by the model's own, with a dense mask. fused: by
+    one kernel per layer, which skips what is masked, so that pairs need no padding, after checks of its outputs and gradients;
+    it has not run on a GPU yet. A CPU computes it the plain way, whatever is set."""
     offload: Literal["none", "optimizer"]
     """optimizer: keep the float32 master weights and the optimizer's state in the host's memory, and compute the optimizer's
     steps on the CPU: slower, but the GPUs hold little more than the weights and activations. none: keep them on the GPUs."""

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from accelerate.data_loader import SeedableRandomSampler
+from datasets import Dataset
 from transformers import TrainingArguments
 
 from stages.artifacts import schemas
 from stages.engines import trainer as trainers
-from stages.method import packing
+from stages.method import attention, dealing, packing
 from stages.runtime import params
 from stages.runtime.paths import ROOT
 
@@ -76,7 +77,10 @@ def test_the_schedule_spans_all_epochs_although_training_stops_earlier(tmp_path:
 
 @pytest.mark.parametrize(("devices", "device_batch"), [(1, 8), (1, 4), (2, 2), (4, 1)])
 @pytest.mark.parametrize("taken", [0, 3, 4])
-def test_the_pairs_of_a_step_are_the_same_on_any_number_of_devices(devices: int, device_batch: int, taken: int) -> None:
+@pytest.mark.parametrize("count", [dealing.count_positions, sum])
+def test_the_pairs_of_a_step_are_the_same_on_any_number_of_devices(
+    devices: int, device_batch: int, taken: int, count: dealing.Count
+) -> None:
     """Those that accelerate's sampler gives without dealing, in the epoch of the steps taken: three of eight pairs each."""
     draw = random.Random(1)
     settings = params.load("train", path=ROOT / "params.yaml").train
@@ -84,9 +88,36 @@ def test_the_pairs_of_a_step_are_the_same_on_any_number_of_devices(devices: int,
     sizes = [draw.randint(1, 99) for _ in range(24)]
     shuffled, alone = (SeedableRandomSampler(range(24), data_seed=5) for _ in range(2))
     alone.set_epoch(taken // 3)
-    order, dealt = list(alone), list(trainers.DealtSampler(shuffled, sizes, settings, lambda: taken))
+    order, dealt = list(alone), list(trainers.DealtSampler(shuffled, sizes, settings, count, lambda: taken))
     for start in range(0, 24, 8):
         expected, found = order[start : start + 8], dealt[start : start + 8]
         assert set(found) == set(expected)
         assert device_batch < 8 or found == expected, "one batch keeps its order"
-    assert len(trainers.DealtSampler(shuffled, sizes, settings, lambda: taken)) == 24
+    assert len(trainers.DealtSampler(shuffled, sizes, settings, count, lambda: taken)) == 24
+
+
+ROWS = [
+    {"prompt_token_ids": [1] * prompt, "chosen_token_ids": [2] * chosen, "rejected_token_ids": [3] * rejected}
+    for prompt, chosen, rejected in ((2, 3, 1), (1, 4, 1), (3, 2, 1))
+]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_fused_kernel_is_checked_and_gets_all_pairs_in_one_row(monkeypatch: pytest.MonkeyPatch, fused: bool) -> None:
+    checked: list[Any] = []
+    made: dict[str, Any] = {}
+    monkeypatch.setattr(attention, "check_kernel", lambda *inputs: checked.append(inputs))
+    monkeypatch.setattr(trainers.Trainer, "__init__", lambda _, **options: made.update(options))
+    model = SimpleNamespace(config=SimpleNamespace(_attn_implementation=attention.FUSED if fused else "sdpa"))
+    trainers.PackedTrainer(model, SimpleNamespace(device="a device"))
+    assert checked == ([(model, "a device")] if fused else [])
+    assert made["data_collator"](ROWS)["input_ids"].shape == ((1, 128) if fused else (3, 6))
+
+
+@pytest.mark.parametrize(("fused", "count"), [(True, sum), (False, dealing.count_positions)])
+def test_pairs_are_dealt_out_by_what_their_batches_compute(fused: bool, count: dealing.Count) -> None:
+    trainer = make_trainer()
+    trainer.fused, trainer.train_dataset = fused, Dataset.from_list(ROWS)
+    sampler = trainer._get_train_sampler()
+    assert sampler.count is count
+    assert sampler.sizes == [6, 6, 6]

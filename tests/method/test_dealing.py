@@ -23,6 +23,14 @@ def test_a_batch_computes_rows_of_its_longest_pair(sizes: list[int], positions: 
     assert dealing.count_positions(sizes) == positions
 
 
+def test_a_round_lasts_as_long_as_its_largest_batch() -> None:
+    """Each batch has two rows, of 5, 4, 4 and 8 positions: no row has room for both of its pairs."""
+    sizes, batches = [5, 4, 4, 2, 4, 3, 8, 1], [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert dealing.measure_rounds(batches, sizes, 2) == (10 + 16, 10 + 8 + 8 + 16)
+    assert dealing.measure_rounds(batches, sizes, 1) == (10 + 8 + 8 + 16, 10 + 8 + 8 + 16)
+    assert dealing.measure_rounds(batches, sizes, 2, sum) == (9 + 9, 9 + 6 + 7 + 9)
+
+
 def wait_for_rounds(batches: list[list[int]], sizes: list[int], devices: int) -> tuple[int, int]:
     """Return the positions computed in the rounds, each as long as its largest batch, and in all batches."""
     positions = [
@@ -54,6 +62,22 @@ def test_a_global_batch_is_dealt_out_whole_and_no_slower_than_in_its_order(given
     if device_batch == 1:  # no padding: each round takes the longest pairs that are left
         longest = sorted(sizes, reverse=True)[::devices]
         assert wait_for_rounds(batches, sizes, devices) == (sum(longest), sum(sizes))
+
+
+@pytest.mark.parametrize(("devices", "device_batch"), [(8, 8), (4, 4), (1, 8)])
+def test_without_padding_pairs_are_dealt_out_by_the_sum_of_their_tokens(devices: int, device_batch: int) -> None:
+    draw = random.Random(2)
+    for _ in range(5):
+        sizes = [200 + sum(min(824, round(draw.lognormvariate(5.63, 0.775))) for _ in range(2)) for _ in range(64)]
+        batches = dealing.deal_out(sizes, devices, device_batch, sum)
+        assert sorted(pair for batch in batches for pair in batch) == list(range(64))
+        tokens = [sum(sizes[pair] for pair in batch) for batch in batches]
+        rounds = [max(tokens[start : start + devices]) for start in range(0, len(tokens), devices)]
+        assert devices * sum(rounds) < 1.03 * sum(sizes)
+        padded = dealing.deal_out(sizes, devices, device_batch)
+        assert devices == 1 or dealing.measure_rounds(padded, sizes, devices, sum) > dealing.measure_rounds(
+            batches, sizes, devices, sum
+        )
 
 
 def test_a_single_batch_has_its_pairs_in_their_order() -> None:

@@ -1,9 +1,9 @@
 """Packed log-probabilities compared with the model's own, one response at a time."""
 
 import math
-import random
 from collections.abc import Callable
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -11,60 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import AutoModelForCausalLM, Gemma2Config, GraniteConfig, LlamaConfig, MistralConfig, PreTrainedConfig
+from transformers import Gemma2Config, GraniteConfig, LlamaConfig, MistralConfig, PreTrainedConfig
 
 from stages.engines import training
-from stages.method import packing
+from stages.method import attention, packing
 from stages.runtime import params
 from stages.runtime.errors import StageError
 from support.messages import assert_message
-
-Row = dict[str, Any]
-Lengths = list[tuple[int, int, int]]
-"""Tokens of the prompt, the chosen and the rejected response of each pair."""
-
-VOCABULARY = 40
-SIZES = {
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-    "vocab_size": VOCABULARY,
-}
-GEMMA = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "attn_implementation": "eager"}
-
-
-def make_model(config: type[PreTrainedConfig], **changes: Any) -> Any:
-    """Make a small model of an architecture, with random weights large enough that every token matters."""
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config(**(SIZES | changes)))
-    for weights in model.parameters():
-        weights.data.normal_(0, 0.5)
-    return model
-
-
-def make_rows(lengths: Lengths) -> list[Row]:
-    """Make pairs of random tokens with these lengths."""
-    draw = random.Random(0)
-    names = ("prompt_token_ids", "chosen_token_ids", "rejected_token_ids")
-    return [
-        {"prompt_id": str(index)}
-        | {name: [draw.randrange(VOCABULARY) for _ in range(length)] for name, length in zip(names, triple, strict=True)}
-        for index, triple in enumerate(lengths)
-    ]
-
-
-def compute_logps(model: Any, rows: list[Row]) -> Tensor:
-    """Compute the log-probability of each response in a call of its own, from all logits: (2B,)."""
-    logps = []
-    for side in ("chosen", "rejected"):
-        for row in rows:
-            prompt, response = row["prompt_token_ids"], row[f"{side}_token_ids"]
-            logits = model(input_ids=torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
-            logps.append(logits.log_softmax(-1).gather(-1, torch.tensor(response)[:, None]).sum())
-    return torch.stack(logps)
+from support.packed import GEMMA, VOCABULARY, Lengths, Row, compute_logps, make_model, make_rows, make_sharp
 
 
 def draw_lengths(most: int) -> st.SearchStrategy[Lengths]:
@@ -94,10 +48,10 @@ def test_packed_log_probabilities_and_gradients_match_those_of_each_response_alo
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-3)
 
 
-@given(draw_lengths(30))
-def test_a_packed_batch_contains_every_text_once(lengths: Lengths) -> None:
+@given(draw_lengths(30), st.booleans())
+def test_a_packed_batch_contains_every_text_once(lengths: Lengths, one_row: bool) -> None:
     rows = make_rows(lengths)
-    batch = packing.collate(rows)
+    batch = packing.collate(rows, one_row=one_row)
     ids, positions, segments = (batch[name] for name in ("input_ids", "position_ids", "segments"))
     for pair, row in enumerate(rows):
         prompt = len(row["prompt_token_ids"])
@@ -107,8 +61,13 @@ def test_a_packed_batch_contains_every_text_once(lengths: Lengths) -> None:
             assert positions[where].tolist() == [prompt * bool(text) + k for k in range(len(row[f"{name}_token_ids"]))]
     sizes = [sum(triple) for triple in lengths]
     assert (segments >= 0).sum() == sum(sizes)
-    assert ids.shape[1] == max(sizes)
-    assert len(ids) <= max(1, 2 * sum(sizes) / max(sizes))  # no two rows are half empty
+    if one_row:
+        assert len(ids) == 1
+        assert ids.shape[1] % 128 == 0
+        assert 0 <= ids.shape[1] - sum(sizes) < 128
+    else:
+        assert ids.shape[1] == max(sizes)
+        assert len(ids) <= max(1, 2 * sum(sizes) / max(sizes))  # no two rows are half empty
     assert batch["targets"].tolist() == [
         token for side in ("chosen", "rejected") for row in rows for token in row[f"{side}_token_ids"]
     ]
@@ -124,15 +83,6 @@ def test_a_batch_has_the_columns_that_its_rows_have() -> None:
     batch = packing.collate(rows)
     torch.testing.assert_close(batch["probabilities"], torch.tensor([0.75, 0.875, 0.25, 0.25]), rtol=0, atol=0)
     torch.testing.assert_close(batch["reference_logps"], torch.tensor([-1.5, -2.5, -2.5, -2.5]), rtol=0, atol=0)
-
-
-def test_a_token_attends_to_its_own_segment_and_its_prompts() -> None:
-    """A pair of a prompt of two tokens and two responses of one, another pair of one token each, one of padding."""
-    mask = packing.attention_mask(torch.tensor([[0, 0, 1, 2, 3, 4, 5, -1]]), torch.float32)
-    assert mask.shape == (1, 1, 8, 8)
-    visible = [[key for key in range(8) if mask[0, 0, query, key] == 0] for query in range(8)]
-    assert visible == [[0], [0, 1], [0, 1, 2], [0, 1, 3], [4], [4, 5], [4, 6], [7]]
-    assert set(mask.flatten().tolist()) == {0, -math.inf}
 
 
 def test_a_model_with_adapters_and_gradient_checkpointing_has_the_same_log_probabilities() -> None:
@@ -170,16 +120,6 @@ def test_an_architecture_that_packing_does_not_support_is_refused() -> None:
     with torch.no_grad(), pytest.raises(StageError) as raised:
         packing.check_packing(granite, make_rows([(2, 3, 4)])[0], "float32")
     assert_message(str(raised.value), "prompt 0", "packed", "granite", "use another model")
-
-
-def make_sharp(dtype: torch.dtype, sharpness: float = 4) -> Any:
-    """Make a model of four layers that is confident of most tokens, with logits up to about 30."""
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "head_dim": 16}
-    model = make_model(LlamaConfig, **sizes)
-    for weights in model.parameters():
-        weights.data.fill_(1) if weights.dim() == 1 else weights.data.mul_(0.6)
-    model.lm_head.weight.data.mul_(sharpness)
-    return packing.enable_scoring(model.to(dtype))
 
 
 def sample_rows(model: Any, count: int, prompt: int = 5, response: int = 9) -> list[Row]:
@@ -226,9 +166,9 @@ def see_the_next_token(segments: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.cat([mask[..., 1:, :], mask[..., -1:, :]], -2)
 
 
-def count_positions(pairs: list[list[list[int]]]) -> Any:
+def count_positions(pairs: list[list[list[int]]], one_row: bool) -> Any:
     """Lay pairs out with positions that do not start again at the second response."""
-    batch, starts = original_layout(pairs)
+    batch, starts = original_layout(pairs, one_row)
     positions = batch["position_ids"]
     return batch | {"position_ids": torch.arange(positions.shape[1]).expand_as(positions)}, starts
 
@@ -239,19 +179,20 @@ def predict_from_the_token_before(start: int, texts: list[list[int]], text: int)
     return torch.arange(first - 1, first - 1 + len(texts[text]))
 
 
-original_mask, original_layout = packing.attention_mask, packing._lay_out
-WRONG = {
-    "attention_mask": [see_everything_before, see_the_next_token],
-    "_lay_out": [count_positions],
-    "_predicting_positions": [predict_from_the_token_before],
-}
+original_mask, original_layout = attention.dense_mask, packing._lay_out
+WRONG: list[tuple[ModuleType, str, Callable[..., Any]]] = [
+    (attention, "dense_mask", see_everything_before),
+    (attention, "dense_mask", see_the_next_token),
+    (packing, "_lay_out", count_positions),
+    (packing, "_predicting_positions", predict_from_the_token_before),
+]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("name", "wrong"), [(name, wrong) for name, several in WRONG.items() for wrong in several])
+@pytest.mark.parametrize(("module", "name", "wrong"), WRONG)
 @pytest.mark.parametrize("sharpness", [1, 4])
 def test_wrong_packing_is_refused(
-    monkeypatch: pytest.MonkeyPatch, dtype: str, name: str, wrong: Callable[..., Any], sharpness: float
+    monkeypatch: pytest.MonkeyPatch, dtype: str, module: ModuleType, name: str, wrong: Callable[..., Any], sharpness: float
 ) -> None:
     """By every pair in float32; in bfloat16, rounding may hide a change of a single token, of one nat in thirty."""
     rows, refused = make_rows([(5, 12, 11)] * 6), 0
@@ -259,7 +200,7 @@ def test_wrong_packing_is_refused(
         model = make_sharp(getattr(torch, dtype), sharpness)
         for row in rows:
             packing.check_packing(model, row, dtype)
-        monkeypatch.setattr(packing, name, wrong)
+        monkeypatch.setattr(module, name, wrong)
         for row in rows:
             try:
                 packing.check_packing(model, row, dtype)

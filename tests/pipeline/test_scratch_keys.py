@@ -60,6 +60,7 @@ def test_training_depends_on_its_inputs_eta_seed_and_settings() -> None:
         *(train_key(**change) for change in ({"loss": "dpo"}, {"beta": 0.1}, {"lora": lora}, {"dtype": "bfloat16"})),
         train_key(global_batch=4),
         train_key(offload="optimizer"),
+        train_key(attention="fused"),
     ]
     assert len({train_key(), *others}) == 1 + len(others)
     same = [train_key(checkpoint_steps=3), train_key(report_to="wandb"), train_key(nodes=2)]
@@ -69,7 +70,7 @@ def test_training_depends_on_its_inputs_eta_seed_and_settings() -> None:
 
 def reference_key(digests: dict[str, str] = DIGESTS, **overrides: Any) -> tuple[str, str]:
     set_params(Path(), {key.replace("__", "."): value for key, value in overrides.items()})
-    settings = params.load("lengths", "train.devices", "train.nodes", "train.device_batch", "train.dtype")
+    settings = params.load("lengths", "train.devices", "train.nodes", "train.device_batch", "train.dtype", "train.attention")
     return find_key(reference.run, argparse.Namespace(), settings, distributed.Group(1, digests))
 
 
@@ -81,6 +82,7 @@ def test_reference_depends_on_its_inputs_and_lengths() -> None:
         reference_key(lengths__too_long="truncate"),
         reference_key(train__dtype="bfloat16"),
         reference_key(train__device_batch=8),
+        reference_key(train__attention="fused"),
     ]
     assert len({reference_key(), *others}) == 1 + len(others)
     assert reference_key(train__nodes=2) == reference_key()

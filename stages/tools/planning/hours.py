@@ -141,11 +141,13 @@ def time_pairs(stage: str, settings: Params, size: Size, work: Work, machine: Ma
     """Seconds of the slowest GPU in reference or train, and to write checkpoints and weights."""
     gpu, train, methods = machine.gpu, settings.train, machine.methods
     pairs = lengths.deal_pairs(settings, size.prompt_tokens, size.response_tokens)
-    by_length = pairs.dealt if methods.dealt_batches and stage == "train" else pairs.in_order
-    uneven = pairs.unpadded if methods.block_attention else by_length
+    dealt = methods.dealt_batches and stage == "train"
+    fused = methods.block_attention or train.attention == "fused"
+    packed, unpadded = (pairs.dealt, pairs.dealt_unpadded) if dealt else (pairs.in_order, pairs.in_order_unpadded)
+    uneven = unpadded if fused else packed
     if stage == "reference":
         return uneven * work.forward / (gpu.peak.value * gpu.forward.value * train.devices)
-    share = gpu.train.value * (rates.BLOCKS.value if methods.block_attention else 1)
+    share = gpu.train.value * (rates.BLOCKS.value if fused else 1)
     computing = uneven * work.train / (gpu.peak.value * share * train.devices)
     steps = size.prompts * train.stop_epoch // train.global_batch
     saved = steps // train.checkpoint_steps if train.checkpoint_steps and not train.lora.rank else 0

@@ -72,7 +72,8 @@ class Pairs(NamedTuple):
     """Mean tokens of a pair."""
     in_order: float
     dealt: float
-    unpadded: float
+    in_order_unpadded: float
+    dealt_unpadded: float
 
 
 @functools.cache
@@ -82,19 +83,23 @@ def simulate_pairs(
     """Simulate global batches of pairs whose prompts and responses have these mean lengths, cut as `lengths` says.
 
     Returns the mean tokens of a pair, and how many times their share of all tokens the GPUs are busy, because each round lasts
-    as long as its largest batch: if the pairs are batched in their order, if `dealing.deal_out` deals them out, and if each GPU
-    takes every devices-th pair by length, in a single row without padding.
+    as long as its largest batch: if the pairs are batched in their order, and if `dealing.deal_out` deals them out; both packed
+    in rows with padding, and in one row without.
     """
     random = np.random.default_rng(0)
-    tokens = in_order = dealt = unpadded = 0.0
+    given = np.arange(global_batch).reshape(-1, device_batch).tolist()
+    tokens, busy = 0, [0, 0, 0, 0]
     for _ in range(BATCHES):
-        sizes = draw_pairs(random, global_batch, prompt, response, longest_prompt, longest)
-        tokens += float(sizes.sum())
-        given = np.arange(global_batch).reshape(-1, device_batch).tolist()
-        in_order += measure_rounds(given, sizes, devices) * devices
-        dealt += measure_rounds(dealing.deal_out(sizes.tolist(), devices, device_batch), sizes, devices) * devices
-        unpadded += float(np.sort(sizes)[::-1].reshape(-1, devices).sum(0).max()) * devices
-    return Pairs(tokens / (BATCHES * global_batch), in_order / tokens, dealt / tokens, unpadded / tokens)
+        sizes = draw_pairs(random, global_batch, prompt, response, longest_prompt, longest).tolist()
+        tokens += sum(sizes)
+        ways = [
+            (batches, count)
+            for count in (dealing.count_positions, sum)
+            for batches in (given, dealing.deal_out(sizes, devices, device_batch, count))
+        ]
+        for way, (batches, count) in enumerate(ways):
+            busy[way] += dealing.measure_rounds(batches, sizes, devices, count)[0] * devices
+    return Pairs(tokens / (BATCHES * global_batch), *(each / tokens for each in busy))
 
 
 def draw_pairs(
@@ -105,12 +110,6 @@ def draw_pairs(
     responses = draw_lengths(random, 2 * count, response, SPREAD, longest).reshape(2, -1)
     tokens: Integers = prompts + np.minimum(responses, longest - prompts).sum(0)
     return tokens
-
-
-def measure_rounds(batches: list[list[int]], sizes: Integers, devices: int) -> int:
-    """Return the positions of each round's largest batch, summed over the rounds. batches: indices of pairs in sizes."""
-    positions = [dealing.count_positions(sizes[batch].tolist()) for batch in batches]
-    return sum(max(positions[start : start + devices]) for start in range(0, len(positions), devices))
 
 
 def deal_pairs(settings: Any, prompt: float, response: float) -> Pairs:

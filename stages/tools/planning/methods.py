@@ -14,7 +14,7 @@ class Methods:
     dealt_batches: bool
     """train: the pairs of a global batch are dealt out to the GPUs by length."""
     block_attention: bool
-    """reference, train: pairs are dealt out to the GPUs by length and not padded; attention skips what is masked."""
+    """reference, train: the pairs of a batch are not padded, and attention skips what is masked."""
     chunked_harness: bool
     """evaluate-lm: requests are shared by all GPUs, and MMLU's four answers share a forward pass."""
     cached_digests: bool

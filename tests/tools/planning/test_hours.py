@@ -141,7 +141,7 @@ def test_pairrm_moves_what_transformers_model_does(length: int) -> None:
     [
         (PLAIN, "in_order", "in_order", 1),
         (replace(PLAIN, dealt_batches=True), "in_order", "dealt", 1),
-        (ALL, "unpadded", "unpadded", 4 / 3),
+        (ALL, "in_order_unpadded", "dealt_unpadded", 4 / 3),
     ],
 )
 def test_reference_and_train_wait_for_the_gpu_with_the_most_tokens(
@@ -154,6 +154,14 @@ def test_reference_and_train_wait_for_the_gpu_with_the_most_tokens(
     trained = estimate("train", machine(8, methods)).compute
     expected = getattr(pairs, train) * tokens * 8e9 / (0.25 * faster * 1e14 * 8)
     assert trained == pytest.approx(expected + 2e9 / 2e9), "and writes the weights"
+
+
+def test_fused_attention_is_planned_without_padding() -> None:
+    fused, methods = change(LLAMA, "train", attention="fused"), replace(PLAIN, dealt_batches=True)
+    for stage in ("reference", "train"):
+        found = estimate(stage, machine(8, methods), fused).compute
+        assert found == estimate(stage, machine(8, replace(methods, block_attention=True))).compute
+        assert found < estimate(stage, machine(8, methods)).compute
 
 
 def test_the_devices_of_train_count_and_not_the_machines() -> None:

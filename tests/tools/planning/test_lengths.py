@@ -45,7 +45,7 @@ def test_the_slowest_gpu_computes_half_as_much_again_unless_pairs_are_dealt_by_l
     def text(mean: float, spread: float, limit: int) -> int:
         return min(limit, max(1, math.ceil(mean * math.exp(draw.gauss(-(spread**2) / 2, spread)))))
 
-    needed = packed = unpadded = padded = 0
+    needed = packed = padded = in_order_unpadded = dealt_unpadded = 0
     for _ in range(400):
         pairs = []
         for _ in range(64):
@@ -65,28 +65,31 @@ def test_the_slowest_gpu_computes_half_as_much_again_unless_pairs_are_dealt_by_l
             gpus.append(mine[0] * len(room))
         packed += 8 * max(gpus)
         padded += sum(gpus)
-        unpadded += 8 * sum(sorted(pairs)[::-1][0::8])
-    mean, in_order, dealt, by_length = lengths.simulate_pairs(190, 375, 512, 1024, 64, 8, 8)
+        in_order_unpadded += 8 * max(sum(pairs[8 * gpu : 8 * gpu + 8]) for gpu in range(8))
+        totals = [[0, 0] for _ in range(8)]
+        for size in sorted(pairs)[::-1]:
+            smallest = min((total for total in totals if total[1] < 8), key=lambda total: total[0])
+            smallest[0] += size
+            smallest[1] += 1
+        dealt_unpadded += 8 * max(total for total, _ in totals)
+    mean, in_order, dealt, unpadded, balanced = lengths.simulate_pairs(190, 375, 512, 1024, 64, 8, 8)
     assert mean == pytest.approx(needed / 400 / 64, rel=0.03)
     assert in_order == pytest.approx(packed / needed, rel=0.03)
-    assert by_length == pytest.approx(unpadded / needed, rel=0.03)
+    assert unpadded == pytest.approx(in_order_unpadded / needed, rel=0.03)
+    assert balanced == pytest.approx(dealt_unpadded / needed, rel=0.005)
     assert 1 - needed / padded == pytest.approx(0.19, abs=0.02), "padding, as docs/performance.md says"
     assert packed / padded == pytest.approx(1.25, abs=0.05)
-    assert by_length == pytest.approx(1.09, abs=0.03)
     assert in_order == pytest.approx(1.5, abs=0.05)
     assert dealt == pytest.approx(1.21, abs=0.03)
-
-
-def test_a_round_lasts_as_long_as_its_largest_batch() -> None:
-    """Each batch has two rows, of 5, 4, 4 and 8 positions: no row has room for both of its pairs."""
-    sizes = np.array([5, 4, 4, 2, 4, 3, 8, 1])
-    assert lengths.measure_rounds([[0, 1], [2, 3], [4, 5], [6, 7]], sizes, 2) == 10 + 16
-    assert lengths.measure_rounds([[0, 1], [2, 3], [4, 5], [6, 7]], sizes, 1) == 10 + 8 + 8 + 16
+    assert unpadded == pytest.approx(1.2, abs=0.03)
+    assert balanced == pytest.approx(1.01, abs=0.005)
+    waits = [lengths.simulate_pairs(190, 375, 512, 1024, 64, batch, 8).dealt_unpadded for batch in (2, 1)]
+    assert waits == pytest.approx([1.03, 1.1], abs=0.005)
 
 
 def test_pairs_of_one_length_wait_for_nothing() -> None:
     found = lengths.simulate_pairs(10**6, 10**6, 100, 300, 64, 8, 8)
-    assert found == pytest.approx((500, 8 / 8, 8 / 8, 8 / 8), rel=0.001)
+    assert found == pytest.approx((500, 1, 1, 1, 1), rel=0.001)
 
 
 def test_a_pair_has_a_prompt_and_two_responses_that_are_cut() -> None:
