@@ -28,6 +28,7 @@ FLOORS = {"reference": 0.1, "train": 0.1}
 """The share of the GPU's limit that a stage must reach at least: below, something else than the model takes the time."""
 SLACK = 0.5
 """The share of the estimate that the measured peak of memory must reach at least: an estimate far above it helps nobody."""
+FUSED = "train.attention: fused"
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,9 @@ class Job:
     settings: params.Train
 
 
-def make_settings(size: Training, dtype: params.Precision, learning_rate: float, *, repeat: bool) -> params.Train:
+def make_settings(
+    size: Training, dtype: params.Precision, learning_rate: float, *, repeat: bool, attention: str = "plain"
+) -> params.Train:
     """Return settings of train. repeat: every step trains on the same pairs, instead of other ones."""
     changes = {
         "loss": "sppo",
@@ -48,6 +51,7 @@ def make_settings(size: Training, dtype: params.Precision, learning_rate: float,
         "epochs": float(size.steps) if repeat else 1.0,
         "stop_epoch": float(size.steps) if repeat else 1.0,
         "warmup_ratio": WARMUP,
+        "attention": attention,
     }
     return benchmark.make_settings(size.batch, dtype, gradient_checkpointing=True).model_copy(update=changes)
 
@@ -106,12 +110,12 @@ def largest_difference(ours: list[float], expected: list[float], scales: list[fl
     return max(abs(one - other) / abs(scale) for one, other, scale in zip(ours, expected, scales, strict=True))
 
 
-def compare_with_plain(dtype: params.Precision, folder: Path, expected: dict[str, Any]) -> list[rows.Row]:
-    """Compare a run in `dtype` with the plain loop's results."""
+def compare_with_plain(dtype: params.Precision, folder: Path, expected: dict[str, Any], what: str = "") -> list[rows.Row]:
+    """Compare a run in `dtype` with the plain loop's results. what: the setting that is checked, to add to the rows."""
     logps: list[float] = list(itertools.chain(*read_logps(folder)))
     plain_logps: list[float] = list(itertools.chain(*expected["logps"]))
     losses, plain_losses = read_losses(folder), expected["losses"]
-    label = f"{dtype}, against a plain float32 loop: largest difference"
+    label = f"{what and what + ', '}{dtype}, against a plain float32 loop: largest difference"
     return [
         rows.at_most(
             f"reference, {label} of {len(logps)} log-probabilities, relative",
@@ -157,10 +161,14 @@ def estimate_peak(stage: str, job: Job) -> float:
     return estimate_memory(stage, params.Params.model_construct(train=job.settings, lengths=lengths), own, 1).gpu
 
 
-def check_speed(size: Training, folder: Path, limit: float, rehearsal: bool) -> None:
-    """Report the share of the limit, in FLOP/s, that the model's own operations reach, and the peak of memory."""
-    job = Job(folder, size, make_settings(size, "bfloat16", LEARNING_RATE["speed"], repeat=False))
-    pairs = prepare(job, repeat=False)
+def check_speed(size: Training, folder: Path, limit: float, rehearsal: bool, *, model: Path | None = None) -> None:
+    """Report the share of the limit, in FLOP/s, that the model's own operations reach, and the peak of memory.
+
+    model: with the fused attention, on the model of another job.
+    """
+    attention, what = ("fused", f"{FUSED}, ") if model else ("plain", "")
+    job = Job(folder, size, make_settings(size, "bfloat16", LEARNING_RATE["speed"], repeat=False, attention=attention))
+    pairs = prepare(job, model, repeat=False)
     work = flops.count_flops(pairs, size.model.shape(), size.model.vocabulary)
     tokens = sum(len(ids) for pair in pairs for name, ids in pair.items() if name.endswith("_token_ids"))
     billions = size.model.parameters() / 1e9
@@ -171,14 +179,14 @@ def check_speed(size: Training, folder: Path, limit: float, rehearsal: bool) -> 
         seconds = sum(result["seconds"]) / steps * size.steps
         share, rate = work * passes / seconds / limit, tokens / seconds
         speed = rows.judge(
-            f"{stage}, {billions:.2g}B parameters, bfloat16: share of the GPU's measured {limit / 1e12:.3g} TFLOP/s",
+            f"{stage}, {what}{billions:.2g}B parameters, bfloat16: share of the GPU's measured {limit / 1e12:.3g} TFLOP/s",
             f"{share:.2f} ({rate:.0f} tokens/s)",
             f">= {FLOORS[stage]:g}",
             share >= FLOORS[stage],
         )
         peak, estimate = result["peak"] / 1e9, estimate_peak(stage, job) / 1e9
         peak_row = rows.judge(
-            f"{stage}, {billions:.2g}B parameters, bfloat16: peak of GPU memory against the estimate",
+            f"{stage}, {what}{billions:.2g}B parameters, bfloat16: peak of GPU memory against the estimate",
             f"{peak:.1f} GB",
             f"{SLACK:g} to 1 times {estimate:.1f} GB",
             SLACK * estimate <= peak <= estimate,
@@ -186,7 +194,27 @@ def check_speed(size: Training, folder: Path, limit: float, rehearsal: bool) -> 
         rows.report(rows.judge_on_gpu(speed, rehearsal), rows.judge_on_gpu(peak_row, rehearsal))
 
 
+def check_fused(sizes: Sizes, folder: Path, limit: float) -> None:
+    """Report the same of `train.attention: fused`, after the other checks in `folder`. A stage that refuses it fails a row."""
+    parity, speed = folder / "parity", folder / "speed"
+    settings = make_settings(sizes.parity, "bfloat16", LEARNING_RATE["parity"], repeat=True, attention="fused")
+    job = Job(parity / "fused", sizes.parity, settings)
+    prepare(job, parity / "float32" / "model", repeat=True)
+    expected = json.loads((parity / "float32" / "plain.json").read_text())
+    try:
+        call("reference", job.folder)
+        call("train", job.folder)
+        rows.report(*compare_with_plain("bfloat16", job.folder, expected, FUSED))
+        check_speed(sizes.speed, folder / "speed-fused", limit, False, model=speed / "model")
+    except SystemExit as error:
+        rows.report(rows.Row(f"reference and train, {FUSED}: the stages' own checks", "", "to pass", rows.FAIL, str(error)))
+
+
 def run(sizes: Sizes, folder: Path, limits: dict[str, float], rehearsal: bool) -> None:
     """Run this part. limits: from gpu_check/__main__.py."""
     check_parity(sizes.parity, folder / "parity")
     check_speed(sizes.speed, folder / "speed", limits["flops"], rehearsal)
+    if rehearsal:
+        rows.report(rows.skip(f"reference and train, {FUSED}", "rehearsal: the setting has no effect on a CPU"))
+    else:
+        check_fused(sizes, folder, limits["flops"])

@@ -25,7 +25,7 @@ from support import steps
 from support import tables as valid
 from support.messages import assert_message
 from support.models import edit_json
-from support.running import TINY, run_stage, set_params
+from support.running import TINY, run_module, run_stage, set_params
 
 OUT = ("--out", "iter1", "--out-log", "iter1.csv", "--out-update", "iter1.json")
 
@@ -317,6 +317,42 @@ def test_merged_adapters_change_only_the_linear_layers(trained: Path) -> None:
     share = sum(int((before[name] != after[name]).sum()) for name in before) / sum(map(torch.numel, before.values()))
     assert (update["changed"], update["survived"]) == (pytest.approx(share, rel=1e-5), 1)
     assert changed == {name for name in before if name.endswith("_proj.weight")}
+
+
+def run_fused(folder: Path, name: str, *options: str) -> None:
+    """Run a stage as on a GPU, where train.attention has an effect."""
+    done = run_module(
+        folder, "support.fused_stage", name, "--model", "../base", *options, PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides",
+    [{}, {"train.devices": 2}, {"train.lora.rank": 4, "train.gradient_checkpointing": True}],
+    ids=["one", "two", "lora"],
+)
+def test_the_fused_attention_scores_and_trains_as_the_plain_one(
+    trained: Path, request: pytest.FixtureRequest, overrides: dict[str, Any]
+) -> None:
+    """Under ZeRO-3, in one process and in two, up to rounding. Nothing about it is in the policy's configuration."""
+    plain, fused = (
+        run_train(trained, f"plain-{request.node.callspec.id}", overrides),
+        trained / f"fused-{request.node.callspec.id}",
+    )
+    fused.mkdir()
+    set_params(fused, TINY | overrides | {"train.attention": "fused"})
+    tables_of = ("--responses", "../responses.parquet", "--rankings", "../rankings.parquet")
+    run_fused(fused, "reference", *tables_of, "--out", "pairs.parquet")
+    ours, expected = (tables.read(folder / "pairs.parquet", schemas.PAIRS) for folder in (fused, trained))
+    for column in schemas.REFERENCE_LOGPS:
+        assert ours[column].to_pylist() == pytest.approx(expected[column].to_pylist(), rel=1e-5)
+    run_fused(fused, "train", "--pairs", "pairs.parquet", *OUT)
+    logs = [pd.read_csv(folder / "iter1.csv") for folder in (fused, plain)]
+    for column in ("loss", "gradient_norm"):
+        assert logs[0][column].to_numpy() == pytest.approx(logs[1][column].to_numpy(), rel=1e-4)
+    assert len({(folder / "iter1" / "config.json").read_bytes() for folder in (fused, plain)}) == 1
 
 
 @pytest.mark.slow
