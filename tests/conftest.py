@@ -1,6 +1,7 @@
 """A tiny base policy, its responses and its pairs, and a small ranker, made once per session; a Hub for each test."""
 
 import functools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,10 @@ from hypothesis import settings
 from support.hub import FakeHub, Run, run_python, serve
 from support.ranker import make_ranker
 from support.running import TINY, run_stage, set_params
+
+# Before a test imports torch, and for the programs that tests start: their tensors are so small that a second thread mostly
+# waits, which costs more than the work itself. Stages set the number themselves.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # No deadline: a busy machine takes any time for the first example.
 settings.register_profile("quick", deadline=None, max_examples=25)  # the default, see pyproject.toml

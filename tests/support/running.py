@@ -12,7 +12,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from stages.runtime.paths import ROOT
-from support import stage_server
+from support import stage_client, stage_server
 
 TINY: dict[str, Any] = {
     "assets.policy.miniature": {
@@ -71,8 +71,6 @@ def set_params(folder: Path, overrides: dict[str, Any], source: Path = ROOT / "p
 
 def run_stage(folder: Path, name: str, *arguments: object, **environment: str) -> "subprocess.CompletedProcess[str]":
     """Run `python -m stages NAME ARGUMENTS` in `folder`, which holds params.yaml."""
-    if name in stage_server.SERVED and not environment:
-        return stage_server.run(folder, [name, *map(str, arguments)], os.environ | ENVIRONMENT)
     return run_module(folder, "stages", name, *arguments, **environment)
 
 
@@ -82,8 +80,11 @@ def run_tool(folder: Path, name: str, *arguments: object, **environment: str) ->
 
 
 def run_module(folder: Path, module: str, *arguments: object, **environment: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    values = os.environ | ENVIRONMENT | environment
+    """Run `python -m MODULE ARGUMENTS` in `folder`: in a server if it can, otherwise in a process of its own."""
+    words, values = list(map(str, arguments)), os.environ | ENVIRONMENT | environment
+    if stage_client.is_served(module, stage_server.ENVIRONMENT, values):
+        return stage_server.run(module, folder, words, values)
+    command = [sys.executable, "-m", module, *words]
     return subprocess.run(command, cwd=folder, env=values, capture_output=True, text=True, check=False)
 
 
@@ -107,8 +108,8 @@ def copy_repository(folder: Path, overrides: dict[str, Any]) -> None:
 
 
 def run_dvc(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run DVC with stdout and stderr in one stream."""
-    paths = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    """Run DVC, and the stages that it starts, with stdout and stderr in one stream."""
+    paths = f"{stage_server.start()}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"PATH": paths, "OMP_NUM_THREADS": "2"}
     return subprocess.run(
         ["dvc", *arguments],

@@ -1,90 +1,233 @@
-"""Run the stages of training without importing their libraries each time, which takes 10 seconds of CPU and several times as
-long as a training of the tests.
+"""Run stages, tools and DVC without importing their libraries each time, which takes longer than most runs of the tests.
 
-A server, one per pytest process, applies portable numerics, imports the libraries and forks for each run, so that a stage finds
-the process as `python -m stages` would have prepared it.
+A server imports libraries and forks for each command. The fork runs `python -m MODULE` in the command's folder, with its
+environment and streams; it imports the project's own modules itself, so it may run a copy of the repository. Servers start when
+they are needed. Each is a fork of the one before it in ROUTES, which has imported what both need, or its child in another
+environment. Every process of pytest has servers of its own.
+
+What a fork has in common with the others, and a process of its own would not: the order of sets of strings. To compare with a
+process of its own, set PYTHONHASHSEED.
 """
 
 import atexit
+import contextlib
 import functools
+import gc
 import importlib
 import json
 import os
+import runpy
+import select
+import shlex
+import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from stages.runtime import catalog
 from stages.runtime.paths import ROOT
+from support import stage_client
 
-SERVED = ("reference", "train")
-"""Stages without workers of their own, which would start as copies of the server."""
-LIBRARIES = ("deepspeed", "transformers.trainer", "transformers.models.llama.modeling_llama", "datasets", "pandas")
+LIBRARIES = {
+    "main": ("pandas", "pyarrow.parquet", "pyarrow.compute", "pyarrow.dataset", "pydantic.main", "ruamel.yaml", "jinja2"),
+    "dvc": ("dvc.cli", "dvc.repo", "dvc.commands.repro", "dvc.stage.run", "dvc_render", "dvc.dvcfile", "dvc.output"),
+    "judges": ("openai", "sklearn.linear_model", "scipy.stats", "datasets", "tiktoken"),
+    "models": ("torch", "transformers.trainer", "transformers.models.llama.modeling_llama"),
+    "training": ("deepspeed", "datasets"),
+    "sampling": ("vllm", "vllm.entrypoints.llm", "vllm.v1.worker.cpu_worker", "vllm.model_executor.models.llama"),
+    "rank": ("pandas", "pyarrow.parquet", "torch", "transformers", "llm_blender"),
+    "harness": ("pandas", "pyarrow.parquet", "torch", "transformers.models.llama.modeling_llama", "sklearn.metrics"),
+}
+"""What each server imports, in addition to the server that it is a fork of. alpaca-eval, lm-eval and, for it, datasets are left
+to the stages: they read environment variables that the stages set."""
+ROUTES = {
+    **dict.fromkeys(("dvc", "stages.tools"), ("main", "dvc")),
+    "evaluate-alpaca": ("main", "judges"),
+    **dict.fromkeys(("assets-policy", "reference", "train"), ("main", "models", "training")),
+    **dict.fromkeys(("generate", "answer", "answer-reference"), ("main", "models", "sampling")),
+    **{stage: (environment,) for stage, environment in catalog.ENVIRONMENTS.items()},
+}
+"""The servers of a stage or module; ("main",) for all others."""
+
+ENVIRONMENT = dict(os.environ)
+"""That of the first server."""
 
 
 @functools.cache
-def start() -> "subprocess.Popen[str]":
-    """Start this process's server."""
+def start() -> Path:
+    """Start the first server of this process, which imports nothing. Returns a folder: `socket`, where the server listens, and
+    `python`, for programs that start stages."""
+    folder = Path(tempfile.mkdtemp())
     server = subprocess.Popen(
-        [sys.executable, "-m", "support.stage_server"],
-        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        [sys.executable, "-m", "support.stage_server", folder / "socket"],
+        env=ENVIRONMENT | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        start_new_session=True,  # Ctrl-C is for the tests
     )
+    command = [sys.executable, "-IS", stage_client.__file__, folder / "socket", sys.executable, json.dumps(ENVIRONMENT)]
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\nexec {shlex.join(map(str, command))} "$@"\n', encoding="utf-8")
+    python.chmod(0o755)
+    assert server.stdout
+    assert server.stdout.readline() == "ready\n"
+    atexit.register(shutil.rmtree, folder)
     atexit.register(server.communicate)  # end of input ends it
-    return server
+    return folder
 
 
-def run(folder: Path, arguments: list[str], environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
-    """Run `python -m stages ARGUMENTS` in a folder with this environment."""
-    server = start()
-    with tempfile.TemporaryDirectory() as name:
-        paths = [Path(name) / "stdout", Path(name) / "stderr"]
-        request = {"folder": str(folder), "arguments": arguments, "environment": environment, "outputs": list(map(str, paths))}
-        assert server.stdin
-        assert server.stdout
-        server.stdin.write(json.dumps(request) + "\n")
-        server.stdin.flush()
-        code = int(server.stdout.readline())
-        return subprocess.CompletedProcess(arguments, code, *(path.read_text(encoding="utf-8") for path in paths))
+def run(module: str, folder: Path, arguments: list[str], environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+    """Run `python -m MODULE ARGUMENTS` in a folder with this environment."""
+    request = {"module": module, "arguments": arguments, "folder": str(folder), "environment": environment}
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, Path(os.devnull).open("rb") as nothing:
+        code = stage_client.ask(str(start() / "socket"), request, (nothing.fileno(), out.fileno(), err.fileno()))
+        texts = [os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode() for file in (out, err)]
+    return subprocess.CompletedProcess(arguments, code, *texts)
 
 
-def serve(requests: IO[str], replies: IO[str]) -> None:
-    """Fork for every request, and reply with the exit code. A fork leaves through `run_stage`, which raises SystemExit."""
-    for line in requests:
-        child = os.fork()
-        if not child:
-            run_stage(json.loads(line))
-        replies.write(f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\n")
-        replies.flush()
+class Server:
+    """Passes requests on to its children, or forks to run them. Each comes with four handles: the connection that waits for the
+    exit code, stdin, stdout and stderr."""
+
+    def __init__(self) -> None:
+        self.children: dict[str, socket.socket] = {}
+        self.running: dict[int, tuple[int, int]] = {}
+        """Handle of a process that runs a command -> its PID, and the connection that waits for it."""
+
+    def accept(self, request: dict[str, Any], handles: list[int]) -> None:
+        """Run a request, or pass it on to the next server of its route."""
+        if not request["route"]:
+            if not (pid := os.fork()):
+                self.close()
+                become(request, handles)
+            self.running[os.pidfd_open(pid)] = pid, os.dup(handles[0])
+        else:
+            name, *request["route"] = request["route"]
+            child = self.children.get(name) or self.start(name, handles)
+            socket.send_fds(child, [json.dumps(request).encode()], handles)
+        for handle in handles:
+            os.close(handle)
+
+    def start(self, name: str, handles: list[int]) -> socket.socket:
+        """Start a child: as a fork, which does not keep a request's handles, or, in another environment, by its interpreter."""
+        self.children[name], theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if name in ("main", *catalog.ENVIRONMENTS.values()):
+            python = Path(sys.prefix).parent / name / "bin" / "python"
+            handle = theirs.fileno()
+            command = [python, "-m", "support.stage_server", name, str(handle)]
+            subprocess.Popen(command, pass_fds=[handle], stdin=subprocess.DEVNULL, stdout=sys.stderr)
+        elif not os.fork():
+            self.close()
+            for given in handles:  # others wait for the end of what is written to them
+                os.close(given)
+            prepare(name)
+            Server().serve(theirs)
+            sys.exit()
+        theirs.close()
+        return self.children[name]
+
+    def reap(self, process: int) -> None:
+        """Reply to the connection that waits for an ended process."""
+        pid, connection = self.running.pop(process)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        os.close(process)
+        with socket.socket(fileno=connection) as waiting, contextlib.suppress(BrokenPipeError):
+            waiting.send(str(code).encode())
+
+    def serve(self, source: socket.socket) -> None:
+        """Accept what another server passes on, until it ends."""
+        while True:
+            for ready in select.select([source, *self.running], [], [])[0]:
+                if ready is not source:
+                    self.reap(ready)
+                    continue
+                data, handles, _, _ = socket.recv_fds(source, 2**20, 4)
+                if not data:
+                    return self.end()
+                self.accept(json.loads(data), handles)
+
+    def listen(self, listener: socket.socket) -> None:
+        """Pass on requests of any process, until stdin ends."""
+        while sys.stdin not in (ready := select.select([listener, sys.stdin], [], [])[0]):
+            connection, _ = listener.accept()
+            data, handles, _, _ = socket.recv_fds(connection, 2**20, 3)
+            request = json.loads(data)
+            name = request["arguments"][0] if request["module"] == "stages" and request["arguments"] else request["module"]
+            self.accept(request | {"route": ROUTES.get(name, ("main",))}, [connection.detach(), *handles])
+        del ready
+        self.end()
+
+    def close(self) -> None:
+        """Leave everything to the parent, in a fork."""
+        for child in self.children.values():
+            child.close()
+        for process, (_, connection) in self.running.items():
+            os.close(process)
+            os.close(connection)
+
+    def end(self) -> None:
+        """End the children, and wait for them, so that what they used is counted."""
+        for child in self.children.values():
+            child.close()
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                os.wait()
 
 
-def run_stage(request: dict[str, Any]) -> None:
-    """Become `python -m stages`."""
-    for descriptor, path in zip((1, 2), request["outputs"], strict=True):
-        os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY, 0o644), descriptor)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.chdir(request["folder"])
-    os.environ.clear()
-    os.environ.update(request["environment"])
-    sys.argv[1:] = request["arguments"]
-    sys.orig_argv[1:] = ["-m", "stages", *sys.argv[1:]]  # which training on several devices runs again
-    from stages.__main__ import main
-
-    main(sys.argv[1:])
-    sys.exit(0)
-
-
-if __name__ == "__main__":
+def prepare(name: str) -> None:
+    """Import a server's libraries, as the stages would find them."""
     from stages.engines import numerics
     from stages.runtime import run as runtime
 
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # libraries write to stdout while they are imported
     runtime.prepare_process()
-    numerics.apply("portable")
-    for library in LIBRARIES:
+    if name in ("main", *catalog.ENVIRONMENTS.values()):
+        numerics.apply("portable")
+    if name == "sampling":
+        from stages.engines import sampling
+        from stages.runtime import params
+
+        sampling.set_variables(params.load("engine", path=ROOT / "params.yaml").engine)
+        numerics.restrict_vllm()
+    for library in LIBRARIES[name]:
         importlib.import_module(library)
-    serve(sys.stdin, replies)
+    gc.freeze()  # otherwise each fork would scan all of it
+
+
+def become(request: dict[str, Any], handles: list[int]) -> None:
+    """Become `python -m MODULE`, in a fork."""
+    connection, *streams = handles
+    os.close(connection)
+    for number, handle in enumerate(streams):
+        os.dup2(handle, number)
+        os.close(handle)
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("stages", "support")]:
+        del sys.modules[name]
+    ours = filter(None, os.environ.get("PYTHONPATH", "").split(":"))
+    sys.path[:] = [request["folder"], *ours, *(path for path in sys.path if path.startswith((sys.prefix, sys.base_prefix)))]
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed()  # otherwise the forks would draw the same numbers
+    sys.argv[:] = sys.orig_argv[1:] = ["-m", request["module"], *request["arguments"]]
+    del sys.argv[0]
+    runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+    sys.exit()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 2:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(sys.argv[1])
+            listener.listen()
+            print("ready", flush=True)
+            Server().listen(listener)
+    else:
+        prepare(sys.argv[1])
+        Server().serve(socket.socket(fileno=int(sys.argv[2])))
