@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from stages.artifacts import files, schemas, shards, tables
-from stages.engines import pairrm, ranking
+from stages.artifacts import files, schemas, tables
+from stages.engines import ranking
 from stages.runtime import params
 from stages.runtime.errors import StageError
 from stages.runtime.logs import log
@@ -24,12 +24,8 @@ def main(args: argparse.Namespace) -> None:
     samples = len(responses["responses"][0])
     if samples < 2:
         raise StageError(f"{args.responses}: only one response per prompt: set generate.samples to at least 2")
-    pairrm.check_ranker(args.ranker)  # before starting workers, each of which would report the same error
-    key = {"ranker": files.digest(args.ranker), "responses": files.digest(args.responses), "rank": settings.model_dump()}
-    arguments = (args.ranker, settings)
-    rankings = shards.map_shards(
-        "rank", responses, settings.shard_size, ranking.load_ranker, arguments, schemas.RANKINGS, key, cores=True
-    )
+    digests = {"responses": files.digest(args.responses)}
+    rankings = ranking.rank_responses("rank", responses, args.ranker, settings, digests)
     columns = ("tie", "prompt_truncated", "responses_truncated")
     ties, prompts_truncated, responses_truncated = (pc.sum(rankings[name]).as_py() for name in columns)
     log.info("ranked %d prompts with %d responses each, %d ties", rankings.num_rows, samples, ties)

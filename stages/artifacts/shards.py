@@ -46,7 +46,7 @@ def map_shards(
     if pending:
         tasks = [copy_slice(shards[index]) for index in pending]
         inputs = [file for path in arguments if isinstance(path, Path) for file in pointers.list_files(path)]
-        with workers.start(load, arguments, devices[: len(pending)], inputs=inputs) as deal:
+        with workers.start(load, arguments, devices[: len(pending)], fork=cores, inputs=inputs) as deal:
             results = deal(tasks, lambda task: f"shard {pending[task] + 1} of {len(shards)}")
             for task, result in tqdm(results, total=len(pending), desc=stage, unit="shard"):
                 tables.write(result, schema, paths[pending[task]])

@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from stages.artifacts import files, schemas, shards
-from stages.engines import pairrm, ranking
+from stages.artifacts import files
+from stages.engines import ranking
 from stages.method import sppo
 from stages.runtime import params
 from stages.runtime.logs import log
@@ -25,16 +25,8 @@ def compare_responses(
     and `base`. Returns `models`; `win_rates` and `standard_errors`, see `compute_win_rates`; and `n`, the number of prompts.
     Raises StageError if the ranker cannot be loaded or a worker fails.
     """
-    pairrm.check_ranker(ranker)  # before starting workers, each of which would report the same error
-    key = {
-        "ranker": files.digest(ranker),
-        "answers": [files.digest(path) for path in paths],
-        "rank": settings.model_dump(),
-    }
-    arguments = (ranker, settings)
-    rankings = shards.map_shards(
-        stage, responses, settings.shard_size, ranking.load_ranker, arguments, schemas.RANKINGS, key, cores=True
-    )
+    digests = {"answers": [files.digest(path) for path in paths]}
+    rankings = ranking.rank_responses(stage, responses, ranker, settings, digests)
     rates, errors = compute_win_rates(rankings.to_pylist(), settings.scale)
     for name, row in zip(models, rates, strict=True):
         log.info("%s against %s: %s", name, ", ".join(models), ", ".join(f"{rate:.1f}" for rate in row))

@@ -115,6 +115,12 @@ def replace_attributes(module: ModuleType, **attributes: Any) -> Iterator[None]:
         vars(module).update(before)
 
 
+def import_libraries() -> None:
+    """Import what `load_blender` needs, which takes seconds."""
+    with import_llm_blender():
+        import llm_blender  # noqa: F401
+
+
 def load_blender(ranker: Path) -> Any:
     """Load llm-blender with PairRM from a folder with `PairRM` and `base`: in half precision on a GPU, else in float32.
 

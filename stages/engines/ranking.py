@@ -1,7 +1,7 @@
 """Rank responses by PairRM's logits, for both rank and compare: P^, the chosen and the rejected response, and ties."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,29 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from stages.artifacts import schemas
+from stages.artifacts import files, schemas, shards
 from stages.engines import pairrm
 from stages.method import sppo
 from stages.runtime import params
 from stages.runtime.devices import explain_out_of_memory
 from stages.runtime.errors import StageError
+
+
+def rank_responses(
+    stage: str, responses: pa.Table, ranker: Path, settings: params.Rank, digests: Mapping[str, Any]
+) -> pa.Table:
+    """Rank the K responses to each prompt and return a table of schemas.RANKINGS, in the same order.
+
+    stage: the stage's name, for its scratch folder. responses: the columns that `rank_shard` reads. ranker: a folder with
+    `PairRM` and `base`. digests: JSON values that determine the responses. Raises StageError if the ranker cannot be loaded or
+    a worker fails.
+    """
+    pairrm.check_ranker(ranker)  # before the workers, each of which would report the same error
+    pairrm.import_libraries()  # once: workers on CPUs start as copies of this process
+    key = {**digests, "ranker": files.digest(ranker), "rank": settings.model_dump()}
+    return shards.map_shards(
+        stage, responses, settings.shard_size, load_ranker, (ranker, settings), schemas.RANKINGS, key, cores=True
+    )
 
 
 def load_ranker(ranker: Path, settings: params.Rank) -> Callable[[pa.Table], pa.Table]:

@@ -123,7 +123,7 @@ def pretrain(model: Any, tokenizer: Any, phases: list[list[Example]], learning_r
     from tqdm import tqdm
 
     batches = [batch for examples in phases for batch in make_batches(tokenizer, examples, rng)]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, make_schedule(len(batches)))
     model.train()
     for batch in tqdm(batches, desc="pre-training the base policy", unit="step"):

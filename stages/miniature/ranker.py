@@ -201,7 +201,7 @@ def train(ranker: Any, tokenizer: Any, prompts: list[Prompt], size: MiniatureRan
             examples.append(((prompt, responses[i], responses[j]), 1.0 if scores[i] > scores[j] else -1.0))
     rng.shuffle(examples)
     steps = len(examples) // BATCH
-    optimizer = torch.optim.AdamW(ranker.parameters(), lr=size.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(ranker.parameters(), lr=size.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, size.learning_rate, total_steps=steps, pct_start=0.1)
     ranker.train()
     for step in tqdm(range(steps), desc="training the ranker", unit="step"):
