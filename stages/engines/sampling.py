@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import hashlib
 import json
 import logging
@@ -184,6 +185,7 @@ def start_engine(model: Path, engine: params.Engine, seed: int) -> Any:
     logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # hide its warning that a CPU has no Triton
     from vllm import LLM
 
+    gc.freeze()  # vLLM collects garbage several times while it starts, and would scan every object of the imports each time
     settings: dict[str, Any] = {"use_tqdm_on_load": False}
     if engine.kv_cache_gib is not None:
         settings["kv_cache_memory_bytes"] = int(engine.kv_cache_gib * 2**30)
