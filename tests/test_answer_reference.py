@@ -7,7 +7,7 @@ from stages.artifacts import files, schemas
 from stages.engines import sampling
 from stages.runtime.errors import StageError
 from support.messages import assert_message
-from support.running import run_stage, set_params
+from support.running import ALONE, run_stage, set_params
 
 OPTIONS = ("--model", "base", "--alpaca-eval-set", "set", "--out", "out.json")
 
@@ -19,7 +19,7 @@ def test_the_outputs_of_the_set_are_copied_without_a_model(tmp_path: Path) -> No
     content = '[{"output": "\\u00e9", "instruction":"i","dataset": "d", "generator": "gpt4", "more": 1}]'
     (tmp_path / "set" / "reference_outputs.json").write_text(content)
     (tmp_path / "vllm.py").write_text("raise AssertionError('vLLM is imported')")
-    done = run_stage(tmp_path, "answer-reference", *OPTIONS, PYTHONHASHSEED="0")  # in a process of its own, without vLLM
+    done = run_stage(tmp_path, "answer-reference", *OPTIONS, **ALONE)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out.json").read_text() == content
 

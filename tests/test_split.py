@@ -14,7 +14,7 @@ from stages.assets.prompts import make_table
 from stages.miniature import domain
 from stages.runtime.errors import StageError
 from support.messages import assert_message
-from support.running import run_stage
+from support.running import ALONE, run_stage
 from support.tables import STRANGE
 
 ITERATIONS = ["iter1", "iter2", "iter3"]
@@ -128,7 +128,7 @@ def test_the_stage_writes_one_file_per_part_and_the_same_bytes_for_any_order(tmp
         write_params(tmp_path, 10, 7, "count", iterations)
         files.write_json([{"instruction": "Why?"}], tmp_path / "instructions.json")
         tables.write(make_table(order), schemas.PROMPTS, tmp_path / "prompts.parquet")
-        done = run_stage(tmp_path, "split", *OPTIONS)
+        done = run_stage(tmp_path, "split", *OPTIONS, **(ALONE if outs else {}))
         assert done.returncode == 0, done.stderr
         outs.append({path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()})
     counts = [json.loads(out.pop("contamination.json"))["contaminated"] for out in outs]

@@ -25,7 +25,7 @@ from support import steps
 from support import tables as valid
 from support.messages import assert_message
 from support.models import edit_json
-from support.running import TINY, run_module, run_stage, set_params
+from support.running import ALONE, TINY, run_module, run_stage, set_params
 
 OUT = ("--out", "iter1", "--out-log", "iter1.csv", "--out-update", "iter1.json")
 
@@ -257,7 +257,7 @@ def test_the_same_global_batch_trains_the_same_policy(trained: Path, device_batc
 @pytest.mark.slow
 def test_the_same_inputs_give_the_same_bytes(trained: Path) -> None:
     options = ("--out", "again", "--out-log", "again.csv", "--out-update", "again.json")
-    done = run_stage(trained, "train", "--model", "base", "--pairs", "pairs.parquet", *options)
+    done = run_stage(trained, "train", "--model", "base", "--pairs", "pairs.parquet", *options, **ALONE)
     assert done.returncode == 0, done.stderr
     assert files.digest(trained / "again") == files.digest(trained / "iter1")
     assert (trained / "again.csv").read_bytes() == (trained / "iter1.csv").read_bytes()

@@ -10,7 +10,7 @@ from stages.runtime.paths import ROOT
 from support.hub import FakeHub, Run
 from support.messages import assert_message
 from support.models import make_model
-from support.running import run_stage
+from support.running import ALONE, run_stage
 
 SIZE = {
     "hidden_size": 32,
@@ -38,9 +38,9 @@ def read_bytes(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 def test_the_seed_determines_every_byte_of_the_miniature_s_policy(tmp_path: Path) -> None:
-    for name, seed in (("one", 1), ("two", 1), ("other", 2)):
+    for name, seed, environment in (("one", 1, {}), ("two", 1, ALONE), ("other", 2, {})):
         write_params(tmp_path, {"repo": "miniature", "miniature": SIZE}, seed)
-        done = run_stage(tmp_path, "assets-policy", "--out", name)
+        done = run_stage(tmp_path, "assets-policy", "--out", name, **environment)
         assert done.returncode == 0, done.stderr
         assert "64 right and 64 mixed answers" in done.stderr
     one, two, other = (read_bytes(tmp_path / name) for name in ("one", "two", "other"))

@@ -10,7 +10,7 @@ import pytest
 from stages.runtime.paths import ROOT
 from support.hub import Run
 from support.messages import assert_message
-from support.running import run_stage
+from support.running import ALONE, run_stage
 
 pytestmark = pytest.mark.slow
 
@@ -32,9 +32,9 @@ def read_bytes(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_seed_determines_every_byte_of_the_miniature_s_ranker(tmp_path: Path) -> None:
-    for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
+    for folder, seed, environment in (("a", 1, {}), ("b", 1, ALONE), ("c", 2, {})):
         write_params(tmp_path, {"repo": "miniature", "miniature": SIZE}, seed)
-        done = run_stage(tmp_path, "assets-ranker", "--out", f"{folder}/out")
+        done = run_stage(tmp_path, "assets-ranker", "--out", f"{folder}/out", **environment)
         assert done.returncode == 0, done.stderr
         assert "agrees with the gold preference on" in done.stderr
     one, two, other = (read_bytes(tmp_path / folder / "out") for folder in ("a", "b", "c"))

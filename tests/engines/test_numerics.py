@@ -190,7 +190,7 @@ def test_a_policy_trained_on_one_core_has_the_same_bytes(tmp_path: Path) -> None
     for name, available, threads in (("all", cores, "5"), ("one", {min(cores)}, "1")):
         os.sched_setaffinity(0, available)
         try:
-            done = running.run_stage(tmp_path, "assets-policy", "--out", name, OMP_NUM_THREADS=threads)
+            done = running.run_stage(tmp_path, "assets-policy", "--out", name, OMP_NUM_THREADS=threads, **running.ALONE)
         finally:
             os.sched_setaffinity(0, cores)
         assert done.returncode == 0, done.stderr

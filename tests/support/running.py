@@ -54,6 +54,9 @@ SMALLEST = TINY | {
 
 ENVIRONMENT = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 """What stages and tools find in addition to the environment of the tests."""
+ALONE = {"PYTHONHASHSEED": "1"}
+"""With this in addition, a stage runs in a process of its own, in which sets of strings may have another order than in a fork
+of a server: for tests that compare two runs, or that are about how a process starts."""
 
 
 def set_params(folder: Path, overrides: dict[str, Any], source: Path = ROOT / "params.yaml") -> None:
@@ -111,6 +114,8 @@ def run_dvc(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]"
     """Run DVC, and the stages that it starts, with stdout and stderr in one stream."""
     paths = f"{stage_server.start()}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"PATH": paths, "OMP_NUM_THREADS": "2"}
+    if stage_client.is_served("dvc", stage_server.ENVIRONMENT, environment):
+        return stage_server.run("dvc", folder, list(arguments), environment, merged=True)
     return subprocess.run(
         ["dvc", *arguments],
         cwd=folder,

@@ -80,11 +80,14 @@ def start() -> Path:
     return folder
 
 
-def run(module: str, folder: Path, arguments: list[str], environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
-    """Run `python -m MODULE ARGUMENTS` in a folder with this environment."""
+def run(
+    module: str, folder: Path, arguments: list[str], environment: dict[str, str], *, merged: bool = False
+) -> "subprocess.CompletedProcess[str]":
+    """Run `python -m MODULE ARGUMENTS` in a folder with this environment. merged: write stderr to stdout."""
     request = {"module": module, "arguments": arguments, "folder": str(folder), "environment": environment}
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, Path(os.devnull).open("rb") as nothing:
-        code = stage_client.ask(str(start() / "socket"), request, (nothing.fileno(), out.fileno(), err.fileno()))
+        streams = (nothing.fileno(), out.fileno(), (out if merged else err).fileno())
+        code = stage_client.ask(str(start() / "socket"), request, streams)
         texts = [os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode() for file in (out, err)]
     return subprocess.CompletedProcess(arguments, code, *texts)
 
