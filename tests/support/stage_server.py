@@ -34,12 +34,20 @@ from support import stage_client
 LIBRARIES = {
     "main": ("pandas", "pyarrow.parquet", "pyarrow.compute", "pyarrow.dataset", "pydantic.main", "ruamel.yaml", "jinja2"),
     "dvc": ("dvc.cli", "dvc.repo", "dvc.commands.repro", "dvc.stage.run", "dvc_render", "dvc.dvcfile", "dvc.output"),
-    "judges": ("openai", "sklearn.linear_model", "scipy.stats", "datasets", "tiktoken"),
+    "judges": ("openai", "sklearn.linear_model", "scipy.stats", "datasets", "tiktoken", "fire", "patsy", "pkg_resources"),
     "models": ("torch", "transformers.trainer", "transformers.models.llama.modeling_llama"),
     "training": ("deepspeed", "datasets"),
     "sampling": ("vllm", "vllm.entrypoints.llm", "vllm.v1.worker.cpu_worker", "vllm.model_executor.models.llama"),
-    "rank": ("pandas", "pyarrow.parquet", "torch", "transformers", "llm_blender"),
-    "harness": ("pandas", "pyarrow.parquet", "torch", "transformers.models.llama.modeling_llama", "sklearn.metrics"),
+    "rank": ("pydantic.main", "ruamel.yaml", "pandas", "pyarrow.parquet", "torch", "transformers", "llm_blender"),
+    "harness": (
+        "pydantic.main",
+        "ruamel.yaml",
+        "pandas",
+        "pyarrow.parquet",
+        "torch",
+        "transformers.models.llama.modeling_llama",
+        "sklearn.metrics",
+    ),
 }
 """What each server imports, in addition to the server that it is a fork of. alpaca-eval, lm-eval and, for it, datasets are left
 to the stages: they read environment variables that the stages set."""
