@@ -23,12 +23,15 @@ HARMLESS = (
 replace the last one by their own value."""
 REPLACED = ("PATH", "PYTHONPATH", "PWD", "OLDPWD", "SHLVL", "_")
 """Those of the shell and of Python, which the fork takes over."""
+OURS = ("PYTHONUTF8", "GOMP_SPINCOUNT", "TQDM_DISABLE", "VLLM_NO_USAGE_STATS", "HF_HUB_DISABLE_TELEMETRY")
+OURS += ("TOKENIZERS_PARALLELISM", "TORCH_CPP_LOG_LEVEL", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+"""Those that `run.prepare_process` has set in the server, and sets in any process, such as one of pytest that has called it."""
 
 
 def is_served(module: str, before: dict[str, str], environment: dict[str, str]) -> bool:
     """Return whether the server, started with the environment `before`, can run a module with this environment."""
     changed = {name for name, _ in before.items() ^ environment.items()}
-    return module in SERVED and all(name.startswith(HARMLESS) or name in REPLACED for name in changed)
+    return module in SERVED and all(name.startswith(HARMLESS) or name in REPLACED + OURS for name in changed)
 
 
 def ask(server: str, request: dict[str, Any], streams: tuple[int, int, int]) -> int:
