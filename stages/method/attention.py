@@ -46,14 +46,32 @@ def dense_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def block_mask(segments: Tensor) -> Any:
-    """Build the same mask as a BlockMask for FlexAttention. For a moment, this takes a few matrices (R, L, L) of one byte."""
-    from torch.nn.attention.flex_attention import create_block_mask
+    """Build the same mask as a BlockMask for FlexAttention, one row of blocks after the other: no matrix (L, L) exists.
+
+    segments: (R, L), as in `packing.collate`, with L a multiple of BLOCK.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
 
     def visible(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & is_visible(segments[row, query], segments[row, key])
 
     rows, length = segments.shape
-    return create_block_mask(visible, rows, None, length, length, segments.device, BLOCK)
+    row, tokens = torch.arange(rows, device=segments.device)[:, None, None], torch.arange(length, device=segments.device)
+    counts = torch.stack(
+        [
+            visible(row, row, queries[:, None], tokens).view(rows, BLOCK, -1, BLOCK).sum((1, 3))
+            for queries in torch.split(tokens, BLOCK)
+        ],
+        1,
+    )
+    full = counts == BLOCK**2
+    return BlockMask.from_kv_blocks(*_list_blocks((counts > 0) & ~full), *_list_blocks(full), BLOCK, visible)
+
+
+def _list_blocks(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Return, for each row of blocks (R, N, N), how many are chosen and their columns, before the others: with a head each."""
+    columns = chosen.int().argsort(dim=-1, descending=True, stable=True)
+    return chosen.sum(-1, dtype=torch.int32)[:, None], columns.int()[:, None]
 
 
 def fuse(model: Any) -> None:

@@ -41,14 +41,16 @@ def test_a_token_attends_to_its_own_segment_and_its_prompts() -> None:
     visible = [[key for key in range(8) if mask[0, 0, query, key] == 0] for query in range(8)]
     assert visible == [[0], [0, 1], [0, 1, 2], [0, 1, 3], [4], [4, 5], [4, 6], [7]]
     assert set(mask.flatten().tolist()) == {0, -math.inf}
-    blocks = attention.block_mask(segments)
+    padded = torch.nn.functional.pad(segments, (0, 120), value=-1)
+    blocks = attention.block_mask(padded)
     assert torch.equal(flex_attention.create_mask(blocks.mask_mod, 1, 1, 8, 8, "cpu"), mask == 0)
 
 
 def test_only_blocks_in_which_nothing_is_visible_are_skipped() -> None:
     """By blocks of 128: the first pair's prompt fills two, its responses end in the fourth, the next pair has the rest."""
     sizes = [256, 100, 100, 20, 30, 120, 14]
-    segments = torch.repeat_interleave(torch.tensor([0, 1, 2, 3, 4, 5, -1]), torch.tensor(sizes))[None]
+    segments = torch.repeat_interleave(torch.tensor([0, 1, 2, 3, 4, 5, -1]), torch.tensor(sizes))
+    segments = torch.stack([segments, torch.zeros_like(segments)])
     blocks = attention.block_mask(segments)
     assert blocks.BLOCK_SIZE == (128, 128)
     assert blocks.to_dense()[0, 0].tolist() == [
@@ -60,6 +62,10 @@ def test_only_blocks_in_which_nothing_is_visible_are_skipped() -> None:
     ]
     counted = [blocks.kv_num_blocks[0, 0].tolist(), blocks.full_kv_num_blocks[0, 0].tolist()]
     assert counted == [[1, 1, 1, 4, 2], [0, 1, 2, 0, 0]], "in part, and as a whole"
+    expected = flex_attention.create_block_mask(blocks.mask_mod, 2, 1, 640, 640, "cpu")
+    assert blocks.seq_lengths == expected.seq_lengths
+    for name in ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices", "q_indices", "full_q_indices"):
+        assert torch.equal(getattr(blocks, name), getattr(expected, name)), name
 
 
 @pytest.mark.usefixtures("gradients")
