@@ -34,6 +34,7 @@ def _ask_for_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(scratch, "folder", folder)
     monkeypatch.setattr(pairrm, "check_ranker", lambda path: None)
+    monkeypatch.setattr(pairrm, "import_libraries", lambda: None)  # they are in another environment
     set_params(tmp_path, {"iterations": {"iter1": "base"}})
 
 
