@@ -1,5 +1,8 @@
 """The list of mutants fits the code: a stale mutant tests nothing. `make mutants` runs them."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from stages.runtime.paths import ROOT
@@ -38,3 +41,17 @@ def test_the_page_counts_what_survived() -> None:
     page = mutants.format_results(listed, {"a": "tests/test_split.py::test_x", "b": mutants.SURVIVED})
     assert "1 of 3 mutants were killed; 1 survived, 1 not run." in page
     assert "| b | `f` | m | SURVIVED |" in page
+
+
+def test_results_of_code_that_has_changed_are_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mutants, "RESULTS", tmp_path / "mutants.json")
+    monkeypatch.setattr(mutants, "DOCUMENT", tmp_path / "mutants.md")
+    same, changed, new = (mutants.Mutant(name, "m", "stages/split.py", "o", "n", []) for name in "abc")
+    known = {
+        "a": {"key": same.key(ROOT), "result": "tests/test_split.py::test_x"},
+        "b": {"key": "0", "result": mutants.SURVIVED},
+        "removed": {"key": "0", "result": mutants.SURVIVED},
+    }
+    assert mutants.write_results([same, changed, new], known) == {"a": "tests/test_split.py::test_x"}
+    assert "1 of 3 mutants were killed; 2 not run." in (tmp_path / "mutants.md").read_text()
+    assert json.loads((tmp_path / "mutants.json").read_text()).keys() == {"a", "b"}

@@ -1,7 +1,7 @@
 """Change the meaning of stages/ in one place at a time, and check that some test fails.
 
 `make mutants` writes docs/mutants.md; `python -m support.mutants --only NAME` runs one mutant. A result is kept in
-scratch/mutants.json until the mutant, its file or its tests change.
+docs/mutants.json until the mutant, its file or its tests change.
 
 mutants.yaml lists the mutants: name -> `meaning`; `file`; `old`, text that occurs exactly once in the file; `new`; `tests`, the
 test files that should notice; and, optionally, `slow: true` to run slow tests, too.
@@ -37,7 +37,7 @@ from stages.runtime.paths import ROOT
 
 LIST = Path(__file__).with_suffix(".yaml")
 DOCUMENT = ROOT / "docs/mutants.md"
-RESULTS = ROOT / "scratch/mutants.json"
+RESULTS = ROOT / "docs/mutants.json"
 TIME_LIMIT = 900
 """Seconds for one run of tests. A mutant that makes them take longer counts as killed."""
 SLOW_IMPORTS = ["torch", "transformers.trainer", "transformers.models.llama.modeling_llama", "datasets", "dvc.repo"]
@@ -208,17 +208,24 @@ def main() -> None:
         if pending:
             copy_checkout(folder)
             import_libraries()
-        for mutant in pending:
-            known[mutant.name] = {"key": mutant.key(ROOT), "result": run_mutant(mutant, folder)}
-            print(f"{mutant.name}: {known[mutant.name]['result']}", flush=True)
-            files.write_json(known, RESULTS)
-    results = {
-        mutant.name: known[mutant.name]["result"]
-        for mutant in mutants
-        if known.get(mutant.name, {}).get("key") == mutant.key(ROOT)
-    }
-    DOCUMENT.write_text(format_results(mutants, results))
+        try:
+            for mutant in pending:
+                known[mutant.name] = {"key": mutant.key(ROOT), "result": run_mutant(mutant, folder)}
+                print(f"{mutant.name}: {known[mutant.name]['result']}", flush=True)
+                files.write_json(known, RESULTS)
+        finally:  # also when it is interrupted
+            results = write_results(mutants, known)
     sys.exit(any(result in (SURVIVED, STALE) for result in results.values()))
+
+
+def write_results(mutants: list[Mutant], known: dict[str, dict[str, str]]) -> dict[str, str]:
+    """Write both files, and return the results of mutants that have not changed since: name -> as of `run_mutant`."""
+    current = {mutant.name: known[mutant.name] for mutant in mutants if mutant.name in known}
+    files.write_json(current, RESULTS)
+    keys = {mutant.name: mutant.key(ROOT) for mutant in mutants}
+    results = {name: row["result"] for name, row in current.items() if row["key"] == keys[name]}
+    DOCUMENT.write_text(format_results(mutants, results))
+    return results
 
 
 if __name__ == "__main__":
