@@ -330,8 +330,11 @@ def run_fused(folder: Path, name: str, *options: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
-    [{}, {"train.devices": 2}, {"train.lora.rank": 4, "train.gradient_checkpointing": True}],
-    ids=["one", "two", "lora"],
+    [
+        {"train.devices": 2},
+        pytest.param({"train.lora.rank": 4, "train.gradient_checkpointing": True}, marks=pytest.mark.slowest),
+    ],
+    ids=["two", "lora"],
 )
 def test_the_fused_attention_scores_and_trains_as_the_plain_one(
     trained: Path, request: pytest.FixtureRequest, overrides: dict[str, Any]

@@ -64,8 +64,7 @@ def check_pipeline(folder: Path) -> list[str]:
 def _find_faults(folder: Path) -> Iterator[str]:
     locked = revisions.read_lock(folder / revisions.LOCK)
     with repository.open_repository(folder) as repo:
-        loaded = load_file(repo, str(folder / PIPELINE)).stages
-        declared = {name: loaded[name] for name in loaded}
+        declared = _load_stages(repo, folder)
         for name, stage in declared.items():
             reasons = find_changes(stage, locked[name], folder) if name in locked else ["it has not run"]
             yield from (f"{name}: {reason}" for reason in reasons)
@@ -73,6 +72,17 @@ def _find_faults(folder: Path) -> Iterator[str]:
     current = {name: entry for name, entry in locked.items() if name in declared}
     for name, paths in locks.find_outdated(current, _read_listings(folder, current)).items():
         yield f"{name}: it has not run since these were written: {', '.join(paths)}"
+
+
+def _load_stages(repo: Any, folder: Path) -> dict[str, Any]:
+    """Return the stages of folder/dvc.yaml, name -> dvc.stage.Stage. Raises StageError for what DVC's YAML reader fails on."""
+    try:
+        loaded = load_file(repo, str(folder / PIPELINE)).stages
+        return {name: loaded[name] for name in loaded}
+    except (ValueError, RecursionError) as error:  # a number of too many digits, or lists that are nested too deeply
+        raise StageError(
+            f"{folder / PIPELINE}: DVC cannot read it, or its params.yaml ({one_line(error)}): restore both from Git"
+        ) from error
 
 
 def _read_listings(folder: Path, stages: locks.Stages) -> dict[str, str]:

@@ -51,7 +51,8 @@ def test_workers_read_the_files_of_the_folders_that_they_load(folder: Path, monk
     (folder / "ranker" / "base" / "config.json").touch()
     given: list[list[Path]] = []
 
-    def start(*_: Any, inputs: list[Path]) -> Any:
+    def start(*_: Any, inputs: list[Path], fork: bool) -> Any:
+        assert not fork, "its workers may have several threads"
         given.append(inputs)
         return contextlib.nullcontext(lambda *_: iter(()))
 

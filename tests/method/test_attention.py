@@ -23,6 +23,12 @@ ROWS = make_rows([(5, 12, 11), (30, 60, 80), (1, 1, 1)])
 """In two blocks: the second pair is in both."""
 
 
+@pytest.fixture(autouse=True)
+def _forget_shapes() -> None:
+    """Let the kernel be traced for this test's model: one process has one model, and traces other lengths only."""
+    torch._dynamo.reset()
+
+
 @pytest.fixture
 def gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let FlexAttention compute gradients on a CPU: its uncompiled form can, but torch refuses to on this device."""

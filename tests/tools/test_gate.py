@@ -230,6 +230,14 @@ def test_a_hash_that_is_none_is_noticed(md5: str | None, clone: Path) -> None:
     assert any("answer: data/answers/base.json has no MD5" in line for line in lines), lines
 
 
+@pytest.mark.parametrize("name", ["dvc.yaml", "params.yaml"])
+@pytest.mark.parametrize("text", [5000 * "9", 1000 * "["])
+def test_what_overwhelms_the_reader_of_yaml_is_one_line(name: str, text: str, clone: Path) -> None:
+    (clone / name).write_text(text)
+    (line,) = gate.check_pipeline(clone)
+    assert_message(line, str(clone / "dvc.yaml"), "params.yaml", "restore both from Git")
+
+
 @pytest.mark.parametrize("text", ["", "<<<<<<< HEAD\nschema: '2.0'\n", "\0", "- 1", "a: *b", "stages: 5"])
 def test_the_remedy_for_an_unreadable_lock_helps(text: str, tmp_path: Path) -> None:
     """DVC reads such a lock no better, so `dvc repro` alone does not help."""
