@@ -23,6 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from stages.artifacts import files, models, pointers
 from stages.engines import deberta
+from stages.method import parity
 from stages.runtime.errors import StageError, one_line
 
 Triple = tuple[Tensor, Tensor, Tensor]
@@ -31,8 +32,6 @@ Triple = tuple[Tensor, Tensor, Tensor]
 Forward = Callable[[list[Triple]], Tensor]
 """Returns PairRM's logits (N,) of N triples."""
 
-PARITY, ROUNDING = 4, 1e-3
-"""How many times the error of llm-blender's own half precision that of another forward pass may be, and what may be added."""
 REMEDY = "set rank.attention to plain"
 
 
@@ -263,9 +262,8 @@ def run_deberta(blender: Any, distances: deberta.Distances, batch: list[Triple],
 def check_parity(blender: Any, forward: Forward) -> None:
     """Check a forward pass against llm-blender's own on pairs of random tokens, of many lengths and in both orders.
 
-    Half precision rounds, so both are compared with llm-blender's in float32. The error (root mean square over the logits) may
-    be PARITY times that of llm-blender's own in half precision, plus ROUNDING. Raises StageError if it is larger or not a
-    number, or if the forward pass fails, except for lack of memory.
+    Half precision rounds, so the error is compared with that of llm-blender's own in half precision (`parity.is_rounding`).
+    Raises StageError if it is larger or not a number, or if the forward pass fails, except for lack of memory.
     """
     triples = sample_triples(blender)
     # Kernels may be compiled again for a batch of one pair and for short ones.
@@ -283,7 +281,7 @@ def check_parity(blender: Any, forward: Forward) -> None:
     exact = evaluate_singly(blender, batch)
     blender.ranker.to(dtype)
     wrong, usual = ((each - exact).square().mean().sqrt().item() for each in (logits, own))
-    if not wrong <= PARITY * usual + ROUNDING:
+    if not parity.is_rounding(wrong, usual):
         raise StageError(
             f"the fused attention gives other logits than llm-blender: they differ by {wrong:.2g} from those in float32, and "
             f"llm-blender's by {usual:.2g}: {REMEDY}"

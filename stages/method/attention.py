@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stages.method import parity
 from stages.runtime.errors import StageError, one_line
 
 FUSED = "packed_pairs"
@@ -20,8 +21,6 @@ FUSED = "packed_pairs"
 BLOCK = 128
 """The kernel's blocks have BLOCK queries and BLOCK keys; rows whose length is a multiple of it have no incomplete block."""
 
-PARITY, ROUNDING = 4, 1e-3
-"""How many times the error of the dense computation in the model's precision the kernel's may be, and what may be added."""
 CHECKED = [150, 130, 110, 40, 60, 100, 50]
 """Tokens of two pairs and of padding with which the kernel is checked: some blocks are masked, some visible, some both."""
 REMEDY = "set train.attention to plain"
@@ -161,8 +160,8 @@ def check_kernel(model: Any, device: torch.device) -> None:
     """Check the kernel's output and gradients against `attend_densely` in float32, with heads like the model's.
 
     The first batches are compared with the model's own attention anyway, but not their gradients. Precisions below float32
-    round, so the error (root mean square of a tensor) may be PARITY times that of `attend_densely` in the model's precision,
-    plus ROUNDING. Raises StageError if it is larger or not a number, or if the kernel fails, except for lack of memory.
+    round, so the error is compared with that of `attend_densely` in the model's precision (`parity.is_rounding`). Raises
+    StageError if it is larger or not a number, or if the kernel fails, except for lack of memory.
     model: after `fuse`, in the precision in which it attends.
     """
     config, dtype = model.config.get_text_config(), next(model.parameters()).dtype
@@ -191,7 +190,7 @@ def check_kernel(model: Any, device: torch.device) -> None:
     exact, usual = (compute(attend_densely, dense_mask(segments, precision), precision) for precision in (torch.float32, dtype))
     for name, one, other, reference in zip(("output", "query", "key", "value"), found, usual, exact, strict=True):
         wrong, rounding = ((each - reference).square().mean().sqrt().item() for each in (one, other))
-        if not wrong <= PARITY * rounding + ROUNDING:
+        if not parity.is_rounding(wrong, rounding):
             what = "outputs" if name == "output" else f"gradients of the {name}"
             raise StageError(
                 f"the fused attention gives other {what} than the dense one: they differ by {wrong:.2g} from those in float32, "
