@@ -9,7 +9,7 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/main/bin:$(PATH)
 unexport PYTHONSAFEPATH  # with it, `python -m stages` would not find the stages in this folder
 
-.PHONY: help env repro status verify sync attest seeds test test-all check coverage mutants torture bench gpu-check clean
+.PHONY: help env repro base status verify sync attest seeds test test-all check coverage mutants torture bench gpu-check clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -17,12 +17,19 @@ help:  ## show this list
 env:  ## install the three environments into .venv
 	@requirements/install.sh
 
-repro: env  ## run the miniature experiment, from prompts to tables; a second run computes only what changed
+repro: env data/models/base  ## run the miniature experiment, from prompts to tables; a second run computes only what changed
 	@python -m stages.tools timings start
 	SPPO_PROGRESS=1 dvc repro
 	@python -m stages.tools timings show
 	@python -m stages.tools drift
 	@echo "See reports/index.html, or reports/*.md; plots: dvc plots show"
+
+data/models/base: | env
+	@dvc pull --quiet --remote miniature assets-policy assets-ranker || \
+	echo "data/remote lacks the base policy or the ranker named in dvc.lock: both are trained here"
+
+base: env  ## train the miniature's base policy and ranker here, which `make repro` otherwise takes from data/remote
+	SPPO_PROGRESS=1 dvc repro --force assets-policy assets-ranker
 
 status: env  ## list the stages that `make repro` would run
 	@dvc repro --quiet code  # a stage sees a change of its code only through the fingerprints that `code` writes
