@@ -1,4 +1,4 @@
-"""The whole `make repro` of the miniature in a clone of the last commit: seconds per stage.
+"""The whole miniature in a clone of the last commit, run from nothing by `dvc repro`: seconds per stage.
 
 These are the only results whose baseline did not run at the same time: they are compared with the first version that worked,
 on the machine of this page's first results. A stage's seconds run from the start of its work to its end; the whole run also
@@ -28,7 +28,7 @@ FIRST = {
     "reference": 10,
     "all": 654,
 }
-"""Seconds of the first version: of the slowest stages, and of the whole `make repro`."""
+"""Seconds of the first version: of the slowest stages, and of the whole run."""
 
 
 def run(folder: Path) -> tuple[float, dict[str, list[float]]]:

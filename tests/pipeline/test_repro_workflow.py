@@ -21,7 +21,7 @@ def test_it_runs_the_miniature_from_nothing_on_several_images() -> None:
     assert len(job["strategy"]["matrix"]["image"]) > 1
     assert job["strategy"]["fail-fast"] is False  # one image's difference must not hide the other's result
     commands = [step["run"] for step in job["steps"] if "run" in step]
-    assert commands[:2] == ["make repro", "make attest"]
+    assert commands[:3] == ["make base", "make repro", "make attest"]
     caches = [step["with"]["path"] for step in job["steps"] if "actions/cache" in step.get("uses", "")]
     assert caches == [".venv"]  # no results: DVC would take them instead of running
 
