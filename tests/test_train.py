@@ -47,6 +47,12 @@ def run_train(pairs: Path, name: str, overrides: dict[str, Any]) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def trained_by_two(trained: Path) -> Path:
+    """The folder of the same training by two processes."""
+    return run_train(trained, "two", {"train.devices": 2})
+
+
 def fail_to_train(pairs: Path, name: str, overrides: dict[str, Any], table: str = "../pairs.parquet") -> str:
     """Train as `run_train` does, which must fail and leave no policy. Returns the last line of stderr."""
     folder = pairs / name
@@ -170,10 +176,10 @@ def test_every_step_under_deepspeed_is_that_of_a_loop_written_by_hand(trained: P
 
 
 @pytest.mark.slow
-def test_the_update_is_measured_by_every_process(trained: Path) -> None:
+def test_the_update_is_measured_by_every_process(trained: Path, trained_by_two: Path) -> None:
     """The share that survives in bfloat16, from two processes' shards, equals that of the two checkpoints in float32."""
-    full = run_train(trained, "full", {"train.stop_epoch": 3, "train.devices": 2})
-    rounded = run_train(trained, "rounded", {"train.stop_epoch": 3, "train.devices": 2, "train.checkpoint_dtype": "bfloat16"})
+    full = trained_by_two
+    rounded = run_train(trained, "rounded", {"train.devices": 2, "train.checkpoint_dtype": "bfloat16"})
     names = load_file(trained / "base" / "model.safetensors").keys()
     before, after, kept = (
         torch.cat([load_file(path / "model.safetensors")[name].flatten() for name in names])
@@ -183,13 +189,14 @@ def test_the_update_is_measured_by_every_process(trained: Path) -> None:
     assert torch.equal(kept, after.bfloat16())
     left, update = kept.double() - before.bfloat16().double(), after.double() - before.double()
     shares = {"changed": (left != 0).double().mean(), "survived": left.dot(update) / update.dot(update)}
+    changed = (after != before).double().mean().item()
     written = json.loads((rounded / "iter1.json").read_text())
     expected = {name: float(share) for name, share in shares.items()}
     assert {name: written[name] for name in shares} == pytest.approx(expected, rel=1e-5)
-    counts = {"steps": 6, "effective_steps": 5, "weights": len(before)}
+    assert 0 < written["changed"] < changed
+    counts = {"steps": 2, "effective_steps": 1, "weights": len(before)}
     assert {name: written[name] for name in counts} == counts
     unrounded = json.loads((full / "iter1.json").read_text())
-    changed = (after != before).double().mean().item()
     assert (unrounded["changed"], unrounded["survived"]) == (pytest.approx(changed, rel=1e-5), 1)
     for folder, dtype in ((full, "float32"), (rounded, "bfloat16")):
         assert AutoConfig.from_pretrained(folder / "iter1").dtype == getattr(torch, dtype)
@@ -242,16 +249,16 @@ def test_a_generation_config_that_transformers_would_not_write_is_kept(trained: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("device_batch", "devices"), [(8, 1), (4, 2)])
-def test_the_same_global_batch_trains_the_same_policy(trained: Path, device_batch: int, devices: int) -> None:
+def test_the_same_global_batch_trains_the_same_policy(trained: Path, trained_by_two: Path) -> None:
     """Two accumulation steps, one, and two processes give the same losses and gradients up to the order of float additions.
 
     The pairs are dealt out differently. The first step has learning rate 0; the second's loss would tell other pairs apart.
     """
-    folder = run_train(trained, f"{device_batch}x{devices}", {"train.device_batch": device_batch, "train.devices": devices})
-    accumulated, other = pd.read_csv(trained / "iter1.csv"), pd.read_csv(folder / "iter1.csv")
-    assert accumulated["loss"].to_numpy() == pytest.approx(other["loss"].to_numpy(), rel=1e-5)
-    assert accumulated["gradient_norm"].to_numpy() == pytest.approx(other["gradient_norm"].to_numpy(), rel=1e-5)
+    accumulated = pd.read_csv(trained / "iter1.csv")
+    for folder in (run_train(trained, "at-once", {"train.device_batch": 8}), trained_by_two):
+        other = pd.read_csv(folder / "iter1.csv")
+        assert accumulated["loss"].to_numpy() == pytest.approx(other["loss"].to_numpy(), rel=1e-5)
+        assert accumulated["gradient_norm"].to_numpy() == pytest.approx(other["gradient_norm"].to_numpy(), rel=1e-5)
 
 
 @pytest.mark.slow
@@ -328,29 +335,28 @@ def run_fused(folder: Path, name: str, *options: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        {"train.devices": 2},
-        pytest.param({"train.lora.rank": 4, "train.gradient_checkpointing": True}, marks=pytest.mark.slowest),
-    ],
-    ids=["two", "lora"],
-)
-def test_the_fused_attention_scores_and_trains_as_the_plain_one(
-    trained: Path, request: pytest.FixtureRequest, overrides: dict[str, Any]
-) -> None:
-    """Under ZeRO-3, in one process and in two, up to rounding. Nothing about it is in the policy's configuration."""
-    plain, fused = (
-        run_train(trained, f"plain-{request.node.callspec.id}", overrides),
-        trained / f"fused-{request.node.callspec.id}",
-    )
+def test_the_fused_attention_scores_and_trains_as_the_plain_one(trained: Path, trained_by_two: Path) -> None:
+    """Under ZeRO-3, in two processes, up to rounding. Nothing about it is in the policy's configuration."""
+    check_fused(trained, trained_by_two, {"train.devices": 2})
+
+
+@pytest.mark.slowest
+def test_the_fused_attention_trains_an_adapter_as_the_plain_one(trained: Path) -> None:
+    overrides = {"train.lora.rank": 4, "train.gradient_checkpointing": True}
+    check_fused(trained, run_train(trained, "plain-adapter", overrides), overrides)
+
+
+def check_fused(trained: Path, plain: Path, overrides: dict[str, Any]) -> None:
+    """Compare a training with fused attention with that in the folder `plain`."""
+    fused = plain.with_name(f"{plain.name}-fused")
     fused.mkdir()
-    set_params(fused, TINY | overrides | {"train.attention": "fused"})
+    set_params(fused, TINY | overrides | {"train.attention": "fused", "train.devices": 1})
     tables_of = ("--responses", "../responses.parquet", "--rankings", "../rankings.parquet")
     run_fused(fused, "reference", *tables_of, "--out", "pairs.parquet")
     ours, expected = (tables.read(folder / "pairs.parquet", schemas.PAIRS) for folder in (fused, trained))
     for column in schemas.REFERENCE_LOGPS:
         assert ours[column].to_pylist() == pytest.approx(expected[column].to_pylist(), rel=1e-5)
+    set_params(fused, TINY | overrides | {"train.attention": "fused"})
     run_fused(fused, "train", "--pairs", "pairs.parquet", *OUT)
     logs = [pd.read_csv(folder / "iter1.csv") for folder in (fused, plain)]
     for column in ("loss", "gradient_norm"):

@@ -167,7 +167,9 @@ class Server:
             connection, _ = listener.accept()
             data, handles, _, _ = socket.recv_fds(connection, 2**20, 3)
             request = json.loads(data)
-            name = request["arguments"][0] if request["module"] == "stages" and request["arguments"] else request["module"]
+            name = request["module"]
+            if name in stage_client.STAGES and request["arguments"]:
+                name = request["arguments"][0]
             self.accept(request | {"route": ROUTES.get(name, ("main",))}, [connection.detach(), *handles])
         del ready
         self.end()
