@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.artifacts.golden import check_golden
@@ -96,7 +96,6 @@ def test_llama_3_encodes_prompts_as_meta_does(llama: Llama) -> None:
 
 
 def test_llama_3_encodes_any_text_as_meta_does(llama: Llama) -> None:
-    @settings(max_examples=300, deadline=None)
     @given(st.text(st.characters(codec="utf-8"), max_size=40))
     def compare(text: str) -> None:
         assert chat.prompt_ids(llama.tokenizer, text) == llama.by_meta_with_special_tokens(text.strip())
@@ -167,7 +166,6 @@ def test_mistral_encodes_prompts_as_mistral_does(mistral: Any, version: str, leg
 def test_mistral_encodes_any_text_as_mistral_does(mistral: Any) -> None:
     both = mistral("v1", True)
 
-    @settings(max_examples=300, deadline=None)
     @given(st.text(st.characters(codec="utf-8"), max_size=40).filter(lambda text: not both.spells_special(text)))
     def compare(text: str) -> None:
         assert chat.prompt_ids(both.tokenizer, text) == both.by_mistral(text)
