@@ -1,8 +1,9 @@
 """A tiny base policy, its responses and its pairs, and a small ranker, made once per session; a Hub for each test."""
 
+import contextlib
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,31 @@ SLOW_FILES = [
     "test_evaluate_lm.py",
 ]
 """Files that take minutes: they start first, so that all of pytest-xdist's workers end at about the same time."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    with restored_environment():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    with restored_environment():
+        return (yield)
+
+
+@contextlib.contextmanager
+def restored_environment() -> Iterator[None]:
+    """Undo all changes of the environment: libraries set variables when they are imported, which the stages that later tests
+    start would inherit, and with which support.stage_server runs no stage."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before:
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
