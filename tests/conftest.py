@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from support import stage_server
 from support.hub import FakeHub, Run, run_python, serve
 from support.ranker import make_ranker
 from support.running import TINY, run_stage, set_params
@@ -39,6 +40,11 @@ SLOW_FILES = [
 def pytest_collection() -> Generator[None, object, object]:
     with restored_environment():
         return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    stage_server.is_fast = not {"slow", "slowest"} & {mark.name for mark in item.iter_markers()}
 
 
 @pytest.hookimpl(wrapper=True)

@@ -70,6 +70,7 @@ def test_prompts_of_the_hold_out_that_leave_no_room_are_left_out(long: list[int]
     assert tables.read(tmp_path / "answers.parquet", schemas.RESPONSES)["prompt"].to_pylist() == short
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [OPTIONS[6:], OUTPUTS[2:]])
 def test_the_hold_out_and_its_answers_belong_together(options: tuple[str, ...], tmp_path: Path) -> None:
     set_params(tmp_path, {})

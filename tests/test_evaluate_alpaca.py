@@ -308,6 +308,7 @@ def test_parameters_of_the_judge_that_are_not_valid(tmp_path: Path, section: dic
     assert_message(str(error.value), str(tmp_path / "params.yaml"), *parts)
 
 
+@pytest.mark.slow
 @needs_reference
 def test_the_canonical_set_is_scored_with_length_control(folder: Path) -> None:
     source = Path(str(REFERENCE)) / "alpaca_eval"

@@ -104,6 +104,7 @@ def test_a_missing_subject_is_rejected() -> None:
     assert_message(str(error.value), "mmlu", "56 subjects", "57", "make env")
 
 
+@pytest.mark.slow
 def test_missing_data_sets_are_refused_before_anything_else(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text(json.dumps(PARAMS))
     done = run_stage(tmp_path, *options("out"))

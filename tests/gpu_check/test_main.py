@@ -62,6 +62,7 @@ def run_check(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_without_a_gpu_the_check_says_so_in_one_line(tmp_path: Path) -> None:
     done = run_check("--out", str(tmp_path / "table.md"))
     assert done.returncode == 1

@@ -59,6 +59,12 @@ ROUTES = {
     **{stage: (environment,) for stage, environment in catalog.ENVIRONMENTS.items()},
 }
 """The servers of a stage or module; ("main",) for all others."""
+LIGHT = ("main",)
+"""The servers of any stage in a fast test: most stages then end before they import a library. A stage of another environment
+starts its interpreter, as it does from a user's shell."""
+
+is_fast = False
+"""Whether the current test is a fast one."""
 
 ENVIRONMENT = dict(os.environ)
 """That of the first server."""
@@ -92,7 +98,9 @@ def run(
     module: str, folder: Path, arguments: list[str], environment: dict[str, str], *, merged: bool = False
 ) -> "subprocess.CompletedProcess[str]":
     """Run `python -m MODULE ARGUMENTS` in a folder with this environment. merged: write stderr to stdout."""
-    request = {"module": module, "arguments": arguments, "folder": str(folder), "environment": environment}
+    request: dict[str, Any] = {"module": module, "arguments": arguments, "folder": str(folder), "environment": environment}
+    if is_fast and module in stage_client.STAGES:
+        request["route"] = LIGHT
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, Path(os.devnull).open("rb") as nothing:
         streams = (nothing.fileno(), out.fileno(), (out if merged else err).fileno())
         code = stage_client.ask(str(start() / "socket"), request, streams)
@@ -170,7 +178,7 @@ class Server:
             name = request["module"]
             if name in stage_client.STAGES and request["arguments"]:
                 name = request["arguments"][0]
-            self.accept(request | {"route": ROUTES.get(name, ("main",))}, [connection.detach(), *handles])
+            self.accept({"route": ROUTES.get(name, ("main",))} | request, [connection.detach(), *handles])
         del ready
         self.end()
 

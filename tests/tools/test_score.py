@@ -35,6 +35,7 @@ def fail(folder: Path, annotations: Path, outputs: Path, *more: object) -> str:
     return done.stderr
 
 
+@pytest.mark.slow
 @needs_reference
 @pytest.mark.parametrize("model", ["claude-2.1", "FuseChat-Gemma-2-9B-Instruct"])
 def test_published_annotations_have_the_leaderboards_scores(model: str, tmp_path: Path) -> None:
@@ -50,6 +51,7 @@ def test_published_annotations_have_the_leaderboards_scores(model: str, tmp_path
     assert metrics["length_controlled_winrate"] == pytest.approx(expected["length_controlled_winrate"], abs=0.02)
 
 
+@pytest.mark.slow
 @needs_reference
 def test_only_the_canonical_set_gets_a_length_controlled_score(tmp_path: Path) -> None:
     source = Path(str(REFERENCE)) / "alpaca_eval"
