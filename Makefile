@@ -29,7 +29,7 @@ data/models/base: | env
 	echo "data/remote lacks the base policy or the ranker named in dvc.lock: both are trained here"
 
 base: env  ## train the miniature's base policy and ranker here, which `make repro` otherwise takes from data/remote
-	SPPO_PROGRESS=1 dvc repro --force assets-policy assets-ranker
+	dvc repro --force assets-policy assets-ranker
 
 status: env  ## list the stages that `make repro` would run
 	@dvc repro --quiet code  # a stage sees a change of its code only through the fingerprints that `code` writes
