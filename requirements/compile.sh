@@ -13,9 +13,9 @@ options=(--quiet --no-header --generate-hashes --python-version 3.11 "$@")
 compile() { "$uv" pip compile "${options[@]}" "$@"; }
 for environment in main rank harness; do
   source=$environment.in; [ -f "$environment-cpu.in" ] && source=$environment-cpu.in
-  compile "$source" cluster.in --override cpu-overrides.txt "${cpu[@]}" --output-file "$environment-cpu.txt"
+  compile "$source" shared.in --override cpu-overrides.txt "${cpu[@]}" --output-file "$environment-cpu.txt"
   source=$environment.in; [ -f "$environment-gpu.in" ] && source=$environment-gpu.in
-  UV_FIND_LINKS="" compile "$source" cluster.in --python-platform x86_64-manylinux_2_28 --output-file "$environment-gpu.txt"
+  UV_FIND_LINKS="" compile "$source" shared.in --python-platform x86_64-manylinux_2_28 --output-file "$environment-gpu.txt"
 done
 compile coverage.in --output-file coverage.txt
 compile dev.in --constraint main-cpu.txt --override cpu-overrides.txt --override dev-overrides.txt "${cpu[@]}" \

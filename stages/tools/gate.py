@@ -18,7 +18,7 @@ from dvc.exceptions import DvcException
 
 from stages.artifacts import files
 from stages.reporting import listings
-from stages.runtime import catalog, params
+from stages.runtime import catalog, documents, params
 from stages.runtime.errors import StageError, escape_controls, one_line
 from stages.runtime.fingerprint import fingerprint
 from stages.tools import locks, repository, revisions
@@ -77,9 +77,11 @@ def _find_faults(folder: Path) -> Iterator[str]:
 def _load_stages(repo: Any, folder: Path) -> dict[str, Any]:
     """Return the stages of folder/dvc.yaml, name -> dvc.stage.Stage. Raises StageError for what DVC's YAML reader fails on."""
     try:
+        for path in filter(Path.is_file, (folder / PIPELINE, folder / "params.yaml")):
+            documents.check_nesting(path.read_bytes())  # DVC's reader would end the process
         loaded = load_file(repo, str(folder / PIPELINE)).stages
         return {name: loaded[name] for name in loaded}
-    except (ValueError, RecursionError) as error:  # a number of too many digits, or lists that are nested too deeply
+    except ValueError as error:  # lists that are nested too deeply, or a number of too many digits
         raise StageError(
             f"{folder / PIPELINE}: DVC cannot read it, or its params.yaml ({one_line(error)}): restore both from Git"
         ) from error

@@ -77,8 +77,8 @@ def test_every_installed_package_is_pinned_with_a_hash(path: Path) -> None:
 
 
 def compiled_files(source: Path) -> Iterator[Path]:
-    """Yield the compiled files of an .in file; cluster.in is part of every environment."""
-    environments = ("main", "rank", "harness") if source.stem == "cluster" else (source.stem,)
+    """Yield the compiled files of an .in file; shared.in is part of every environment."""
+    environments = ("main", "rank", "harness") if source.stem == "shared" else (source.stem,)
     for name in (f"{environment}{build}" for environment in environments for build in ("", "-cpu", "-gpu")):
         if (REQUIREMENTS / f"{name}.txt").exists():
             yield REQUIREMENTS / f"{name}.txt"

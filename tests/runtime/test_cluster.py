@@ -17,7 +17,7 @@ from support.messages import assert_message
 
 def refuse_to_connect(monkeypatch: pytest.MonkeyPatch, address: str) -> str:
     """Return the message with which `connect` refuses an address, which must take seconds at most."""
-    pytest.importorskip("ray", reason="Ray is not installed: requirements/cluster.in")
+    pytest.importorskip("ray", reason="Ray is not installed: requirements/shared.in")
     monkeypatch.setenv(cluster.ADDRESS, address)
     started = time.monotonic()
     with pytest.raises(StageError) as raised:

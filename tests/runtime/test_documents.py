@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -19,6 +20,24 @@ def test_half_of_a_character_is_refused(text: str, inner: bool) -> None:
         documents.load_mapping(escaped.encode(), "params.yaml")
     assert_message(str(raised.value), "params.yaml", half, "in UTF-8")
     assert documents.load_mapping(plain.encode(), "params.yaml") == document
+
+
+@pytest.mark.parametrize("nest", [lambda depth: "[" * depth, lambda depth: "{a: " * depth, lambda depth: "- " * depth])
+@pytest.mark.parametrize("depth", [documents.DEEPEST, 10**5])
+def test_what_is_nested_too_deeply_is_refused(nest: Callable[[int], str], depth: int) -> None:
+    """The mapping itself is one level; a C parser without a limit ends the process, as does one that recurses into Python."""
+    with pytest.raises(StageError) as raised:
+        documents.load_mapping(f"a:\n  {nest(depth)}".encode(), "params.yaml")
+    assert_message(str(raised.value), "params.yaml", str(documents.DEEPEST), "take some of them out")
+
+
+def test_lists_may_be_nested() -> None:
+    depth = documents.DEEPEST - 1
+    document: object = documents.load_mapping(f"a: {'[' * depth}{']' * depth}".encode(), "params.yaml")["a"]
+    for _ in range(depth - 1):
+        assert isinstance(document, list)
+        (document,) = document
+    assert document == []
 
 
 @pytest.mark.parametrize("content", ["[1]", "text", "", "null"])

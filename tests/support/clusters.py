@@ -28,7 +28,7 @@ NICENESS = "RAY_worker_niceness"
 @contextlib.contextmanager
 def start(nodes: int) -> Iterator[Any]:
     """Start nodes of one CPU each; yield the `ray.cluster_utils.Cluster`."""
-    cluster_utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed: requirements/cluster.in")
+    cluster_utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed: requirements/shared.in")
     os.environ[NICENESS] = "0"  # Ray's default is 15: what else this machine does would come first
     cluster = cluster_utils.Cluster()
     try:

@@ -231,7 +231,7 @@ def test_a_hash_that_is_none_is_noticed(md5: str | None, clone: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["dvc.yaml", "params.yaml"])
-@pytest.mark.parametrize("text", [5000 * "9", 1000 * "["])
+@pytest.mark.parametrize("text", [5000 * "9", 1000 * "[", 10**5 * "["], ids=["digits", "deep", "deeper"])
 def test_what_overwhelms_the_reader_of_yaml_is_one_line(name: str, text: str, clone: Path) -> None:
     (clone / name).write_text(text)
     (line,) = gate.check_pipeline(clone)
