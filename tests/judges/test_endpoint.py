@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import certifi
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,9 +32,19 @@ def make_prompt(instruction: str, output: str = judging.OURS) -> str:
 PROMPTS = [make_prompt(f"instruction {index:02}") for index in range(40)]
 
 
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with one certificate: every client reads all that it trusts, which takes longer than most requests here."""
+    path = tmp_path_factory.mktemp("certificate") / "one.pem"
+    first, end, _ = Path(certifi.where()).read_text(encoding="utf-8").partition("-----END CERTIFICATE-----\n")
+    path.write_text(first + end, encoding="utf-8")
+    return path
+
+
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory, with an API key in the environment."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     monkeypatch.setenv("OPENAI_API_KEY", judging.KEY)
     monkeypatch.chdir(tmp_path)
     return tmp_path

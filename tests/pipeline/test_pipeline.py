@@ -1,6 +1,7 @@
 """dvc.yaml declares everything that its stages read: DVC follows neither imports nor reads of params.yaml."""
 
 import ast
+import functools
 import json
 import re
 import shlex
@@ -43,6 +44,12 @@ STAGES = {
     if getattr(stage, "cmd", None)
 }
 """Address in the repository, as DVC writes it in its root -> stage."""
+PIPELINES = {
+    str(folder): {address: stage for address, stage in STAGES.items() if Path(stage.wdir).samefile(COPY.name / folder)}
+    for folder in [path.relative_to(ROOT) for path in (ROOT, *ALL_RECIPES)]
+}
+"""Each pipeline's part of STAGES. A test for each stage would take longer to report than to run."""
+in_each_pipeline = pytest.mark.parametrize("stages", PIPELINES.values(), ids=PIPELINES)
 PER_ITERATION = ["generate", "rank", "reference", "train", "answer", "evaluate-alpaca", "evaluate-lm"]
 UNNAMED = {"report": "--data data", "report-models": "--data data", "code": "--out data/code"}
 """Stages whose options name a folder instead of each file in it."""
@@ -63,6 +70,7 @@ def data_deps(stage: Any) -> set[str]:
     return {dep.def_path for dep in stage.deps if not hasattr(dep, "params")}
 
 
+@functools.cache
 def loaded_keys(name: str) -> set[str]:
     """Return the keys that the stage's calls of params.load name, and the launcher's."""
     path = ROOT.joinpath(*catalog.stage_modules()[name].split(".")).with_suffix(".py")
@@ -86,11 +94,17 @@ def test_every_module_in_stages_and_assets_is_a_stage_of_dvc_yaml() -> None:
     assert evaluation - training == {"assets-local-models", "assets-model", "assets-pairrm", "compare-answers", "report-models"}
 
 
-@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
-def test_a_stage_depends_on_the_fingerprint_of_its_code(stage: Any) -> None:
-    name = command_of(stage)
-    fingerprints = {path for path in data_deps(stage) if path.startswith("data/code/")}
-    assert fingerprints == (set() if name == "code" else {f"data/code/{name}.json"})
+def test_every_stage_belongs_to_a_pipeline() -> None:
+    assert all(PIPELINES.values())
+    assert sum(map(len, PIPELINES.values())) == len(STAGES)
+
+
+@in_each_pipeline
+def test_a_stage_depends_on_the_fingerprint_of_its_code(stages: dict[str, Any]) -> None:
+    for address, stage in stages.items():
+        name = command_of(stage)
+        fingerprints = {path for path in data_deps(stage) if path.startswith("data/code/")}
+        assert fingerprints == (set() if name == "code" else {f"data/code/{name}.json"}), address
 
 
 def test_the_stage_code_sees_all_code_and_writes_a_fingerprint_for_every_other_stage() -> None:
@@ -99,64 +113,69 @@ def test_the_stage_code_sees_all_code_and_writes_a_fingerprint_for_every_other_s
     assert {out.def_path for out in code.outs} == {f"data/code/{name}.json" for name in set(catalog.stage_modules()) - {"code"}}
 
 
-@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
-def test_a_stage_declares_exactly_the_parameters_it_reads(stage: Any) -> None:
-    declared = {key for dep in stage.deps if hasattr(dep, "params") for key in dep.params}
-    if command_of(stage) in ONE_OF:  # reads a mapping, and uses one of its entries
-        section = ONE_OF[command_of(stage)]
-        declared = {key.partition(".")[0] for key in declared if key == f"{section}.{stage.addressing.partition('@')[2]}"}
-    assert declared == loaded_keys(command_of(stage))
+@in_each_pipeline
+def test_a_stage_declares_exactly_the_parameters_it_reads(stages: dict[str, Any]) -> None:
+    for address, stage in stages.items():
+        declared = {key for dep in stage.deps if hasattr(dep, "params") for key in dep.params}
+        if command_of(stage) in ONE_OF:  # reads a mapping, and uses one of its entries
+            section = ONE_OF[command_of(stage)]
+            declared = {key.partition(".")[0] for key in declared if key == f"{section}.{address.partition('@')[2]}"}
+        assert declared == loaded_keys(command_of(stage)), address
 
 
-@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
-def test_no_shell_stands_between_dvc_and_a_stage(stage: Any) -> None:
+@in_each_pipeline
+def test_no_shell_stands_between_dvc_and_a_stage(stages: dict[str, Any]) -> None:
     """It would outlive DVC if that is killed, and hide DVC's end from the stage. tests/pipeline/test_names.py: what `--names`
     is for."""
-    first, _, rest = stage.cmd.rpartition("exec env ")
-    assert re.fullmatch(r"(env PYTHONPATH=\S* python -m stages --names \|\| exit; )?", first)
-    assert rest
+    for address, stage in stages.items():
+        first, _, rest = stage.cmd.rpartition("exec env ")
+        assert re.fullmatch(r"(env PYTHONPATH=\S* python -m stages --names \|\| exit; )?", first), address
+        assert rest, address
 
 
-@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
-def test_every_stage_says_what_it_does(stage: Any) -> None:
-    assert len((stage.desc or "").split()) >= 4
+@in_each_pipeline
+def test_every_stage_says_what_it_does(stages: dict[str, Any]) -> None:
+    assert not [address for address, stage in stages.items() if len((stage.desc or "").split()) < 4]
 
 
-@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
-def test_a_command_names_every_dependency_and_output(stage: Any) -> None:
+@in_each_pipeline
+def test_a_command_names_every_dependency_and_output(stages: dict[str, Any]) -> None:
     """A path that the command does not name is one that the stage cannot know, except for its record, code and local assets."""
-    name = stage.addressing.rpartition(":")[2]
-    words = shlex.split(stage.cmd.partition("exec env ")[2])
-    assert all(word.startswith("--") for word in words[words.index("stages") + 2 :: 2]), "options are named"
-    if command_of(stage) in UNNAMED:
-        assert UNNAMED[command_of(stage)] in stage.cmd
-        return
-    outs = {out.def_path for out in stage.outs} - {f"data/records/{name}.json"}
-    deps = {
-        path for path in data_deps(stage) if path.startswith("data/") and not path.startswith(("data/code/", "data/local/"))
-    }
-    named = {word for word in words if word.startswith("data/")}
-    assert all(path in named or any(path.startswith(word + "/") for word in named) for path in outs | deps)
-    assert all(any(path == word or path.startswith(word + "/") for path in outs | deps) for word in named)
+    for address, stage in stages.items():
+        words = shlex.split(stage.cmd.partition("exec env ")[2])
+        assert all(word.startswith("--") for word in words[words.index("stages") + 2 :: 2]), f"{address}: options are named"
+        if command_of(stage) in UNNAMED:
+            assert UNNAMED[command_of(stage)] in stage.cmd, address
+            continue
+        outs = {out.def_path for out in stage.outs} - {f"data/records/{address.rpartition(':')[2]}.json"}
+        deps = {path for path in data_deps(stage) if path.startswith("data/")}
+        paths = outs | {path for path in deps if not path.startswith(("data/code/", "data/local/"))}
+        named = {word for word in words if word.startswith("data/")}
+        unnamed = [path for path in paths if path not in named and not path.startswith(tuple(f"{word}/" for word in named))]
+        undeclared = [word for word in named if word not in paths and not any(path.startswith(f"{word}/") for path in paths)]
+        assert (unnamed, undeclared) == ([], []), address
 
 
-@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
-def test_a_stage_has_a_record_where_the_report_looks_for_it(stage: Any) -> None:
-    name = stage.addressing.rpartition(":")[2]
-    assert (f"data/records/{name}.json" in {out.def_path for out in stage.outs}) == (name not in WITHOUT_RECORD)
+@in_each_pipeline
+def test_a_stage_has_a_record_where_the_report_looks_for_it(stages: dict[str, Any]) -> None:
+    for address, stage in stages.items():
+        name = address.rpartition(":")[2]
+        records = {out.def_path for out in stage.outs if out.def_path.startswith("data/records")}
+        assert records == (set() if name in WITHOUT_RECORD else {f"data/records/{name}.json"})
 
 
-@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
-def test_only_reports_and_links_are_uncached(stage: Any) -> None:
+@in_each_pipeline
+def test_only_reports_and_links_are_uncached(stages: dict[str, Any]) -> None:
     """index.html is cached, or Git would keep a copy from every run. What data/local links to stays where it is."""
-    uncached = {out.def_path for out in stage.outs if not out.use_cache}
-    links = {out.def_path for out in stage.outs if out.def_path == "data/local"}
-    reports = {out.def_path for out in stage.outs if out.def_path.startswith("reports/")} - {"reports/index.html"}
-    assert uncached == reports | links
-    persistent = {out.def_path for out in stage.outs if out.persist}
-    assert persistent == links | reports | ({"reports/index.html"} if reports else set()), (
-        "a stage that fails leaves them as they were"
-    )
+    for address, stage in stages.items():
+        uncached = {out.def_path for out in stage.outs if not out.use_cache}
+        links = {out.def_path for out in stage.outs if out.def_path == "data/local"}
+        reports = {out.def_path for out in stage.outs if out.def_path.startswith("reports/")} - {"reports/index.html"}
+        assert uncached == reports | links, address
+        persistent = {out.def_path for out in stage.outs if out.persist}
+        assert persistent == links | reports | ({"reports/index.html"} if reports else set()), (
+            f"{address}: a stage that fails leaves them as they were"
+        )
 
 
 @pytest.mark.parametrize("folder", [ROOT, *RECIPES], ids=lambda path: path.name)

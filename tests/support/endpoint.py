@@ -82,7 +82,7 @@ def chosen(first: float | None) -> tuple[int, Any]:
 def serve(reply: Reply, headers: dict[str, str] | None = None) -> Iterator[Endpoint]:
     """Run an endpoint within the block. headers: those of its answers."""
     endpoint = Endpoint(reply, headers or {"content-type": "application/json"})
-    Thread(target=endpoint.serve_forever, daemon=True).start()
+    Thread(target=endpoint.serve_forever, args=(0.01,), daemon=True).start()  # seconds that its end waits for at most
     try:
         yield endpoint
     finally:

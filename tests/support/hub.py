@@ -215,7 +215,7 @@ def serve() -> Iterator[FakeHub]:
     hub = FakeHub()
     server = Server(hub)
     hub.endpoint = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))  # seconds that its end waits for at most
     thread.start()
     try:
         yield hub
