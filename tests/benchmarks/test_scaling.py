@@ -54,7 +54,7 @@ STUBS = {
     "srun": 'while [ "${1#--}" != "$1" ]; do echo "srun $1" >>"$LOG"; shift; done; exec "$@"',
     "scontrol": 'echo "scontrol $*" >>"$LOG"; printf "a1\\na2\\na3\\n"',
     "hostname": 'echo "10.0.0.1 fe80::1"',
-    "ray": 'echo "ray $* at $RAY_ADDRESS" >>"$LOG"; [ "$1" != start ] || exec sleep 5',
+    "ray": 'echo "ray $* at $RAY_ADDRESS" >>"$LOG"; [ "$1" != start ] || exec sleep 2',
     "dvc": 'sleep 1; echo "dvc $* at $RAY_ADDRESS" >>"$LOG"; exit 3',
 }
 

@@ -11,13 +11,13 @@ from support import mutants
 MUTANTS = mutants.read_mutants()
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_a_mutant_changes_one_place_and_names_its_tests(mutant: mutants.Mutant) -> None:
-    text = mutant.apply(ROOT)
-    assert text is not None, f"`old` does not occur exactly once in {mutant.file}: correct it in {mutants.LIST.name}"
-    compile(text, mutant.file, "exec")
-    assert mutant.tests
-    assert all((ROOT / path).is_file() for path in mutant.tests)
+def test_a_mutant_changes_one_place_and_names_its_tests() -> None:
+    for mutant in MUTANTS:
+        text = mutant.apply(ROOT)
+        assert text is not None, f"{mutant.name}: `old` is not in {mutant.file} exactly once: correct it in {mutants.LIST.name}"
+        compile(text, mutant.file, "exec")
+        assert mutant.tests, mutant.name
+        assert all((ROOT / path).is_file() for path in mutant.tests), mutant.name
 
 
 def test_every_part_of_the_method_and_of_the_reports_has_mutants() -> None:

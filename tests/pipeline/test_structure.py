@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -32,7 +31,7 @@ LAYERS = {
 
 def imports(module: str) -> Iterator[str]:
     """Yield the project's modules that a module imports, anywhere in it."""
-    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+    for node in ast.walk(SYNTAX[MODULES[module]]):
         names: list[str] = []
         if isinstance(node, ast.ImportFrom) and node.module:
             inner = [f"{node.module}.{alias.name}" for alias in node.names]
@@ -42,6 +41,7 @@ def imports(module: str) -> Iterator[str]:
         yield from (name for name in names if name in MODULES)
 
 
+SYNTAX = {path: ast.parse(path.read_text(encoding="utf-8")) for path in MODULES.values()}
 ARROWS = {module: sorted(set(imports(module)) - {module}) for module in MODULES}
 
 
@@ -59,11 +59,10 @@ def test_no_imports_form_a_circle() -> None:
         visit(module, ())
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_point_one_way(module: str) -> None:
+def test_imports_point_one_way() -> None:
     """runtime <- method, artifacts <- engines, miniature, judges, reporting <- stages and assets; nothing imports a stage."""
-    layer = next((layer for layer in LAYERS if module.startswith(layer)), None)
-    for other in ARROWS[module]:
+    for module, other in ((module, other) for module, others in ARROWS.items() for other in others):
+        layer = next((layer for layer in LAYERS if module.startswith(layer)), None)
         if layer:
             assert other.startswith(tuple(LAYERS[layer])), f"{module} imports {other}"
         elif not module.startswith("stages.tools") and module != "stages.__main__":
@@ -117,8 +116,8 @@ def test_an_import_has_no_side_effects(package: str) -> None:
 
 
 def functions() -> Iterator[tuple[str, ast.FunctionDef]]:
-    for path in MODULES.values():
-        for node in ast.walk(ast.parse(path.read_text())):
+    for path, tree in SYNTAX.items():
+        for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 yield f"{path.relative_to(ROOT)}:{node.name}", node  # type: ignore[misc]
 
@@ -153,16 +152,12 @@ def test_no_test_imports_another_test() -> None:
             assert not [name for name in names if name.rpartition(".")[2].startswith("test_")], path
 
 
-TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
-
-
-@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_tests_mirror_the_tree(path: Path) -> None:
+def test_tests_mirror_the_tree() -> None:
     """tests/engines/test_pairrm.py tests stages/engines/pairrm.py, and test_pairrm_values.py its values by another computation;
     tests/gpu_check/test_rows.py tests gpu_check/rows.py; tests/pipeline is about the whole."""
-    folder = path.parent.relative_to(ROOT / "tests").as_posix()
-    if folder in ("pipeline", "benchmarks"):
-        return
-    place = ROOT / folder if folder == "gpu_check" else ROOT / "stages" / folder
-    module = path.stem.removeprefix("test_").removesuffix("_values")
-    assert (place / f"{module}.py").exists() or module == "main", path
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        folder = path.parent.relative_to(ROOT / "tests").as_posix()
+        if folder not in ("pipeline", "benchmarks"):
+            place = ROOT / folder if folder == "gpu_check" else ROOT / "stages" / folder
+            module = path.stem.removeprefix("test_").removesuffix("_values")
+            assert (place / f"{module}.py").exists() or module == "main", path

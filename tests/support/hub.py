@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from ruamel.yaml import YAML
 
 from stages.runtime.paths import ROOT
+from support import stage_client, stage_server
 
 Response = tuple[int, dict[str, str], bytes]
 """Status, headers and body."""
@@ -237,5 +238,13 @@ def run_python(
     """
     settings = {"HF_TOKEN": token} if token else {}
     settings |= {"PYTHONPATH": str(ROOT), "HF_HOME": str(folder / "hf"), "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1"}
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | settings
+    before, others = (without_hub(variables) for variables in (stage_server.ENVIRONMENT, os.environ))
+    environment = others | settings
+    if arguments[0] == "-m" and python == sys.executable and stage_client.is_served(arguments[1], before, others):
+        return stage_server.run(arguments[1], folder, [*arguments[2:]], environment, route=stage_server.LIGHT)
     return subprocess.run([python, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def without_hub(environment: Mapping[str, str]) -> dict[str, str]:
+    """Leave out the Hub's variables, which no library reads that a server of stage_server.LIGHT has imported."""
+    return {name: value for name, value in environment.items() if not name.startswith("HF_")}

@@ -95,12 +95,23 @@ def start() -> Path:
 
 
 def run(
-    module: str, folder: Path, arguments: list[str], environment: dict[str, str], *, merged: bool = False
+    module: str,
+    folder: Path,
+    arguments: list[str],
+    environment: dict[str, str],
+    *,
+    merged: bool = False,
+    route: tuple[str, ...] = (),
 ) -> "subprocess.CompletedProcess[str]":
-    """Run `python -m MODULE ARGUMENTS` in a folder with this environment. merged: write stderr to stdout."""
+    """Run `python -m MODULE ARGUMENTS` in a folder with this environment.
+
+    merged: write stderr to stdout. route: the servers, if not those of ROUTES.
+    """
     request: dict[str, Any] = {"module": module, "arguments": arguments, "folder": str(folder), "environment": environment}
     if is_fast and module in stage_client.STAGES:
-        request["route"] = LIGHT
+        route = LIGHT
+    if route:
+        request["route"] = route
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, Path(os.devnull).open("rb") as nothing:
         streams = (nothing.fileno(), out.fileno(), (out if merged else err).fileno())
         code = stage_client.ask(str(start() / "socket"), request, streams)
