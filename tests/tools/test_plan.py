@@ -1,10 +1,8 @@
 """The plan: which stages are stale, what is printed, and that the documents have its numbers."""
 
 import json
-import os
 import re
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,7 +20,7 @@ from stages.tools.planning.comparison import RUNS
 from stages.tools.planning.memory import Memory
 from support.messages import assert_message
 from support.recipes import change, read_recipe
-from support.running import run_tool
+from support.running import dvc, run_tool
 
 RECIPES = sorted(
     path.parent for path in (ROOT / "recipes").glob("*/params.yaml") if not params.is_evaluation(params.read(path))
@@ -166,25 +164,32 @@ def test_every_recipe_has_a_plan(folder: Path) -> None:
     assert float(rows["all"][10]) == pytest.approx(sum(each), abs=0.05)
 
 
-@pytest.fixture
-def pipeline(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline that ran: split -> generate, and compare by itself, each with the fingerprint of its code."""
-    (tmp_path / "params.yaml").write_text("x: 1\ny: 1\n")
-    (tmp_path / "dvc.yaml").write_text(
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "params.yaml").write_text("x: 1\ny: 1\n")
+    (folder / "dvc.yaml").write_text(
         "stages:\n"
         "  code: {cmd: cp -r prints data/code, deps: [prints, sources], outs: [data/code]}\n"
         "  split: {cmd: echo > a, deps: [data/code/split.json], params: [x], outs: [a]}\n"
         "  generate: {cmd: cp a b, deps: [data/code/generate.json, a], outs: [b]}\n"
         "  compare: {cmd: echo > c, deps: [data/code/compare.json], params: [y], outs: [c]}\n"
     )
-    (tmp_path / "sources").write_text("")
-    (tmp_path / "data").mkdir()
+    (folder / "sources").write_text("")
+    (folder / "data").mkdir()
     for stage in ("split", "generate", "compare"):
-        write_fingerprint(tmp_path, stage, fingerprint(stage))
-    dvc = str(Path(sys.executable).parent / "dvc")
-    for command in (["git", "init", "-q"], [dvc, "init", "-q"], [dvc, "repro", "-q"]):
-        subprocess.run(command, cwd=tmp_path, env=os.environ | {"DVC_NO_ANALYTICS": "1"}, check=True)
-    return tmp_path
+        write_fingerprint(folder, stage, fingerprint(stage))
+    (folder / ".dvc").mkdir()
+    (folder / ".dvc/config").write_text("[core]\n    analytics = false\n    no_scm = true\n")
+    dvc(folder, "repro", "-q")
+    return folder
+
+
+@pytest.fixture
+def pipeline(finished: Path, tmp_path: Path) -> Path:
+    """A copy of `finished`, which a test may change."""
+    return shutil.copytree(finished, tmp_path / "pipeline")
 
 
 def write_fingerprint(folder: Path, stage: str, hashes: dict[str, str]) -> None:
