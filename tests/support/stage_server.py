@@ -24,7 +24,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
@@ -219,8 +218,6 @@ def prepare(name: str) -> None:
     runtime.prepare_process()
     if name in ("main", *catalog.ENVIRONMENTS.values()):
         numerics.apply("portable")
-        if sys.dont_write_bytecode:
-            compile_modules()
     if name == "sampling":
         from stages.engines import sampling
         from stages.runtime import params
@@ -230,20 +227,6 @@ def prepare(name: str) -> None:
     for library in LIBRARIES[name]:
         importlib.import_module(library)
     gc.freeze()  # otherwise each fork would scan all of it
-
-
-def compile_modules() -> None:
-    """Compile the project's modules for all forks: where Python may not write bytecode, each would compile them again."""
-    known = {}
-    for path in (ROOT / "stages").rglob("*.py"):
-        source = path.read_bytes()
-        known[source, str(path)] = compile(source, path, "exec", dont_inherit=True)
-    compile_source = SourceFileLoader.source_to_code
-
-    def source_to_code(loader: SourceFileLoader, data: bytes, path: str, **options: Any) -> Any:
-        return known.get((data, path)) or compile_source(loader, data, path, **options)
-
-    SourceFileLoader.source_to_code = source_to_code  # type: ignore[method-assign, assignment]
 
 
 def become(request: dict[str, Any], handles: list[int]) -> None:
