@@ -20,7 +20,8 @@ HALF = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 def load_mapping(content: bytes, where: str) -> dict[str, Any]:
     """Parse YAML (and so JSON) that must be a mapping. `where` names its source in messages. Raises StageError."""
     try:
-        if check_nesting(content):
+        check_nesting(content)
+        if b"*" in content and any(isinstance(event, AliasEvent) for event in YAML(typ="safe").parse(content)):
             raise ValueError("an alias (*name) may expand to more than fits into memory: replace it with its value")
         document = YAML(typ="safe").load(content)
         # Rejects integers too long to print, and text that cannot be written.
@@ -36,16 +37,11 @@ def load_mapping(content: bytes, where: str) -> dict[str, Any]:
     return document
 
 
-def check_nesting(content: bytes) -> bool:
-    """Return whether YAML has an alias. Raises ValueError if it is nested deeper than DEEPEST.
-
-    What is no YAML is left to those who load it.
-    """
-    depth, aliases = 0, False
+def check_nesting(content: bytes) -> None:
+    """Raise ValueError for YAML that is nested deeper than DEEPEST. What is no YAML is left to those who load it."""
+    depth = 0
     with contextlib.suppress(YAMLError):
         for event in YAML(typ="safe").parse(content):
             depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
             if depth > DEEPEST:
                 raise ValueError(f"lists or mappings are nested more than {DEEPEST} deep: take some of them out")
-            aliases = aliases or isinstance(event, AliasEvent)
-    return aliases

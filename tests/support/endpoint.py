@@ -5,8 +5,10 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Lock, Thread
+from threading import Lock
 from typing import Any
+
+from support import servers
 
 Reply = Callable[[int, str], tuple[int, Any]]
 """The number of the request, from 0, and the prompt -> the HTTP status and the answer, a JSON value or text."""
@@ -82,9 +84,5 @@ def chosen(first: float | None) -> tuple[int, Any]:
 def serve(reply: Reply, headers: dict[str, str] | None = None) -> Iterator[Endpoint]:
     """Run an endpoint within the block. headers: those of its answers."""
     endpoint = Endpoint(reply, headers or {"content-type": "application/json"})
-    Thread(target=endpoint.serve_forever, args=(0.01,), daemon=True).start()  # seconds that its end waits for at most
-    try:
+    with servers.running(endpoint):
         yield endpoint
-    finally:
-        endpoint.shutdown()
-        endpoint.server_close()

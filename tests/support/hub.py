@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,7 +17,7 @@ from urllib.parse import urlsplit
 from ruamel.yaml import YAML
 
 from stages.runtime.paths import ROOT
-from support import stage_client, stage_server
+from support import servers, stage_client, stage_server
 
 Response = tuple[int, dict[str, str], bytes]
 """Status, headers and body."""
@@ -216,14 +215,8 @@ def serve() -> Iterator[FakeHub]:
     hub = FakeHub()
     server = Server(hub)
     hub.endpoint = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))  # seconds that its end waits for at most
-    thread.start()
-    try:
+    with servers.running(server):
         yield hub
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
