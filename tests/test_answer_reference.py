@@ -12,6 +12,7 @@ from support.running import ALONE, run_stage, set_params
 OPTIONS = ("--model", "base", "--alpaca-eval-set", "set", "--out", "out.json")
 
 
+@pytest.mark.slow
 def test_the_outputs_of_the_set_are_copied_without_a_model(tmp_path: Path) -> None:
     """Byte by byte; the model does not exist, and vLLM must not be imported."""
     set_params(tmp_path, {})

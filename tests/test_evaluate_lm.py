@@ -112,6 +112,7 @@ def test_missing_data_sets_are_refused_before_anything_else(tmp_path: Path) -> N
     assert_message(done.stderr, "evaluate-lm: error: ", "sets is missing")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gsm8k/gsm8k.py", "hails/mmlu_no_train/x.pyc", "evaluate.so", "exact_match/exact_match.pyc"])
 def test_code_among_the_data_sets_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text(json.dumps(PARAMS))
@@ -136,6 +137,7 @@ def test_the_metric_in_the_data_sets_is_not_imported(folder: Path, tmp_path: Pat
     assert (tmp_path / "out" / "gsm8k.json").read_bytes() == (folder / "one" / "gsm8k.json").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "content", "part"),
     [

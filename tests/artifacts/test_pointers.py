@@ -63,11 +63,13 @@ def test_a_folder_without_a_pointer_is_returned_itself(tmp_path: Path) -> None:
     assert_message(str(error.value), f"{tmp_path}/none is missing", "check the path")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("environment", ["main", "rank", "harness"])
 def test_a_pointer_leads_to_its_snapshot_in_every_environment(policy: Path, environment: str) -> None:
     assert resolve(policy, environment) == str(snapshot_of(policy.parent))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("environment", ["main", "rank"])
 def test_a_missing_snapshot_is_reported_with_both_remedies(policy: Path, environment: str) -> None:
     snapshot_of(policy.parent).rename(policy.parent / "hf" / "elsewhere")

@@ -118,6 +118,7 @@ def test_only_pending_shards_are_computed() -> None:
     assert all(path.stat().st_mtime_ns == time for path, time in written.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [None, "3,5"])
 def test_each_worker_sees_its_gpu_only(before: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -130,6 +131,7 @@ def test_each_worker_sees_its_gpu_only(before: str | None, monkeypatch: pytest.M
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == before, "the stage's own environment stays as it was"
 
 
+@pytest.mark.slow
 def test_a_worker_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPPO_WORKERS", "2")
     with pytest.raises(StageError) as error:
@@ -137,6 +139,7 @@ def test_a_worker_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_message(str(error.value), "model: Permission denied", "check its permissions")
 
 
+@pytest.mark.slow
 def test_two_workers_write_the_same_shards_and_a_killed_one_costs_only_its_own(
     monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:

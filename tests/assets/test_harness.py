@@ -30,6 +30,7 @@ def test_the_miniature_has_every_data_set_and_the_metric(run: Run, tmp_path: Pat
     assert (tmp_path / "made/exact_match/exact_match.py").read_text() == EXACT_MATCH
 
 
+@pytest.mark.slow
 def test_local_data_sets_are_written_unchanged(run: Run, tmp_path: Path) -> None:
     assert run_stage(run, tmp_path, MADE, "made").returncode == 0
     repos = {task: {"repo": str(tmp_path / "made" / data_set.folder)} for task, data_set in DATA_SETS.items()}
@@ -47,6 +48,7 @@ def test_mmlu_is_read_by_subject(run: Run, tmp_path: Path) -> None:
     assert read_bytes(tmp_path / "read") == read_bytes(tmp_path / "made")
 
 
+@pytest.mark.slow
 def test_an_unusable_data_set_is_one_line_and_writes_nothing(run: Run, tmp_path: Path) -> None:
     (tmp_path / "source" / "main").mkdir(parents=True)
     for split in ("train", "test"):

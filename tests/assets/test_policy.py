@@ -61,6 +61,7 @@ def test_a_local_model_is_copied(run: Run, tmp_path: Path) -> None:
     assert read_bytes(tmp_path / "out") == {name: name.encode() for name in ("config.json", "model.safetensors")}
 
 
+@pytest.mark.slow
 def test_a_hub_model_becomes_a_pointer(run: Run, fake_hub: FakeHub, tmp_path: Path) -> None:
     fake_hub.repos["models/some/model"] = {"config.json": b"{}", "model.safetensors": b"weights"}
     revision = fake_hub.commit("models/some/model")
@@ -115,6 +116,7 @@ def test_a_model_that_disagrees_is_refused_before_its_weights_are_fetched(
     assert (pointers.NAME if on_hub else "model.safetensors") in read_bytes(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_golden_ids_that_are_not_checked_are_refused(run: Run, tmp_path: Path) -> None:
     """The miniature's tokenizer is not pinned, and an empty list checks nothing."""
     golden = [{"text": "Hi", "ids": [1]}]

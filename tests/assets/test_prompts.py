@@ -226,6 +226,7 @@ def test_a_prompt_that_csv_takes_for_a_number_is_refused_by_line(folder: Path, w
     assert_message(str(error.value), f"main/train-1.csv: line 3: 'instruction' is '{value}', but is read as '", "JSON Lines")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["csv", "tsv"])
 @settings(max_examples=15)
 @given(texts=st.lists(st.text("a ,\t\n\r'\"\u00e91", min_size=1, max_size=6).map("x{}".format), min_size=1, max_size=5))
@@ -279,6 +280,7 @@ for asset in sys.argv[1:]:
 """Reads data sets, and prints the first prompt of each in the order of the alphabet, or the error, on a line."""
 
 
+@pytest.mark.slow
 def test_the_files_of_the_hub_are_compared_too(run: Run, fake_hub: FakeHub) -> None:
     texts = {
         "ragged": ("train.csv", b"instruction,x\nWhat?,1\nWhat, is it?,1\n"),
@@ -318,6 +320,7 @@ def run_stage(run: Run, folder: Path, asset: dict[str, Any]) -> "subprocess.Comp
     return run("-m", "stages", "assets-prompts", "--out", "prompts.parquet")
 
 
+@pytest.mark.slow
 def test_the_stage_reads_a_local_data_set(run: Run, folder: Path) -> None:
     write_data_set(folder / "main", "text", train=["What?"], dev=["Who?", "Why?"])
     done = run_stage(run, folder, {"repo": "./main", "split": "dev", "column": "text"})

@@ -59,6 +59,7 @@ STUBS = {
 }
 
 
+@pytest.mark.slow
 def test_the_slurm_file_starts_ray_on_every_node_and_runs_dvc(tmp_path: Path) -> None:
     commands = tmp_path / ".venv/main/bin"
     commands.mkdir(parents=True)

@@ -53,6 +53,7 @@ FUSED: list[tuple[dict[str, Any], list[int]]] = [
 """Changes of the model, and lengths of the texts: below and above the 64 positions, or 512, within which buckets differ."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("changes", "lengths"), FUSED)
 def test_fused_hidden_states_are_those_of_transformers(changes: dict[str, Any], lengths: list[int]) -> None:
     model, longest = make_model(**changes), max(lengths)

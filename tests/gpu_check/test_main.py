@@ -24,6 +24,7 @@ def test_rows_of_a_part_are_collected() -> None:
     assert [row.what for row in check.collect("x", start(ROW), 60)] == ["bytes"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rest", "seconds", "reason"),
     [("raise SystemExit(3)", 60, "ended with an error"), ("import time; time.sleep(600)", 6, "not finished after 6 s")],

@@ -50,6 +50,7 @@ def check_fused(blender: Any) -> list[rows.Row]:
     return ranking.check_fused(blender, texts, size, expected, "the oracle", plain_seconds=1e9)
 
 
+@pytest.mark.slow
 def test_the_fused_attention_passes_the_stages_check_and_the_tools() -> None:
     """The kernel in its uncompiled form on a CPU, which the stage treats as a GPU by this name."""
     found = check_fused(plain_ranker.make_blender(sizes.CPU.ranking, "cpu:0"))

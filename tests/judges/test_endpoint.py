@@ -287,6 +287,7 @@ FAULTS: list[tuple[int, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.dictionaries(st.integers(0, 9), st.sampled_from(FAULTS), max_size=5), st.sampled_from([1, 3]))
 def test_faults_of_single_pairs_are_counted_whichever_they_are(faults: dict[int, tuple[int, Any]], workers: int) -> None:
@@ -309,6 +310,7 @@ def test_faults_of_single_pairs_are_counted_whichever_they_are(faults: dict[int,
         )
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 9), st.sampled_from([fault for fault in FAULTS if fault[0] != 413]))
 def test_more_faults_than_half_of_the_pairs_are_an_error(answered: int, fault: tuple[int, Any]) -> None:
@@ -381,6 +383,7 @@ KEPT = st.recursive(
 ).map(lambda value: json.dumps(value).encode())
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(KEPT | st.sampled_from([b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000, b'"\\ud800"']) | st.binary(max_size=5))
 def test_a_kept_answer_that_is_odd_is_set_aside_and_asked_for_again(content: bytes) -> None:

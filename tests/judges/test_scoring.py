@@ -47,6 +47,7 @@ def test_length_control_leaves_alpaca_evals_cache_as_it_was() -> None:
     assert before == constants.DEFAULT_CACHE_DIR
 
 
+@pytest.mark.slow
 @needs_reference
 @pytest.mark.parametrize(("model", "length"), [("Meta-Llama-3-8B-Instruct", 1899), ("SPPO-Llama-3-Instruct-8B-PairRM", 2066)])
 def test_lengths_of_the_published_outputs_are_the_papers(model: str, length: int) -> None:

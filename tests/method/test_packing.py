@@ -138,6 +138,7 @@ def sample_rows(model: Any, count: int, prompt: int = 5, response: int = 9) -> l
     return [{"prompt_id": str(index)} | dict(zip(names, texts, strict=True)) for index, texts in enumerate(tokens)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.slowest)])
 def test_a_confident_model_is_accepted_whatever_the_pair(dtype: str, count: int) -> None:

@@ -40,8 +40,14 @@ def fail(tokenizer: Any, template: Any, prompts: list[str]) -> str:
 @pytest.mark.parametrize(
     ("template", "parts"),
     [
-        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}" + CONTENT, ["more than 1 s"]),
-        ("{{ 10 ** 99999999 }}" + CONTENT, ["more than 1 s"]),  # one call of C code, which no exception interrupts
+        pytest.param(
+            "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}" + CONTENT,
+            ["more than 1 s"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(  # one call of C code, which no exception interrupts
+            "{{ 10 ** 99999999 }}" + CONTENT, ["more than 1 s"], marks=pytest.mark.slow
+        ),
         ("{{ 'a' * 2 ** 33 }}" + CONTENT, ["memory"]),
         ("{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(40) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}", ["memory"]),
         ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", ["RecursionError"]),
@@ -98,6 +104,7 @@ def test_a_lone_surrogate_is_one_line(tokenizer: Any) -> None:
     assert_message(fail(tokenizer, CONTENT, ["\ud800 Hi"]), "ud800", "chat template")
 
 
+@pytest.mark.slow
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=5))
 def test_prompts_are_rendered_in_order_and_whole(shared_tokenizer: Any, prompts: list[str]) -> None:
     texts = templates.render_prompts(shared_tokenizer, prompts)

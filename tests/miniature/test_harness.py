@@ -1,3 +1,4 @@
+import functools
 import random
 import re
 from typing import Any
@@ -83,11 +84,17 @@ def test_the_seed_determines_the_rows(task: str) -> None:
     assert draw_rows(task, 1) != draw_rows(task, 2)
 
 
+@functools.cache
+def list_questions() -> dict[str, domain.Question]:
+    """Nearly all questions of the toy world, by their text."""
+    rng = random.Random(0)
+    return {question.text: question for question in (domain.draw_question(rng) for _ in range(20000))}
+
+
 @settings(max_examples=5, deadline=None)
 @given(seed=seeds)
 def test_exactly_one_choice_is_right(seed: int) -> None:
-    rng = random.Random(0)
-    right = {question.text: question for question in (domain.draw_question(rng) for _ in range(20000))}
+    right = list_questions()
     for row in draw_rows("hellaswag", seed)[1]:
         assert [domain.is_right(row["ctx"], ending) for ending in row["endings"]].index(True) == int(row["label"])
         assert sum(domain.is_right(row["ctx"], ending) for ending in row["endings"]) == len(set(row["endings"])) - 3 == 1
@@ -128,7 +135,8 @@ def test_the_sums_are_right(seed: int) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_more_questions_than_there_are_raise_an_error(task: str) -> None:
+def test_more_questions_than_there_are_raise_an_error(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "MAX_REPEATS", 100)
     with pytest.raises(StageError) as error:
         harness.make_rows(task, 1, 10**5)
     assert_message(str(error.value), "params.yaml", f"assets.harness.{task}.count is {10**5}", "lower it")

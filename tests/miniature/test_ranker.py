@@ -22,6 +22,7 @@ def test_the_prompts_are_not_those_of_training_and_evaluation() -> None:
         assert not prompts & set(domain.distinct_prompts("a", use, 500))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_more_prompts_than_there_are_raise_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(domain, "GREETINGS", [""])
     monkeypatch.setattr(domain, "REMARKS", [""])

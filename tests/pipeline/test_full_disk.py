@@ -93,6 +93,7 @@ def test_a_read_only_cache_loses_nothing(disk: Disk, tmp_path: Path) -> None:
     assert [path for path in disk.path.rglob("*") if path.is_file()], "now the cache has it"
 
 
+@pytest.mark.slow
 def test_a_full_disk_below_scratch_is_one_line(disk: Disk, tmp_path: Path) -> None:
     set_params(tmp_path, {})
     (disk.path / "filler").write_bytes(b"0" * 4096)

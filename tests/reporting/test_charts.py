@@ -117,6 +117,7 @@ def test_without_training_and_ranker_there_are_only_the_evaluations(tables: dict
     assert {section: len(group) for section, group in drawn.items()} == {"alpaca-eval": 2, "open-llm-leaderboard": 1}
 
 
+@pytest.mark.slow
 def test_vega_lite_draws_every_chart(drawn: Charts) -> None:
     import vl_convert
 

@@ -12,12 +12,13 @@ import pytest
 from stages.runtime import cluster
 from stages.runtime.errors import StageError
 from stages.runtime.paths import ROOT
+from support.clusters import import_ray
 from support.messages import assert_message
 
 
 def refuse_to_connect(monkeypatch: pytest.MonkeyPatch, address: str) -> str:
     """Return the message with which `connect` refuses an address, which must take seconds at most."""
-    pytest.importorskip("ray", reason="Ray is not installed: requirements/shared.in")
+    import_ray()
     monkeypatch.setenv(cluster.ADDRESS, address)
     started = time.monotonic()
     with pytest.raises(StageError) as raised:

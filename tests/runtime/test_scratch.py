@@ -228,6 +228,7 @@ ODD_MARKS += [
 ]
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 @given(content=st.binary(max_size=20) | st.sampled_from(ODD_MARKS))
 def test_an_odd_mark_of_finished_work_is_set_aside_and_the_work_stays(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:

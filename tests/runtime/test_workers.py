@@ -73,6 +73,7 @@ def test_workers_stay_for_the_next_tasks() -> None:
             os.kill(pid, 0)
 
 
+@pytest.mark.slow
 def test_spawned_workers_get_the_same() -> None:
     with workers.start(load_play, (), ["", ""]) as deal:
         assert sorted(deal([(None, 10 * number) for number in range(4)], describe)) == [(n, 10 * n) for n in range(4)]
@@ -134,6 +135,7 @@ def test_what_others_compute_when_one_fails_is_kept_and_no_more_is_begun() -> No
     assert len(results) < 50
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", [("hang once", "x"), ("stop in the middle", signal.SIGSTOP)])
 def test_a_task_that_hangs_is_dealt_again_to_a_fresh_worker(
     task: tuple[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -149,6 +151,7 @@ def test_a_task_that_hangs_is_dealt_again_to_a_fresh_worker(
     assert_message(line, "task 2: not finished after 2 seconds", "SPPO_TIMEOUT", "starting again")
 
 
+@pytest.mark.slow
 def test_a_task_that_hangs_twice_is_given_up_and_the_others_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPPO_TIMEOUT", "2")
     results: dict[int, Any] = {}
@@ -160,6 +163,7 @@ def test_a_task_that_hangs_twice_is_given_up_and_the_others_are_kept(monkeypatch
     assert time.monotonic() - started < 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "start", "counts"),
     [(("hang once", "x"), "", {3}), (("hang", None), "", {3}), ((None, 1), "hang", {2, 3})],
@@ -183,6 +187,7 @@ def test_no_worker_is_started_that_would_have_nothing_to_do(
     assert len(started) in counts
 
 
+@pytest.mark.slow
 def test_workers_that_hang_while_loading_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPPO_TIMEOUT", "2")
     with pytest.raises(StageError, match=r"^loading: not finished after 2 seconds, 2 times"):

@@ -25,10 +25,17 @@ def add_node(cluster: Any, index: int, **resources: Any) -> Any:
 NICENESS = "RAY_worker_niceness"
 
 
+def import_ray(module: str = "ray") -> Any:
+    """Import a module of Ray, even if a stage that ran in this process has hidden it; skip the test if Ray is not installed."""
+    if "ray" in sys.modules and sys.modules["ray"] is None:
+        del sys.modules["ray"]
+    return pytest.importorskip(module, reason="Ray is not installed: requirements/shared.in")
+
+
 @contextlib.contextmanager
 def start(nodes: int) -> Iterator[Any]:
     """Start nodes of one CPU each; yield the `ray.cluster_utils.Cluster`."""
-    cluster_utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed: requirements/shared.in")
+    cluster_utils = import_ray("ray.cluster_utils")
     os.environ[NICENESS] = "0"  # Ray's default is 15: what else this machine does would come first
     cluster = cluster_utils.Cluster()
     try:

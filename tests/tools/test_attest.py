@@ -55,6 +55,7 @@ def rev_parse(folder: Path) -> str:
     return subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
 
 
+@pytest.mark.slow
 def test_a_run_with_the_same_results(folder: Path) -> None:
     version = ".".join(map(str, sys.version_info[:3]))
     assert collect() == {
@@ -79,6 +80,7 @@ def test_a_run_with_the_same_results(folder: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_run_with_other_results(folder: Path) -> None:
     """Its results differ from the base policy on, but one page is the same; training had other libraries and numerics."""
     (folder / "offset").write_text("offset: -3\n")
@@ -99,6 +101,7 @@ def test_a_run_with_other_results(folder: Path) -> None:
     assert not found["dirty"]  # `offset` is no input that this repository's experiments have
 
 
+@pytest.mark.slow
 def test_changed_parameters_make_it_dirty(folder: Path) -> None:
     (folder / "params.yaml").write_text((folder / "params.yaml").read_text().replace("42", "43"))
     runs.repro(folder)
@@ -125,6 +128,7 @@ def test_the_file_is_named_after_processor_and_commit(folder: Path, capsys: pyte
     assert read_reproduction(path).machine.emulated == "qemu"
 
 
+@pytest.mark.slow
 def test_the_command_describes_this_machine(folder: Path) -> None:
     done = run_tool(folder, "attest", "--name", "mine")
     assert done.returncode == 0, done.stderr

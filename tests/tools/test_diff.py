@@ -375,6 +375,7 @@ def test_a_folder_without_a_repository_is_refused(repository: Path, tmp_path: Pa
     assert_message(str(error.value), str(tmp_path), "Git repository", "dvc.yaml")
 
 
+@pytest.mark.slow
 def test_the_page_can_be_written_to_a_file(repository: Path, page: str, tmp_path: Path) -> None:
     done = run_tool(repository, "diff", "HEAD~1", "HEAD", "--out", tmp_path / "page.md")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -382,6 +383,7 @@ def test_the_page_can_be_written_to_a_file(repository: Path, page: str, tmp_path
     assert run_tool(repository, "diff", "HEAD~1", "HEAD").stdout == page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tool", ["diff", "means", "timings"])
 def test_nothing_heavier_than_dvc_is_imported(tool: str) -> None:
     code = f"import sys, stages.tools.__main__, stages.tools.{tool}; print(*({HEAVY} & set(sys.modules)))"

@@ -141,12 +141,14 @@ def test_a_run_without_a_lock_is_refused_in_one_line(folder: Path) -> None:
     assert_message(done.stderr, "drift: error: ", "dvc.lock", "dvc repro")
 
 
+@pytest.mark.slow
 def test_a_latin_1_terminal_is_enough(folder: Path) -> None:
     write_results(folder, 5, change_model())
     done = run_tool(folder, "drift", PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_a_difference_is_not_a_failure(folder: Path) -> None:
     write_results(folder, 5, change_model())
     done = run_tool(folder, "drift")

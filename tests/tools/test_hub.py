@@ -58,6 +58,7 @@ def pin(folder: Path, hub: FakeHub, text: str) -> "subprocess.CompletedProcess[s
     return run_hub(folder, hub, "--pin")
 
 
+@pytest.mark.slow
 def test_pinning_writes_the_missing_revisions_and_nothing_else(fake_hub: FakeHub, tmp_path: Path) -> None:
     revision = f"    revision: {fake_hub.commit(POLICY)}    # from mid-2024, closest to the published runs\n"
     text = read_recipe(fake_hub).replace(revision, revision + GOLDEN)
@@ -164,6 +165,7 @@ def test_the_models_of_an_evaluation_are_pinned(fake_hub: FakeHub, tmp_path: Pat
     }
 
 
+@pytest.mark.slow
 def test_the_rankers_of_an_evaluation_and_their_base_models_are_pinned(fake_hub: FakeHub, tmp_path: Path) -> None:
     fake_hub.repos |= {"models/org/PairRM": {}, "models/org/deberta": {}}
     text = "rankers:\n  pairrm: {repo: org/PairRM, revision: null, base: {repo: org/deberta, revision: null}}\n"
@@ -175,6 +177,7 @@ def test_the_rankers_of_an_evaluation_and_their_base_models_are_pinned(fake_hub:
     assert "golden" not in ranker, "rankers have no chat template"
 
 
+@pytest.mark.slow
 def test_pinning_adds_an_absent_revision_and_leaves_local_assets(fake_hub: FakeHub, tmp_path: Path) -> None:
     fake_hub.repos["datasets/some/rows"] = {}
     text = "# head\nassets:\n  policy: {repo: ./here}\n  prompts:  # tail\n    repo: some/rows\n    split: train\neta: null\n"
@@ -183,6 +186,7 @@ def test_pinning_adds_an_absent_revision_and_leaves_local_assets(fake_hub: FakeH
     assert (tmp_path / "recipe/params.yaml").read_text() == text.replace("    split", f"{revision}    split")
 
 
+@pytest.mark.slow
 def test_pinning_replaces_a_branch_by_its_commit(fake_hub: FakeHub, tmp_path: Path) -> None:
     fake_hub.repos["models/some/model"] = {}
     text = "assets:\n  ranker: {repo: some/model, revision: main}\n"
@@ -191,6 +195,7 @@ def test_pinning_replaces_a_branch_by_its_commit(fake_hub: FakeHub, tmp_path: Pa
     assert (tmp_path / "recipe/params.yaml").read_text() == pinned
 
 
+@pytest.mark.slow
 def test_pinning_an_unknown_asset_writes_nothing(fake_hub: FakeHub, tmp_path: Path) -> None:
     fake_hub.repos["models/some/model"] = {}
     text = "assets:\n  ranker: {repo: some/model, revision: null}\n  prompts: {repo: no/where}\n"
@@ -200,6 +205,7 @@ def test_pinning_an_unknown_asset_writes_nothing(fake_hub: FakeHub, tmp_path: Pa
     assert (tmp_path / "recipe/params.yaml").read_text() == text
 
 
+@pytest.mark.slow
 def test_the_model_of_a_pointer_is_fetched_on_another_machine(fake_hub: FakeHub, tmp_path: Path) -> None:
     fake_hub.repos["models/some/model"] = {"model.safetensors": b"weights", "config.json": b"{}"}
     files = {"model.safetensors": {"size": 7, "sha256": hashlib.sha256(b"weights").hexdigest()}}

@@ -61,6 +61,7 @@ def test_only_two_tools_may_use_the_network_and_the_light_tools_any_interpreter(
     assert {"diff", "gate", "means", "timings"} == launcher.DVC_ONLY
 
 
+@pytest.mark.slow
 def test_a_tool_switches_to_the_main_environment(tmp_path: Path) -> None:
     """Here from one without pydantic and pyarrow."""
     python = ROOT / ".venv/harness/bin/python"

@@ -34,6 +34,7 @@ def test_a_run_without_metrics_is_refused() -> None:
     assert_message(str(error.value), "seed1", "reports/metrics.json", "dvc repro")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [(["HEAD"], ["two revisions", "name another"]), (["HEAD", "nothing-so-named"], ["'nothing-so-named'", "dvc exp show"])],

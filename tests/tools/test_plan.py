@@ -202,6 +202,7 @@ def test_nothing_is_stale_after_a_run(pipeline: Path) -> None:
     assert plan.find_stale_stages(pipeline) == {}
 
 
+@pytest.mark.slow
 def test_stages_that_follow_a_changed_one_are_named(pipeline: Path) -> None:
     (pipeline / "params.yaml").write_text("x: 2\ny: 1\n")
     assert plan.find_stale_stages(pipeline) == {"split": "changed", "generate": "follows"}

@@ -84,6 +84,7 @@ def run_publish(folder: Path, hub: FakeHub, *options: str, token: str = TOKEN) -
     return run_python(folder, "-m", "stages.tools", "publish", *arguments, endpoint=hub.endpoint, token=token)
 
 
+@pytest.mark.slow
 def test_the_checkpoint_its_card_and_its_licence_are_collected(folder: Path) -> None:
     contents = publish.collect("iter1", TO, Path())
     model = {path.name for path in (folder / "model").iterdir()}

@@ -162,6 +162,7 @@ def test_another_policy_with_a_setting_of_the_miniature_is_refused(root: Path, l
     assert not (root / "recipes").exists()
 
 
+@pytest.mark.slow
 def test_the_licence_and_golden_ids_of_another_policy_are_refused(root: Path) -> None:
     source = root / "old"
     source.mkdir()
@@ -279,6 +280,7 @@ def test_a_file_that_is_not_a_variant_is_refused(root: Path) -> None:
     assert_message(str(error.value), "recipes/new/params.yaml", "train.loss", "'dop'")
 
 
+@pytest.mark.slow
 def test_the_command_creates_recipes_that_dvc_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
         "stages",

@@ -148,6 +148,7 @@ def test_one_odd_annotation_among_805_is_refused(key: str, value: object, parts:
     assert_message(str(error.value), str(tmp_path / "annotations.json"), *parts)
 
 
+@pytest.mark.slow
 @needs_reference
 def test_nulls_are_left_out_of_the_win_rate_and_length_control_predicts_them(tmp_path: Path) -> None:
     source = Path(str(REFERENCE)) / "alpaca_eval"

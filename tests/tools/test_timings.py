@@ -11,6 +11,7 @@ from support.running import run_tool
 ROWS = [{"stage": "split", "seconds": 1.5, "peak_gb": 0.25}, {"stage": "train@iter1", "seconds": 60.25, "peak_gb": 4.5}]
 
 
+@pytest.mark.slow
 def test_a_run_is_shown_with_its_total_until_the_next_one_starts(tmp_path: Path) -> None:
     (tmp_path / "scratch").mkdir()
     (tmp_path / "scratch/timings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
@@ -31,6 +32,7 @@ def test_the_format_is_the_one_that_a_stage_writes(tmp_path: Path, monkeypatch: 
     assert "recipes/x/dvc.yaml:split" in timings.format_timings(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", [b"", b"[]", b'{"seconds": 5}', b"\xff", None])
 def test_timings_and_a_plan_that_a_power_cut_left_do_not_stop_a_run(tmp_path: Path, plan: bytes | None) -> None:
     (tmp_path / "scratch").mkdir()

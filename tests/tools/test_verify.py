@@ -198,6 +198,7 @@ HARM: list[tuple[Harm, Harm, str]] = [
 is the workspace, C DVC's cache and PLACE the path's place in it."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("there", "here", "expected"), HARM, ids=[line.partition(": `")[0] for *_, line in HARM])
 def test_a_fault_is_one_line_and_its_remedy_repairs_it(there: Harm, here: Harm, expected: str, pipeline: Path) -> None:
     if there:
@@ -215,6 +216,7 @@ def test_a_fault_is_one_line_and_its_remedy_repairs_it(there: Harm, here: Harm, 
     assert find_faults() == []
 
 
+@pytest.mark.slow
 def test_what_dvc_trusts_is_found(pipeline: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """DVC checks out a file that was corrupted under its write protection in the cache, and then calls it up to date."""
     corrupt(locate(WEIGHTS))
@@ -240,6 +242,7 @@ def test_a_link_into_the_cache_is_corrupted_with_it(pipeline: Path) -> None:
     assert find_faults() == []
 
 
+@pytest.mark.slow
 def test_a_remote_repairs_what_both_lost(pipeline: Path, tmp_path: Path) -> None:
     for command in (f"remote add -d shared {tmp_path / 'remote'}", "push"):
         assert dvc([*command.split(), "-q"]) == 0
@@ -466,6 +469,7 @@ def test_a_file_with_another_schema_is_named_although_its_hash_is_right(pipeline
     assert "create it" not in line, "the remedy of a missing file"
 
 
+@pytest.mark.slow
 def test_a_prompt_in_two_splits_is_named(pipeline: Path) -> None:
     def write_split(name: str, *prompts: str) -> None:
         rows = [{"prompt_id": schemas.prompt_id(prompt), "prompt": prompt} for prompt in prompts]

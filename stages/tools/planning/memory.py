@@ -136,7 +136,11 @@ def estimate_reference(settings: Params, shape: Shape, gpus: int) -> Memory:
 
 
 def estimate_train(settings: Params, shape: Shape, gpus: int) -> Memory:
-    """The policy in ZeRO-3's shards with gradients and RMSProp's state, or with adapters, at the longest pairs."""
+    """The policy in ZeRO-3's shards with gradients and RMSProp's state, or with adapters, at the longest pairs.
+
+    With either `train.attention`: of the longest pairs, a batch has as many tokens without padding as with it, and neither the
+    dense mask (some ten MB a pair) nor the fused attention's list of blocks counts beside the rest.
+    """
     train = settings.train
     each, offloaded = BYTES[train.dtype], train.offload == "optimizer"
     trained = count_adapters(settings, shape) if train.lora.rank else shape.parameters

@@ -85,6 +85,7 @@ def test_ranking_needs_memory_for_its_batches(stage: str) -> None:
     assert smaller.host == GPUS * memory.PROCESS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [64, 350, 2048])
 def test_a_token_of_the_ranker_needs_what_is_alive_at_the_peak(length: int) -> None:
     """Of a forward pass on torch's meta device, where tensors have sizes only."""

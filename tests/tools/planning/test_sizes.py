@@ -97,6 +97,7 @@ def write_rows(path: Path, column: str, texts: list[str]) -> None:
     path.write_text("".join(json.dumps({column: text}) + "\n" for text in texts), encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_local_prompts_are_counted_as_split_will_find_them(tmp_path: Path) -> None:
     settings, recipe = read_recipe(ROOT / "recipes/llama-3-8b"), tmp_path / "recipe"
     recipe.mkdir()
