@@ -46,8 +46,10 @@ def test_another_server_at_the_address_is_one_line(monkeypatch: pytest.MonkeyPat
             connection.sendall(reply)
             connection.close()
 
-        threading.Thread(target=answer, daemon=True).start()
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
         message = refuse_to_connect(monkeypatch, f"127.0.0.2:{server.getsockname()[1]}")
+        thread.join(10)
     assert_message(message, "no Ray cluster at 127.0.0.2")
 
 
