@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.artifacts import rules, schemas, tables
@@ -139,6 +139,8 @@ def rank(logits: torch.Tensor, texts: list[str], probability: str) -> dict[str, 
     return row | {"prompt_truncated": False, "responses_truncated": 0}
 
 
+@pytest.mark.slow
+@settings(deadline=None, max_examples=200)
 @given(st.data())
 def test_every_ranking_by_the_method_is_valid(data: st.DataObject) -> None:
     """Whatever the logits, by either definition of P^, with identical responses among them."""
