@@ -30,7 +30,9 @@ def main(args: argparse.Namespace) -> None:
     settings = params.load("evaluate_lm").evaluate_lm
     harness_sets.refuse_code(files.require(args.data_sets))
     tasks = harness_sets.select_tasks(settings.tasks)
-    results = evaluate_tasks(models.check_policy(args.model), args.data_sets, tasks, settings.dtype, settings.batch_size)
+    policy = models.check_policy(args.model)
+    harness_sets.check_data_sets(args.data_sets, tasks)
+    results = evaluate_tasks(policy, args.data_sets, tasks, settings.dtype, settings.batch_size)
     items = {task: result.pop("items") for task, result in results.items()}
     summary = summarize(results)
     with files.replacing(args.out) as partial:

@@ -138,6 +138,20 @@ def test_the_metric_in_the_data_sets_is_not_imported(folder: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
+def test_a_damaged_data_set_is_refused_before_any_model_is_loaded(folder: Path, tmp_path: Path) -> None:
+    for name in ("sets", "model"):
+        shutil.copytree(folder / name, tmp_path / name)
+    (tmp_path / "params.yaml").write_text(json.dumps(PARAMS))
+    path = tmp_path / "sets/hails/mmlu_no_train/virology/test.jsonl"
+    path.write_bytes(path.read_bytes()[:-9])
+    done = run_stage(tmp_path, *options("out"))
+    assert done.returncode == 1
+    assert_message(done.stderr, "evaluate-lm: error: ", "sets/hails/mmlu_no_train/virology/test.jsonl: row 1", "recreate")
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "scratch" / "evaluate-lm").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "content", "part"),
     [

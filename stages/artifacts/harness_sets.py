@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.artifacts import harness_rules, hub
+from stages.artifacts import files, harness_rules, hub
 from stages.runtime.errors import StageError, quote
 from stages.runtime.params import EvaluationAsset
 
@@ -133,14 +133,22 @@ def _read_split(task: str, asset: EvaluationAsset, config: str, split: str) -> l
         raise StageError(
             f"{place}: column {', '.join(map(repr, mixed))} has values of several types: give all one, or {remedy}"
         )
-    required = data_set.few_shot[1] if data_set.few_shot and split == data_set.few_shot[0] else 2
-    if len(rows) < required:
-        raise StageError(f"{place}: {len(rows)} rows, but {task} requires at least {required}: {remedy}")
     read = [dict(row) for row in rows]
-    for index, row in enumerate(read):
-        if fault := harness_rules.find_fault(task, row):
-            raise StageError(f"{place}: row {index}: {quote(fault[0])} {fault[1]}: correct the row, or {remedy}")
+    if described := _describe_fault(task, split, read):
+        raise StageError(f"{place}: {described}: correct the data set, or {remedy}")
     return read
+
+
+def _describe_fault(task: str, split: str, rows: list[Row]) -> str | None:
+    """Describe what keeps the task from using a split: too few rows, or the first fault of one; return None without any."""
+    few_shot = DATA_SETS[task].few_shot
+    required = few_shot[1] if few_shot and split == few_shot[0] else 2
+    if len(rows) < required:
+        return f"{len(rows)} rows, but {task} requires at least {required}"
+    for index, row in enumerate(rows):
+        if fault := harness_rules.find_fault(task, row):
+            return f"row {index}: {quote(fault[0])} {fault[1]}"
+    return None
 
 
 def write_data_set(data_set: DataSet, configs: dict[str, Splits], root: Path) -> None:
@@ -149,15 +157,53 @@ def write_data_set(data_set: DataSet, configs: dict[str, Splits], root: Path) ->
     The folder holds a JSON Lines file per config and split, and a README.md that tells `datasets` where each split is.
     """
     folder = root / data_set.folder
-    lines = ["---", "configs:"]
     for config, splits in configs.items():
-        lines += [f"- config_name: {config}", "  data_files:"]
         (folder / config).mkdir(parents=True)
         for split, rows in splits.items():
-            lines += [f"  - split: {split}", f"    path: {config}/{split}.jsonl"]
             text = "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
             (folder / config / f"{split}.jsonl").write_text(text, encoding="utf-8")
-    (folder / "README.md").write_text("\n".join([*lines, "---", ""]), encoding="utf-8")
+    (folder / "README.md").write_text(_describe_files(data_set), encoding="utf-8")
+
+
+def _describe_files(data_set: DataSet) -> str:
+    """Return the README.md of a data set's folder."""
+    lines = ["---", "configs:"]
+    for config in data_set.configs:
+        lines += [f"- config_name: {config}", "  data_files:"]
+        for split in data_set.splits:
+            lines += [f"  - split: {split}", f"    path: {config}/{split}.jsonl"]
+    return "\n".join([*lines, "---", ""])
+
+
+def check_data_sets(root: Path, tasks: Sequence[str]) -> None:
+    """Check the data sets of some tasks in the folder from assets-harness, before a model is loaded for them.
+
+    Raises StageError for the first file that is missing or damaged: a README.md that is not as `write_data_set` wrote it, or a
+    split with a line that is not JSON, too few rows, or a row that the task cannot use.
+    """
+    for task in tasks:
+        data_set = DATA_SETS[task]
+        path = root / data_set.folder / "README.md"
+        if files.require(path).read_bytes() != _describe_files(data_set).encode():
+            raise StageError(f"{path}: not as assets-harness wrote it: {files.suggest_remedy(path)}")
+        for config in data_set.configs:
+            for split in data_set.splits:
+                _check_file(task, split, root / data_set.folder / config / f"{split}.jsonl")
+
+
+def _check_file(task: str, split: str, path: Path) -> None:
+    rows = []
+    for index, line in enumerate(files.require(path).read_bytes().splitlines()):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise StageError(f"{path}: row {index}: not valid JSON ({error}): {files.suggest_remedy(path)}") from error
+        if not isinstance(row, dict) or not DATA_SETS[task].columns <= row.keys():
+            required = ", ".join(map(repr, sorted(DATA_SETS[task].columns)))
+            raise StageError(f"{path}: row {index}: not an object with {required}: {files.suggest_remedy(path)}")
+        rows.append(row)
+    if described := _describe_fault(task, split, rows):
+        raise StageError(f"{path}: {described}: {files.suggest_remedy(path)}")
 
 
 def write_exact_match(root: Path) -> None:

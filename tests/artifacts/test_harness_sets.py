@@ -4,6 +4,7 @@ import copy
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from stages.artifacts import harness_sets
 from stages.artifacts.harness_sets import DATA_SETS
+from stages.miniature.harness import make_rows
 from stages.runtime.errors import StageError
 from stages.runtime.params import EvaluationAsset
 from support.messages import assert_message
@@ -106,13 +108,75 @@ def test_an_odd_value_is_refused_by_row_until_it_is_corrected(folder: Path, spli
     asset = EvaluationAsset(repo="./source/gsm8k")
     with pytest.raises(StageError) as error:
         harness_sets.read_rows("gsm8k", asset)
-    parts = (f"./source/gsm8k, configuration main, split {split}: row 4: 'answer' is {fault}", "correct the row", "params.yaml")
+    parts = (
+        f"./source/gsm8k, configuration main, split {split}: row 4: 'answer' is {fault}",
+        "correct the data set",
+        "params.yaml",
+    )
     assert_message(str(error.value), *parts)
     path = folder / "source/gsm8k/main" / f"{split}.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines()
     lines[4] = json.dumps(rows[4])
     path.write_text("\n".join(lines), encoding="utf-8")
     assert harness_sets.read_rows("gsm8k", asset) == {"main": {"train": rows, "test": rows}}
+
+
+@pytest.fixture
+def stored(folder: Path) -> Path:
+    """The folder of two data sets, as assets-harness writes them, below `data`."""
+    for task in ("gsm8k", "mmlu"):
+        harness_sets.write_data_set(DATA_SETS[task], make_rows(task, 3, 4), Path("data/sets"))
+    return Path("data/sets")
+
+
+def test_data_sets_pass_as_they_are_written(stored: Path) -> None:
+    harness_sets.check_data_sets(stored, ["gsm8k", "mmlu"])
+
+
+def edit_line(content: bytes, index: int, line: bytes) -> bytes:
+    lines = content.splitlines()
+    return b"\n".join([*lines[:index], line, *lines[index + 1 :], b""])
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "part"),
+    [
+        ("gsm8k/main/test.jsonl", lambda content: b"", "0 rows"),
+        ("gsm8k/main/train.jsonl", lambda content: b"\n".join(content.splitlines()[:4]), "4 rows"),
+        ("gsm8k/main/test.jsonl", lambda content: content[:-5], "row 3: not valid JSON"),
+        ("gsm8k/main/test.jsonl", lambda content: content + bytes(512), "row 4: not valid JSON"),
+        ("gsm8k/main/train.jsonl", lambda content: edit_line(content, 2, b"[" * 100_000), "row 2: not valid JSON"),
+        (
+            "gsm8k/main/test.jsonl",
+            lambda content: edit_line(content, 1, b"[1]"),
+            "row 1: not an object with 'answer', 'question'",
+        ),
+        (
+            "gsm8k/main/test.jsonl",
+            lambda content: edit_line(content, 3, b'{"question": "?"}'),
+            "row 3: not an object with 'answer'",
+        ),
+        ("gsm8k/main/test.jsonl", lambda content: content.replace(b"####", b"####?"), "row 0: 'answer' is "),
+        ("gsm8k/README.md", lambda content: content[:-9], "not as assets-harness wrote it"),
+        ("hails/mmlu_no_train/world_religions/dev.jsonl", lambda content: b"", "0 rows"),
+    ],
+)
+def test_a_damaged_file_is_refused_by_name(name: str, damage: Callable[[bytes], bytes], part: str, stored: Path) -> None:
+    path = stored / name
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(StageError) as error:
+        harness_sets.check_data_sets(stored, ["gsm8k", "mmlu"])
+    assert str(error.value).startswith(f"{path}: {part}")
+    assert_message(str(error.value), "`dvc repro`")
+    harness_sets.check_data_sets(stored, ["mmlu" if name.startswith("gsm8k") else "gsm8k"])
+
+
+@pytest.mark.parametrize("name", ["gsm8k/README.md", "hails/mmlu_no_train/anatomy/test.jsonl"])
+def test_a_missing_file_is_refused_by_name(name: str, stored: Path) -> None:
+    (stored / name).unlink()
+    with pytest.raises(StageError) as error:
+        harness_sets.check_data_sets(stored, ["gsm8k", "mmlu"])
+    assert_message(str(error.value), f"{stored / name} is missing", "`dvc repro`")
 
 
 def test_one_value_of_another_type_is_refused_by_column(folder: Path) -> None:
