@@ -1,8 +1,8 @@
 """Attention over packed pairs: which tokens a token attends to, and two ways to compute it.
 
-Plain: the model's own attention in transformers, with a dense mask (R, 1, L, L). It computes all scores, and GPUs have no fused
-kernel for such a mask. Fused: one kernel (torch's FlexAttention, compiled), which skips blocks of scores that are masked and
-stores no matrix of them. The kernel has not run on a GPU yet, only its uncompiled form on a CPU.
+Plain: the model's own attention in transformers, with a dense mask (R, 1, L, L). It computes all scores: FlashAttention takes
+no such mask, and the kernels that do skip nothing. Fused: one kernel (torch's FlexAttention, compiled), which skips blocks of
+scores that are masked and stores no matrix of them. The kernel has not run on a GPU yet, only its uncompiled form on a CPU.
 """
 
 import contextlib

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -17,34 +18,38 @@ MEMORY = 80_000_000
 """Bytes of a node's object store; Ray accepts no less than 75 MiB."""
 
 
+NICENESS = {"RAY_worker_niceness": "0"}
+"""Ray's default is 15: what else this machine does would come first."""
+
+
 def add_node(cluster: Any, index: int, **resources: Any) -> Any:
     """Add a node with one CPU, at 127.0.0.(2 + index), and wait for it."""
-    return cluster.add_node(num_cpus=1, node_ip_address=f"127.0.0.{2 + index}", object_store_memory=MEMORY, **resources)
-
-
-NICENESS = "RAY_worker_niceness"
+    address = f"127.0.0.{2 + index}"
+    with mock.patch.dict(os.environ, NICENESS):
+        return cluster.add_node(num_cpus=1, node_ip_address=address, object_store_memory=MEMORY, **resources)
 
 
 def import_ray(module: str = "ray") -> Any:
-    """Import a module of Ray, even if a stage that ran in this process has hidden it; skip the test if Ray is not installed."""
+    """Import a module of Ray, even if a stage that ran in this process has hidden it; skip the test if Ray is not installed.
+
+    The environment stays as it is: with a variable of Ray's, stages would not run in support.stage_server any more.
+    """
     if "ray" in sys.modules and sys.modules["ray"] is None:
         del sys.modules["ray"]
-    return pytest.importorskip(module, reason="Ray is not installed: requirements/shared.in")
+    with mock.patch.dict(os.environ):
+        return pytest.importorskip(module, reason="Ray is not installed: requirements/shared.in")
 
 
 @contextlib.contextmanager
 def start(nodes: int) -> Iterator[Any]:
     """Start nodes of one CPU each; yield the `ray.cluster_utils.Cluster`."""
-    cluster_utils = import_ray("ray.cluster_utils")
-    os.environ[NICENESS] = "0"  # Ray's default is 15: what else this machine does would come first
-    cluster = cluster_utils.Cluster()
+    cluster = import_ray("ray.cluster_utils").Cluster()
     try:
         for index in range(nodes):
             add_node(cluster, index, **({} if index else {"include_dashboard": False}))
         yield cluster
     finally:
         cluster.shutdown()
-        del os.environ[NICENESS]
 
 
 def start_program(folder: Path, *command: str, **environment: str) -> "subprocess.Popen[str]":

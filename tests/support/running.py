@@ -84,11 +84,18 @@ def run_tool(folder: Path, name: str, *arguments: object, **environment: str) ->
 
 def run_module(folder: Path, module: str, *arguments: object, **environment: str) -> "subprocess.CompletedProcess[str]":
     """Run `python -m MODULE ARGUMENTS` in `folder`: in a server if it can, otherwise in a process of its own."""
+    check_environment()
     words, values = list(map(str, arguments)), os.environ | ENVIRONMENT | environment
     if stage_client.is_served(module, stage_server.ENVIRONMENT, values):
         return stage_server.run(module, folder, words, values)
     command = [sys.executable, "-m", module, *words]
     return subprocess.run(command, cwd=folder, env=values, capture_output=True, text=True, check=False)
+
+
+def check_environment() -> None:
+    """Fail if a fixture or an import has left a variable with which no server would run any stage of the tests that follow."""
+    left = stage_client.find_obstacles(stage_server.ENVIRONMENT, os.environ | ENVIRONMENT)
+    assert not left, f"restore these environment variables: {sorted(left)}"
 
 
 def copy_repository(folder: Path, overrides: dict[str, Any]) -> None:
@@ -112,19 +119,10 @@ def copy_repository(folder: Path, overrides: dict[str, Any]) -> None:
 
 def run_dvc(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     """Run DVC, and the stages that it starts, with stdout and stderr in one stream."""
+    check_environment()
     paths = f"{stage_server.start()}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"PATH": paths, "OMP_NUM_THREADS": "2"}
-    if stage_client.is_served("dvc", stage_server.ENVIRONMENT, environment):
-        return stage_server.run("dvc", folder, list(arguments), environment, merged=True)
-    return subprocess.run(
-        ["dvc", *arguments],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
+    return stage_server.run("dvc", folder, list(arguments), environment, merged=True)
 
 
 def dvc(folder: Path, *arguments: str) -> str:

@@ -32,8 +32,13 @@ OURS += ("TOKENIZERS_PARALLELISM", "TORCH_CPP_LOG_LEVEL", "HF_HUB_OFFLINE", "HF_
 
 def is_served(module: str, before: dict[str, str], environment: dict[str, str]) -> bool:
     """Return whether the server, started with the environment `before`, can run a module with this environment."""
+    return module in SERVED and not find_obstacles(before, environment)
+
+
+def find_obstacles(before: dict[str, str], environment: dict[str, str]) -> set[str]:
+    """Return the variables that keep the server, started with the environment `before`, from running anything."""
     changed = {name for name, _ in before.items() ^ environment.items()}
-    return module in SERVED and all(name.startswith(HARMLESS) or name in REPLACED + OURS for name in changed)
+    return {name for name in changed if not name.startswith(HARMLESS) and name not in REPLACED + OURS}
 
 
 def ask(server: str, request: dict[str, Any], streams: tuple[int, int, int]) -> int:
