@@ -172,17 +172,6 @@ def test_models_that_the_harness_would_load_otherwise_are_refused(
     assert_message(done.stderr, "evaluate-lm: error: ", file, part)
 
 
-@pytest.mark.slow
-def test_scores_of_questions_are_in_the_order_of_the_data_set(tmp_path: Path) -> None:
-    (tmp_path / "params.yaml").write_text(json.dumps(PARAMS))
-    assert run_stage(tmp_path, "assets-harness", "--out", "sets").returncode == 0
-    samples = [{"doc_id": 2, "acc": 0.25}, {"doc_id": 0, "acc": 1}, {"doc_id": 1, "acc": 0}]
-    program = f"from stages.engines.harness_worker import read_items; print(read_items({samples}, 'acc'))"
-    environment = make_environment(1) | {"HF_HOME": str(tmp_path / "hf")}
-    output = subprocess.check_output([HARNESS, "-c", program], cwd=tmp_path / "sets", env=environment, text=True)
-    assert output.splitlines()[-1] == "[1.0, 0.0, 0.25]"
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with params.yaml, the data sets, a model, and the stage's output with one worker: `one`."""
@@ -253,15 +242,35 @@ def test_the_results_are_those_of_the_harness_alone(folder: Path) -> None:
     assert stock["exact_match"] == {case: expected.get(case, 1) for case in stock["exact_match"]}
 
 
-@pytest.mark.slow
-def test_a_template_is_compiled_once_and_filled_in_for_each_question(folder: Path) -> None:
-    program = (
-        "from stages.engines import harness_worker; from lm_eval.utils import apply_template, env; "
-        "print([apply_template('{{a}}', {'a': a}) for a in (1, 2)], env.from_string('{{a}}') is env.from_string('{{a}}'))"
-    )
+WORKER = """
+import json
+from stages.engines import harness_worker
+from lm_eval.utils import apply_template, env
+samples = [{"doc_id": 2, "acc": 0.25}, {"doc_id": 0, "acc": 1}, {"doc_id": 1, "acc": 0}]
+texts = [apply_template("{{a}}", {"a": a}) for a in (1, 2)]
+same = env.from_string("{{a}}") is env.from_string("{{a}}")
+print(json.dumps({"items": harness_worker.read_items(samples, "acc"), "texts": texts, "same": same}))
+"""
+
+
+@pytest.fixture(scope="module")
+def worker(folder: Path) -> dict[str, Any]:
+    """What a program computes with the module of the workers, which only the harness's environment can import."""
     environment = make_environment(1) | {"HF_HOME": str(folder / "hf")}
-    output = subprocess.check_output([HARNESS, "-c", program], cwd=folder / "sets", env=environment, text=True)
-    assert output.splitlines()[-1] == "['1', '2'] True"
+    output = subprocess.check_output([HARNESS, "-c", WORKER], cwd=folder / "sets", env=environment, text=True)
+    values: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return values
+
+
+@pytest.mark.slow
+def test_scores_of_questions_are_in_the_order_of_the_data_set(worker: dict[str, Any]) -> None:
+    assert list(map(repr, worker["items"])) == ["1.0", "0.0", "0.25"]
+
+
+@pytest.mark.slow
+def test_a_template_is_compiled_once_and_filled_in_for_each_question(worker: dict[str, Any]) -> None:
+    assert worker["texts"] == ["1", "2"]
+    assert worker["same"]
 
 
 @pytest.fixture(scope="module")

@@ -167,9 +167,12 @@ def test_the_tokens_sampled_are_the_tokens_trained_on(pairs: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["ours", "torchrun"])
+@pytest.mark.parametrize("launcher", [pytest.param("ours", marks=pytest.mark.slowest), "torchrun"])
 def test_two_processes_score_the_same_pairs(pairs: Path, launcher: str) -> None:
-    """Whether the stage starts its processes itself or another launcher does, they share one scratch folder and its pairs."""
+    """Whether the stage starts its processes itself or another launcher does, they share one scratch folder and its pairs.
+
+    What it starts itself runs in test_cluster.py too, whose two nodes give the same bytes.
+    """
     folder = pairs / f"two-{launcher}"
     folder.mkdir()
     set_params(folder, TINY | {"train.devices": 2})

@@ -399,7 +399,8 @@ def test_a_tracker_that_is_not_installed_is_one_line(trained: Path) -> None:
     ("rate", "devices", "problems", "kept"),
     [
         (1e30, 1, ("step 3", "gradient_norm is inf"), 2),  # the weights after step 2, around 1e30, are still finite
-        (3e38, 2, ("step 2", "weights are not finite"), 1),
+        (3e38, 1, ("step 2", "weights are not finite"), 1),
+        pytest.param(3e38, 2, ("step 2", "weights are not finite"), 1, marks=pytest.mark.slowest),
     ],
 )
 def test_numbers_that_are_not_finite_stop_training_before_they_are_saved(
@@ -407,8 +408,9 @@ def test_numbers_that_are_not_finite_stop_training_before_they_are_saved(
 ) -> None:
     """The first step has learning rate 0, the second half of the full rate."""
     overrides = {"train.learning_rate": rate, "train.devices": devices, "train.stop_epoch": 3, "train.checkpoint_steps": 1}
-    line = fail_to_train(pairs, f"rate{rate}", overrides)
-    (checkpoint,) = (pairs / f"rate{rate}").glob("scratch/train/*/checkpoint-*")
+    folder = pairs / f"rate{rate}-{devices}"
+    line = fail_to_train(pairs, folder.name, overrides)
+    (checkpoint,) = folder.glob("scratch/train/*/checkpoint-*")
     assert checkpoint.name == f"checkpoint-{kept}"
-    where = str(checkpoint.relative_to(pairs / f"rate{rate}"))
+    where = str(checkpoint.relative_to(folder))
     assert_message(line, "train: error", *problems, "lower train.learning_rate or eta", where)

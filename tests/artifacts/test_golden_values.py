@@ -85,14 +85,15 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Llama:
 
 
 def test_llama_3_encodes_prompts_as_meta_does(llama: Llama) -> None:
-    differ = [text for text in TEXTS if chat.prompt_ids(llama.tokenizer, text) != llama.by_meta(text)]
+    ids = {text: chat.prompt_ids(llama.tokenizer, text) for text in TEXTS}
+    differ = [text for text in TEXTS if ids[text] != llama.by_meta(text)]
     trimmed = [text for text in TEXTS if text != text.strip()]
     special = [text for text in TEXTS if any(token in text for token in llama.special)]
     assert differ == [text for text in TEXTS if text in trimmed or text in special]
     assert trimmed
     assert special
     for text in TEXTS:
-        assert chat.prompt_ids(llama.tokenizer, text) == llama.by_meta_with_special_tokens(text.strip()), repr(text)
+        assert ids[text] == llama.by_meta_with_special_tokens(text.strip()), repr(text)
 
 
 def test_llama_3_encodes_any_text_as_meta_does(llama: Llama) -> None:

@@ -1,6 +1,7 @@
 """The data sets are laid out as the stock tasks of lm-eval read them, and real ones are checked when they are read."""
 
 import copy
+import dataclasses
 import json
 import re
 import sys
@@ -66,6 +67,14 @@ def test_what_is_written_is_read_again(folder: Path) -> None:
     ]
     assert [json.loads(line) for line in (folder / "gsm8k/main/train.jsonl").open(encoding="utf-8")] == rows[:5]
     assert harness_sets.read_rows("gsm8k", EvaluationAsset(repo="./gsm8k")) == configs
+
+
+def test_each_subject_of_mmlu_is_read_from_its_own_configuration(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = dataclasses.replace(DATA_SETS["mmlu"], configs=["anatomy", "virology"])
+    monkeypatch.setitem(DATA_SETS, "mmlu", few)
+    rows = make_rows("mmlu", 5, 3)
+    harness_sets.write_data_set(few, rows, folder)
+    assert harness_sets.read_rows("mmlu", EvaluationAsset(repo="./hails/mmlu_no_train")) == rows
 
 
 README = """---

@@ -39,7 +39,7 @@ def test_local_data_sets_are_written_unchanged(run: Run, tmp_path: Path) -> None
     assert read_bytes(tmp_path / "read") == read_bytes(tmp_path / "made")
 
 
-@pytest.mark.slow
+@pytest.mark.slowest
 def test_mmlu_is_read_by_subject(run: Run, tmp_path: Path) -> None:
     assert run_stage(run, tmp_path, MADE, "made").returncode == 0
     local = {"mmlu": {"repo": str(tmp_path / "made" / "hails/mmlu_no_train")}}

@@ -1,6 +1,7 @@
 """train and reference killed by SIGKILL and run again: their outputs equal those of an uninterrupted run, byte for byte."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -99,21 +100,27 @@ def test_a_training_whose_checkpoint_was_damaged_ends_with_the_same_bytes(pairs:
     assert (killed / "iter1.csv").read_bytes() == (uninterrupted / "iter1.csv").read_bytes()
 
 
+@pytest.fixture(scope="module")
+def killed_reference(pairs: Path) -> Path:
+    """A folder in which reference was killed once it had built the pairs."""
+    folder = pairs / "pairs-killed"
+    folder.mkdir()
+    set_params(folder, TINY)
+    kill_stage(folder, REFERENCE, "unscored.parquet")
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut", "zeros", "a pipe"])
-def test_damaged_pairs_of_a_killed_reference_are_built_again(pairs: Path, damage: str) -> None:
-    uninterrupted, killed = pairs / f"pairs-{damage}", pairs / f"pairs-killed-{damage}"
-    for folder in (uninterrupted, killed):
-        folder.mkdir()
-        set_params(folder, TINY)
-    finish_stage(uninterrupted, REFERENCE)
-    kill_stage(killed, REFERENCE, "unscored.parquet")
+def test_damaged_pairs_of_a_killed_reference_are_built_again(pairs: Path, killed_reference: Path, damage: str) -> None:
+    killed = pairs / f"pairs-killed-{damage}"
+    shutil.copytree(killed_reference, killed)
     (path,) = killed.glob("scratch/reference/*/unscored.parquet")
     content = path.read_bytes()
     path.unlink()
     os.mkfifo(path) if damage == "a pipe" else path.write_bytes(content[:-9] if damage == "cut" else bytes(len(content)))
     assert "unscored.parquet cannot be used" in finish_stage(killed, REFERENCE)
-    assert (killed / "pairs.parquet").read_bytes() == (uninterrupted / "pairs.parquet").read_bytes()
+    assert (killed / "pairs.parquet").read_bytes() == (pairs / "pairs.parquet").read_bytes()
 
 
 @pytest.mark.slow

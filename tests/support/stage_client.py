@@ -17,6 +17,7 @@ HARMLESS = (
     "PYTEST_",
     "OPENAI_API_KEY",
     "OPENAI_BASE_URL",
+    "AWS_",
     "CUDA_VISIBLE_DEVICES",
     "RAY_ADDRESS",
     "OMP_NUM_THREADS",

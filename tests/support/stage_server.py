@@ -36,7 +36,7 @@ LIBRARIES = {
     "dvc": ("dvc.cli", "dvc.repo", "dvc.commands.repro", "dvc.stage.run", "dvc_render", "dvc.dvcfile", "dvc.output"),
     "judges": ("openai", "sklearn.linear_model", "scipy.stats", "datasets", "tiktoken", "fire", "patsy", "pkg_resources"),
     "models": ("torch", "transformers.trainer", "transformers.models.llama.modeling_llama"),
-    "training": ("deepspeed", "datasets"),
+    "training": ("deepspeed", "datasets", "deepspeed.runtime.zero.muon.muon_optimizer"),
     "sampling": ("vllm", "vllm.entrypoints.llm", "vllm.v1.worker.cpu_worker", "vllm.model_executor.models.llama"),
     "rank": ("pydantic.main", "ruamel.yaml", "pandas", "pyarrow.parquet", "torch", "transformers", "llm_blender"),
     "harness": (
@@ -47,6 +47,11 @@ LIBRARIES = {
         "torch",
         "transformers.models.llama.modeling_llama",
         "sklearn.metrics",
+        "peft",
+        "rouge_score.rouge_scorer",
+        "sacrebleu",
+        "aiohttp",
+        "ray",
     ),
 }
 """What each server imports, in addition to the server that it is a fork of. alpaca-eval, lm-eval and, for it, datasets are left
