@@ -9,6 +9,7 @@ import pytest
 
 from stages.runtime.paths import ROOT
 from support import stage_client, stage_server
+from support.messages import assert_message
 from support.running import ENVIRONMENT, run_stage
 
 
@@ -20,6 +21,14 @@ def test_a_test_that_imports_a_library() -> None:
 def test_leaves_nothing_in_the_environment_of_the_next() -> None:
     assert "KMP_INIT_AT_FORK" not in os.environ
     assert stage_client.is_served("stages", stage_server.ENVIRONMENT, os.environ | ENVIRONMENT)
+
+
+def test_what_is_left_there_fails_the_next_test_that_starts_a_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its stage would run in a process of its own, and so would all that follow, which takes minutes."""
+    monkeypatch.setenv("RAY_CLIENT_MODE", "0")
+    with pytest.raises(AssertionError) as error:
+        run_stage(ROOT, "split")
+    assert_message(str(error.value), "restore", "RAY_CLIENT_MODE")
 
 
 @pytest.mark.slow
