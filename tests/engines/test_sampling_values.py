@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +14,7 @@ import pytest
 from stages.engines import numerics, sampling
 from stages.runtime import params
 from stages.runtime.paths import ROOT
-from support.running import ENVIRONMENT, TINY, run_stage, set_params
+from support.running import TINY, run_sampling, run_stage, set_params
 
 DRAW = sampling.Sampling(samples=2, temperature=0.3, top_p=0.8, max_new_tokens=9, seed=5, name="iter1")
 
@@ -132,8 +131,7 @@ first, the second after it, and the first once more, with a cache that is not em
 @pytest.mark.slow
 def test_a_shard_does_not_depend_on_the_shards_before(tiny: Path, tmp_path: Path) -> None:
     set_params(tmp_path, TINY)
-    command = [sys.executable, "-c", TWICE, str(tiny / "base")]
-    done = subprocess.run(command, cwd=tmp_path, env=os.environ | ENVIRONMENT, capture_output=True, text=True, check=False)
+    done = run_sampling(tmp_path, TWICE, tiny / "base")
     assert done.returncode == 0, done.stderr
     second, first, again, kept = json.loads(done.stdout.splitlines()[-1])
     assert second[0] == first[0] == again[0] == 0, "nothing of another shard is in the cache"

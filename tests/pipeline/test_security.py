@@ -29,7 +29,7 @@ from stages.tools import diff, revisions
 from support import endpoint, judging, ranker
 from support.messages import assert_message
 from support.models import edit_json, make_model
-from support.running import TINY, run_stage, set_params
+from support.running import TINY, run_sampling, run_stage, set_params
 
 HARNESS = Path(sys.prefix).parent / "harness" / "bin" / "python"
 SECRET = "sk-planted-in-this-test"
@@ -92,12 +92,6 @@ def test_a_pickle_beside_the_weights_is_not_loaded(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def run_code(python: Path, code: str, folder: Path) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [str(python), "-c", code], cwd=folder, env=os.environ | OFFLINE, capture_output=True, text=True, check=False
-    )
-
-
 @pytest.mark.slow
 def test_the_harness_loads_neither_pickles_nor_code(tmp_path: Path) -> None:
     model = make_model(tmp_path / "model")
@@ -109,7 +103,8 @@ def test_the_harness_loads_neither_pickles_nor_code(tmp_path: Path) -> None:
         "model = str(pointers.check_model(Path('model'))); "
         "print(type(harness_worker.load_policy(model, 'float32', 1).model).__module__)"
     )
-    done = run_code(HARNESS, code, tmp_path)
+    command, environment = [str(HARNESS), "-c", code], os.environ | OFFLINE
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("transformers.")
     assert not (tmp_path / "ran").exists()
@@ -126,7 +121,7 @@ def test_vllm_loads_no_pickle(tmp_path: Path) -> None:
         "from pathlib import Path; from stages.engines import sampling; from stages.runtime import params; "
         "sampling.start_engine(Path('model'), params.load('engine').engine, 0)"
     )
-    done = run_code(Path(sys.executable), code, tmp_path)
+    done = run_sampling(tmp_path, code)
     assert done.returncode == 1
     error = next(line for line in done.stderr.splitlines() if "StageError: " in line)
     assert_message(error, "model", "vLLM", "Cannot find any model weights", "params.yaml")

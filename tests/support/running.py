@@ -92,6 +92,14 @@ def run_module(folder: Path, module: str, *arguments: object, **environment: str
     return subprocess.run(command, cwd=folder, env=values, capture_output=True, text=True, check=False)
 
 
+def run_sampling(folder: Path, program: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
+    """Run a program in `folder` that uses the module stages.engines.sampling, in the server of the stages that do."""
+    check_environment()
+    (folder / "program.py").write_text(program)
+    route = stage_server.ROUTES["generate"]
+    return stage_server.run("program", folder, list(map(str, arguments)), os.environ | ENVIRONMENT, route=route)
+
+
 def check_environment() -> None:
     """Fail if a fixture or an import has left a variable with which no server would run any stage of the tests that follow."""
     left = stage_client.find_obstacles(stage_server.ENVIRONMENT, os.environ | ENVIRONMENT)
