@@ -30,14 +30,10 @@ def add_node(cluster: Any, index: int, **resources: Any) -> Any:
 
 
 def import_ray(module: str = "ray") -> Any:
-    """Import a module of Ray, even if a stage that ran in this process has hidden it; skip the test if Ray is not installed.
-
-    The environment stays as it is: with a variable of Ray's, stages would not run in support.stage_server any more.
-    """
+    """Import a module of Ray, even if a stage that ran in this process has hidden it; skip the test if Ray is not installed."""
     if "ray" in sys.modules and sys.modules["ray"] is None:
         del sys.modules["ray"]
-    with mock.patch.dict(os.environ):
-        return pytest.importorskip(module, reason="Ray is not installed: requirements/shared.in")
+    return pytest.importorskip(module, reason="Ray is not installed: requirements/shared.in")
 
 
 @contextlib.contextmanager

@@ -30,6 +30,15 @@ OURS = ("PYTHONUTF8", "GOMP_SPINCOUNT", "TQDM_DISABLE", "VLLM_NO_USAGE_STATS", "
 OURS += ("TOKENIZERS_PARALLELISM", "TORCH_CPP_LOG_LEVEL", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 """Those that `run.prepare_process` has set in the server, and sets in any process, such as one of pytest that has called it."""
 
+IMPORTED = ("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "RAY_CLIENT_MODE", "PYTORCH_NVML_BASED_CUDA_CHECK")
+IMPORTED += (
+    "TORCHINDUCTOR_CACHE_DIR",
+    "TORCHINDUCTOR_COMPILE_THREADS",
+    "TRITON_CACHE_AUTOTUNING",
+    "TILELANG_CLEANUP_TEMP_FILES",
+)
+"""Those that libraries set when they are imported, by a test as well as in the server: scikit-learn, torch, vLLM and Ray."""
+
 
 def is_served(module: str, before: dict[str, str], environment: dict[str, str]) -> bool:
     """Return whether the server, started with the environment `before`, can run a module with this environment."""
@@ -39,7 +48,7 @@ def is_served(module: str, before: dict[str, str], environment: dict[str, str]) 
 def find_obstacles(before: dict[str, str], environment: dict[str, str]) -> set[str]:
     """Return the variables that keep the server, started with the environment `before`, from running anything."""
     changed = {name for name, _ in before.items() ^ environment.items()}
-    return {name for name in changed if not name.startswith(HARMLESS) and name not in REPLACED + OURS}
+    return {name for name in changed if not name.startswith(HARMLESS) and name not in REPLACED + OURS + IMPORTED}
 
 
 def ask(server: str, request: dict[str, Any], streams: tuple[int, int, int]) -> int:
