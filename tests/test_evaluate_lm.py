@@ -1,7 +1,6 @@
 import json
 import math
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -342,7 +341,7 @@ def test_two_workers_killed_and_resumed_give_the_same_bytes(folder: Path) -> Non
     command = [sys.executable, "-m", "stages", *options("two")]
     environment = make_environment(2) | {"OMP_NUM_THREADS": "1"}
     killed = subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
-    parts = ("mmlu.json", "*/score-*.json")  # a finished task, and a chunk of another
+    parts = ("mmlu.json", "hellaswag/score-*.json")  # a finished task, and a chunk of the next
     while not all(list(folder.glob(f"scratch/evaluate-lm/*/{part}")) for part in parts):
         assert killed.poll() is None, "it ended before it could be killed"
         time.sleep(0.001)
@@ -351,7 +350,7 @@ def test_two_workers_killed_and_resumed_give_the_same_bytes(folder: Path) -> Non
     assert not (folder / "two").exists()
     done = run_stage(folder, *options("two"), SPPO_WORKERS="2")
     assert done.returncode == 0, done.stderr
-    assert re.search("[1-5] of 6 tasks are already finished", done.stderr)
+    assert "1 of 6 tasks are already finished" in done.stderr
     assert read_bytes(folder / "two") == read_bytes(folder / "one")
     assert set(read_bytes(folder / "one")) == {"summary.json", "items.json", *(f"{task}.json" for task in TASKS)}
     for text in read_bytes(folder / "one").values():
