@@ -3,11 +3,8 @@
 import argparse
 import importlib
 import json
-import os
 import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,9 +23,8 @@ from stages.runtime.errors import StageError
 from stages.runtime.paths import ROOT
 from support import models
 from support.messages import assert_message
-from support.running import TINY, run_stage, set_params
+from support.running import TINY, run_program, run_stage, set_params
 
-HARNESS = Path(sys.prefix).parent / "harness" / "bin" / "python"
 """The interpreter of the environment with lm-eval."""
 
 
@@ -161,7 +157,6 @@ def test_the_harness_notices_logits_that_are_nan(tmp_path: Path) -> None:
     models.edit_json(tmp_path / "model" / "config.json", rms_norm_eps=float("nan"))
     harness_sets.write_exact_match(tmp_path)
     code = "from stages.engines import harness_worker; harness_worker.load_policy('model', 'float32', 1)"
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([HARNESS, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = run_program(tmp_path, "evaluate-lm", code)
     assert done.returncode == 1
     assert_message(done.stderr.splitlines()[-1], "StageError: model: logits are NaN", "config.json", "another model")

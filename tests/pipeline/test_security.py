@@ -29,11 +29,9 @@ from stages.tools import diff, revisions
 from support import endpoint, judging, ranker
 from support.messages import assert_message
 from support.models import edit_json, make_model
-from support.running import TINY, run_sampling, run_stage, set_params
+from support.running import TINY, run_program, run_sampling, run_stage, set_params
 
-HARNESS = Path(sys.prefix).parent / "harness" / "bin" / "python"
 SECRET = "sk-planted-in-this-test"
-OFFLINE = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 
 
 class Payload:
@@ -103,8 +101,7 @@ def test_the_harness_loads_neither_pickles_nor_code(tmp_path: Path) -> None:
         "model = str(pointers.check_model(Path('model'))); "
         "print(type(harness_worker.load_policy(model, 'float32', 1).model).__module__)"
     )
-    command, environment = [str(HARNESS), "-c", code], os.environ | OFFLINE
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = run_program(tmp_path, "evaluate-lm", code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("transformers.")
     assert not (tmp_path / "ran").exists()

@@ -14,12 +14,12 @@ from support.running import ENVIRONMENT, run_stage
 
 
 def test_a_test_that_imports_a_library() -> None:
-    """As scikit-learn, vLLM and DeepSpeed do when they are imported."""
-    os.environ["KMP_INIT_AT_FORK"] = "FALSE"
+    """As scikit-learn, vLLM and DeepSpeed do when they are imported; of this variable, nobody knows whether it does harm."""
+    os.environ["SOME_LIBRARY"] = "FALSE"
 
 
 def test_leaves_nothing_in_the_environment_of_the_next() -> None:
-    assert "KMP_INIT_AT_FORK" not in os.environ
+    assert "SOME_LIBRARY" not in os.environ
     assert stage_client.is_served("stages", stage_server.ENVIRONMENT, os.environ | ENVIRONMENT)
 
 
@@ -39,3 +39,12 @@ def test_a_served_stage_ends_as_one_in_a_process_of_its_own(arguments: tuple[str
     command = [sys.executable, "-m", "stages", *arguments]
     alone = subprocess.run(command, cwd=tmp_path, env=os.environ | ENVIRONMENT, capture_output=True, text=True, check=False)
     assert (served.returncode, served.stdout, served.stderr) == (alone.returncode, alone.stdout, alone.stderr)
+
+
+@pytest.mark.slow
+def test_no_server_of_programs_with_a_hub_of_their_own_has_read_another_address(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text("import sys; print(*sys.modules)")
+    done = stage_server.run("program", tmp_path, [], os.environ | ENVIRONMENT, route=stage_server.HUB)
+    imported = set(done.stdout.split())
+    assert not imported & {"huggingface_hub", "transformers", "datasets"}
+    assert imported >= {"torch", "sklearn.base"}

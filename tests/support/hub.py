@@ -234,10 +234,10 @@ def run_python(
     before, others = (without_hub(variables) for variables in (stage_server.ENVIRONMENT, os.environ))
     environment = others | settings
     if arguments[0] == "-m" and python == sys.executable and stage_client.is_served(arguments[1], before, others):
-        return stage_server.run(arguments[1], folder, [*arguments[2:]], environment, route=stage_server.LIGHT)
+        return stage_server.run(arguments[1], folder, [*arguments[2:]], environment, route=stage_server.HUB)
     return subprocess.run([python, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def without_hub(environment: Mapping[str, str]) -> dict[str, str]:
-    """Leave out the Hub's variables, which no library reads that a server of stage_server.LIGHT has imported."""
+    """Leave out the Hub's variables, which no library reads that the servers stage_server.HUB have imported."""
     return {name: value for name, value in environment.items() if not name.startswith("HF_")}

@@ -93,10 +93,15 @@ def run_module(folder: Path, module: str, *arguments: object, **environment: str
 
 
 def run_sampling(folder: Path, program: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
-    """Run a program in `folder` that uses the module stages.engines.sampling, in the server of the stages that do."""
+    """Run a program in `folder` that uses the module stages.engines.sampling."""
+    return run_program(folder, "generate", program, *arguments)
+
+
+def run_program(folder: Path, stage: str, program: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
+    """Run a program in `folder` that uses what a stage imports, in the server of that stage."""
     check_environment()
     (folder / "program.py").write_text(program)
-    route = stage_server.ROUTES["generate"]
+    route = stage_server.ROUTES[stage]
     return stage_server.run("program", folder, list(map(str, arguments)), os.environ | ENVIRONMENT, route=route)
 
 

@@ -3,7 +3,7 @@
 A server imports libraries and forks for each command. The fork runs `python -m MODULE` in the command's folder, with its
 environment and streams; it imports the project's own modules itself, so it may run a copy of the repository. Servers start when
 they are needed. Each is a fork of the one before it in ROUTES, which has imported what both need, or its child in another
-environment. Every process of pytest has servers of its own.
+environment. All processes of a run of pytest share the servers, which end with the last of them.
 
 What a fork has in common with the others, and a process of its own would not: the order of sets of strings. To compare with a
 process of its own, set PYTHONHASHSEED.
@@ -11,6 +11,7 @@ process of its own, set PYTHONHASHSEED.
 
 import atexit
 import contextlib
+import fcntl
 import functools
 import gc
 import importlib
@@ -35,7 +36,8 @@ LIBRARIES = {
     "main": ("pandas", "pyarrow.parquet", "pyarrow.compute", "pyarrow.dataset", "pydantic.main", "ruamel.yaml", "jinja2"),
     "dvc": ("dvc.cli", "dvc.repo", "dvc.commands.repro", "dvc.stage.run", "dvc_render", "dvc.dvcfile", "dvc.output"),
     "judges": ("openai", "sklearn.linear_model", "scipy.stats", "datasets", "tiktoken", "fire", "patsy", "pkg_resources"),
-    "models": ("torch", "transformers.trainer", "transformers.models.llama.modeling_llama"),
+    "torch": ("torch", "torch.distributed.tensor", "torch._dynamo", "scipy.stats", "sklearn.base"),
+    "models": ("transformers.trainer", "transformers.models.llama.modeling_llama"),
     "training": ("deepspeed", "datasets", "deepspeed.runtime.zero.muon.muon_optimizer"),
     "sampling": ("vllm", "vllm.entrypoints.llm", "vllm.v1.worker.cpu_worker", "vllm.model_executor.models.llama"),
     "rank": ("pydantic.main", "ruamel.yaml", "pandas", "pyarrow.parquet", "torch", "transformers", "llm_blender"),
@@ -59,11 +61,13 @@ to the stages: they read environment variables that the stages set."""
 ROUTES = {
     **dict.fromkeys(("dvc", "stages.tools"), ("main", "dvc")),
     "evaluate-alpaca": ("main", "judges"),
-    **dict.fromkeys(("assets-policy", "reference", "train"), ("main", "models", "training")),
-    **dict.fromkeys(("generate", "answer", "answer-reference"), ("main", "models", "sampling")),
+    **dict.fromkeys(("assets-policy", "reference", "train"), ("main", "torch", "models", "training")),
+    **dict.fromkeys(("generate", "answer", "answer-reference"), ("main", "torch", "models", "sampling")),
     **{stage: (environment,) for stage, environment in catalog.ENVIRONMENTS.items()},
 }
 """The servers of a stage or module; ("main",) for all others."""
+HUB = ("main", "torch")
+"""The servers of programs with a Hub of their own: no library that they import reads the Hub's variables."""
 LIGHT = ("main",)
 """The servers of any stage in a fast test: most stages then end before they import a library. A stage of another environment
 starts its interpreter, as it does from a user's shell."""
@@ -77,26 +81,40 @@ ENVIRONMENT = dict(os.environ)
 
 @functools.cache
 def start() -> Path:
-    """Start the first server of this process, which imports nothing. Returns a folder: `socket`, where the server listens, and
-    `python`, for programs that start stages."""
-    folder = Path(tempfile.mkdtemp())
+    """Start the first server, which imports nothing, unless another process of this run of pytest has. Returns a folder:
+    `socket`, where the server listens, and `python`, for programs that start stages."""
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")  # the same for all of pytest-xdist's workers
+    folder = Path(tempfile.gettempdir(), f"stage-servers-{run}") if run else Path(tempfile.mkdtemp())
+    folder.mkdir(exist_ok=True)
+    presence = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "python").exists():
+            launch(folder)
+        presence.connect(str(folder / "socket"))
+        presence.send(b"null")
+    atexit.register(presence.close)
+    return folder
+
+
+def launch(folder: Path) -> None:
+    """Start the first server as a child of this process, which waits for its end so that what it used is counted."""
     server = subprocess.Popen(
         [sys.executable, "-m", "support.stage_server", folder / "socket"],
         env=ENVIRONMENT | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
-        stdin=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,  # Ctrl-C is for the tests
     )
+    assert server.stdout
+    assert server.stdout.readline() == "ready\n"
     command = [sys.executable, "-IS", stage_client.__file__, folder / "socket", sys.executable, json.dumps(ENVIRONMENT)]
     python = folder / "python"
     python.write_text(f'#!/bin/sh\nexec {shlex.join(map(str, command))} "$@"\n', encoding="utf-8")
     python.chmod(0o755)
-    assert server.stdout
-    assert server.stdout.readline() == "ready\n"
     atexit.register(shutil.rmtree, folder)
-    atexit.register(server.communicate)  # end of input ends it
-    return folder
+    atexit.register(server.wait)
 
 
 def run(
@@ -186,17 +204,28 @@ class Server:
                 self.accept(json.loads(data), handles)
 
     def listen(self, listener: socket.socket) -> None:
-        """Pass on requests of any process, until stdin ends."""
-        while sys.stdin not in (ready := select.select([listener, sys.stdin], [], [])[0]):
-            connection, _ = listener.accept()
-            data, handles, _, _ = socket.recv_fds(connection, 2**20, 3)
-            request = json.loads(data)
-            name = request["module"]
-            if name in stage_client.STAGES and request["arguments"]:
-                name = request["arguments"][0]
-            self.accept({"route": ROUTES.get(name, ("main",))} | request, [connection.detach(), *handles])
-        del ready
-        self.end()
+        """Pass on requests of any process, until all processes of pytest that use this server have ended."""
+        present = list[socket.socket]()
+        while True:
+            for ready in select.select([listener, *present], [], [])[0]:
+                if ready is listener:
+                    self.receive(listener.accept()[0], present)
+                    continue
+                present.remove(ready)
+                if not present:
+                    return self.end()
+
+    def receive(self, connection: socket.socket, present: list[socket.socket]) -> None:
+        """Pass on the request of a new connection, or add it to those that say that their process is present."""
+        data, handles, _, _ = socket.recv_fds(connection, 2**20, 3)
+        request = json.loads(data)
+        if request is None:
+            present.append(connection)
+            return
+        name = request["module"]
+        if name in stage_client.STAGES and request["arguments"]:
+            name = request["arguments"][0]
+        self.accept({"route": ROUTES.get(name, ("main",))} | request, [connection.detach(), *handles])
 
     def close(self) -> None:
         """Leave everything to the parent, in a fork."""
@@ -252,6 +281,7 @@ def become(request: dict[str, Any], handles: list[int]) -> None:
     sys.path[:] = [request["folder"], *ours, *(path for path in sys.path if path.startswith((sys.prefix, sys.base_prefix)))]
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed()  # otherwise the forks would draw the same numbers
+    gc.unfreeze = lambda: None  # vLLM calls it at its end, and would then scan, and so copy, all that the server has imported
     sys.argv[:] = sys.orig_argv[1:] = ["-m", request["module"], *request["arguments"]]
     del sys.argv[0]
     runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
