@@ -174,8 +174,7 @@ def score_pairs(pairs: pa.Table, model_path: Path, settings: Any, arguments: Any
         return paths
     from stages.engines.trainer import LogpsScorer
 
-    model = training.load_policy(model_path, settings.dtype)
-    model = packing.enable_scoring(model, fused=training.select_fused(settings.attention))
+    model = training.load_scored_policy(model_path, settings.dtype, settings.attention)
     scorer = LogpsScorer(model, arguments, longest_pair(pairs), settings.dtype)
     for index in tqdm(pending, desc="reference", unit="shard", disable=not is_main_process()):
         shard = pairs.slice(index * size, size)

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from stages.artifacts import files, models, pointers, schemas, tables
 from stages.engines import checkpoints, distributed, training
-from stages.method import packing, seeding
+from stages.method import seeding
 from stages.runtime import params, scratch
 from stages.runtime.devices import is_main_process
 from stages.runtime.errors import StageError
@@ -131,9 +131,7 @@ def train_policy(
     from stages.engines.trainer import SPPOTrainer
 
     arguments = policy_arguments(settings, seed, folder, run_name=outputs.policy.name)
-    model = packing.enable_scoring(
-        training.load_policy(model_path, settings.dtype), fused=training.select_fused(settings.attention)
-    )
+    model = training.load_scored_policy(model_path, settings.dtype, settings.attention)
     first = None
     if settings.lora.rank:
         model = training.add_adapters(model, settings.lora)

@@ -4,12 +4,11 @@ The processes of the group share the hashing, about 1 GB/s each. Sizes alone wou
 training would end in a traceback, or go on with other weights.
 """
 
-import hashlib
 import re
 from pathlib import Path
 
 from stages.artifacts import files
-from stages.runtime import durable
+from stages.runtime import durable, hashes
 from stages.runtime.devices import is_main_process
 
 PREFIX = "checkpoint-"
@@ -75,8 +74,8 @@ def hash_files(path: Path) -> list[str]:
     lines = []
     for file in dealt[group.get_rank() :: group.get_world_size()]:
         with file.open("rb") as handle:
-            digest = hashlib.file_digest(handle, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-        lines.append(f"{digest} {file.relative_to(path)}")
+            digest = hashes.hash_content(handle)
+        lines.append(f"{digest.hex()} {file.relative_to(path)}")
     gathered: list[list[str]] = [[] for _ in range(group.get_world_size())]
     group.all_gather_object(gathered, lines)
     return sorted(line for part in gathered for line in part)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.artifacts import pointers
+from stages.method import packing
 from stages.runtime import params
 from stages.runtime.devices import is_main_process
 from stages.runtime.errors import StageError
@@ -129,6 +130,14 @@ def load_policy(path: Path, dtype: params.Precision) -> Any:
     )
     pointers.cap_attention(model)
     return model
+
+
+def load_scored_policy(path: Path, dtype: params.Precision, attention: str) -> Any:
+    """Load a policy as `load_policy` does, whose forward pass `packing.batch_logps` scores pairs with, to train it or not.
+
+    attention: train.attention. Raises StageError if packing or the fused attention does not support the model.
+    """
+    return packing.enable_scoring(load_policy(path, dtype), fused=select_fused(attention))
 
 
 def disable_dropout(config: Any) -> None:

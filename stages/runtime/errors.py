@@ -82,13 +82,16 @@ def is_disk_full(error: Exception) -> bool:
     return full or "No space left on device" in str(error)
 
 
-def exit_with(error: Exception, prefix: str = "") -> NoReturn:
-    """Exit with code 1 and one line on stderr for an error that the user can fix; re-raise any other.
-
-    With SPPO_DEBUG set, re-raise every error, to show its traceback.
-    """
+def message_or_raise(error: Exception) -> str:
+    """Return the line to print for an error that the user can fix; re-raise any other, and with SPPO_DEBUG set every error, to
+    show its traceback."""
     line = user_message(error)
     if os.environ.get("SPPO_DEBUG") or not line:
         raise error
-    print(f"{prefix}error: {line}", file=sys.stderr)
+    return line
+
+
+def exit_with(error: Exception, prefix: str = "") -> NoReturn:
+    """Exit with code 1 and one line on stderr for an error that the user can fix; re-raise as `message_or_raise`."""
+    print(f"{prefix}error: {message_or_raise(error)}", file=sys.stderr)
     sys.exit(1)

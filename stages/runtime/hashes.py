@@ -11,6 +11,7 @@ import json
 import os
 import re
 import time
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +32,19 @@ def digest_file(path: Path) -> bytes:
     with path.open("rb") as file:
         state, now = _state(file.fileno()), time.time_ns()
         if state[2] < LARGE:
-            return _read(file)
+            return hash_content(file)
         entry = FOLDER / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]}.json"
         if known := _look_up(entry, state):
             return known
-        digest = _read(file)
+        digest = hash_content(file)
         if now - max(state[3:]) > SETTLED * 1e9:  # a change from now on gives it another state
             with contextlib.suppress(OSError):
                 durable.write(entry, json.dumps({"state": state, "digest": digest.hex()}))
     return digest
 
 
-def _read(file: Any) -> bytes:
+def hash_content(file: BufferedReader) -> bytes:
+    """Return the BLAKE2b digest (16 bytes) of an open file's content, which is read in any case."""
     return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
 
 

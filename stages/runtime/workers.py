@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from stages.runtime import actors, cluster, processes
-from stages.runtime.errors import StageError, quote, user_message
+from stages.runtime.errors import StageError, message_or_raise, quote
 from stages.runtime.logs import log, setup_logging
 
 TIMEOUT = "SPPO_TIMEOUT"
@@ -338,10 +338,7 @@ def _run_worker(stage: socket.socket, load: Load, arguments: tuple[Any, ...], fo
         while task := _read(tasks):
             _send(stage, ("result", compute(*task)))
     except Exception as error:
-        message = user_message(error)
-        if os.environ.get("SPPO_DEBUG") or not message:
-            raise
-        _send(stage, ("failed", message))
+        _send(stage, ("failed", message_or_raise(error)))
     gc.freeze()  # otherwise Python scans every object of torch before it exits: seconds
 
 

@@ -12,14 +12,14 @@ from stages.runtime import hashes
 
 def test_ours_reads_each_file_once_in_all_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    original = hashes._read
+    original = hashes.hash_content
 
     def spy(file: Any) -> bytes:
         read.append(Path(file.name).name)
         return original(file)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(hashes, "_read", spy)
+    monkeypatch.setattr(hashes, "hash_content", spy)
     monkeypatch.setattr(hashes, "LARGE", 1)
     monkeypatch.setattr(hashes, "SETTLED", 0.05)
     monkeypatch.setattr(time, "sleep", lambda _, sleep=time.sleep: sleep(0.1))

@@ -39,7 +39,7 @@ def expect(content: bytes) -> bytes:
 def is_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Return whether the file is read: `digest_file` then returns what reading it is made to give here."""
     with monkeypatch.context() as patch:
-        patch.setattr(hashes, "_read", lambda file: b"was read")
+        patch.setattr(hashes, "hash_content", lambda file: b"was read")
         patch.setattr(durable, "write", lambda path, text: None)
         return hashes.digest_file(path) == b"was read"
 
@@ -101,7 +101,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_remembered(weights: Path, m
         return b"a mixture"
 
     with monkeypatch.context() as patch:
-        patch.setattr(hashes, "_read", read_and_change)
+        patch.setattr(hashes, "hash_content", read_and_change)
         assert hashes.digest_file(weights) == b"a mixture"
     assert hashes.digest_file(weights) == expect(b"9876543210")
 
