@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.artifacts import files, machine
-from stages.runtime import scratch
+from stages.runtime import devices, scratch
 from stages.runtime.versions import tool_versions
 
 FOLDER = Path("data/records")
@@ -30,7 +30,9 @@ def write_record(stage: str, *, numerics: str | None) -> None:
 
 
 def describe_device(numerics: str | None) -> dict[str, Any]:
-    """Return the kind and number of devices: GPUs or, without any, what can affect results about the CPU."""
+    """Return the kind and number of devices: GPUs, of a cluster or this machine, or what can affect results about the CPU."""
+    for name, count in devices.REMOTE.items():
+        return {"kind": name, "count": count}
     torch = sys.modules.get("torch")  # a stage that has not imported torch uses no GPU
     if torch and torch.cuda.is_available():
         return {"kind": torch.cuda.get_device_name(), "count": torch.cuda.device_count()}

@@ -20,7 +20,7 @@ from pathlib import Path
 from stages.artifacts import files, pointers
 from stages.runtime import cluster, durable, processes
 from stages.runtime.devices import LAUNCH_FOLDER, explain_out_of_memory, has_gpus, is_launched, is_main_process
-from stages.runtime.errors import StageError, user_message
+from stages.runtime.errors import StageError, message_or_raise
 from stages.runtime.logs import log
 
 DIGESTS = "digests.json"
@@ -148,10 +148,9 @@ def _run_under_launcher(devices: int, inputs: Mapping[str, Path], work: Work) ->
         digests = json.loads((exchange / DIGESTS).read_text(encoding="utf-8")) if exchange else _hash_inputs(inputs)
         _work_in_group(Group(devices, digests), work)
     except Exception as error:
-        line = user_message(error)
-        if not exchange or not line or os.environ.get("SPPO_DEBUG"):
+        if not exchange:
             raise
-        durable.write(exchange / ERROR, line)  # the process that launched this one says it, once
+        durable.write(exchange / ERROR, message_or_raise(error))  # the process that launched this one says it, once
         sys.exit(1)
 
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.runtime import cluster, processes
-from stages.runtime.errors import StageError, describe, user_message
+from stages.runtime import cluster, devices, processes
+from stages.runtime.errors import StageError, describe, message_or_raise
 from stages.runtime.logs import log
 
 POLL_SECONDS = 5
@@ -69,7 +69,7 @@ class Actor:
             "runtime_env": cluster.worker_environment(),
             "scheduling_strategy": cluster.on_node(slot[0]),
         }
-        self.handle = ray.remote(_Computer).options(**options).remote(str(Path.cwd()), cluster.hand_over(), folder)
+        self.handle = ray.remote(_Computer).options(**options).remote(str(Path.cwd()), cluster.hand_over(), folder, gpus)
         self.pending = self.handle.wait_for_device.remote()
 
     def is_free(self) -> bool:
@@ -88,6 +88,8 @@ class Actors:
         self.devices = devices
         self.gpus = len(devices[0].split(","))  # of each worker, where there are any: several for tensor parallelism
         self.hosts: dict[str, str] = {}
+        self.first: set[str] = set()  # the nodes that were there when the stage started
+        self.kind: tuple[str, str] | None = None  # of the first worker's GPUs, and its host
         self.slots: list[Slot] = []
         self.workers: list[Actor] = []
         self.with_gpus = False
@@ -118,6 +120,7 @@ class Actors:
         first, self.polled = not self.hosts, time.monotonic()
         if first:
             self.with_gpus = cluster.has_gpus(nodes)
+            self.first = {node["NodeID"] for node in nodes}
         self.slots = [slot for slot in self.slots if slot[0] in {node["NodeID"] for node in nodes}]
         new = [node for node in nodes if node["NodeID"] not in self.hosts]
         checks = [cluster.find_missing(self.ray, self.shared, cluster.on_node(node["NodeID"])) for node in new]
@@ -177,11 +180,29 @@ class Actors:
             return [self._lose(worker, describe(error))]
         worker.pending, worker.since = None, None
         if kind == "placed":
+            if (reports := self._find_other_kind(worker, value)) is not None:
+                return reports
             load, arguments, _ = self.job
             worker.since, worker.pending = time.monotonic(), worker.handle.load.remote(load, arguments)
             return []
         worker.loaded = True
         return [(worker, kind, value)]
+
+    def _find_other_kind(self, worker: Actor, kind: str) -> list[tuple[Actor, str, Any]] | None:
+        """Return None if a new worker's GPUs are of the kind of the others'. If not: what ends the stage or, if the node has
+        joined later, nothing, after a warning: the node is left out. kind: of `devices.check_granted`."""
+        self.kind = self.kind or (kind, worker.host)
+        try:
+            cluster.refuse_kinds([self.kind, (kind, worker.host)])
+        except StageError as error:
+            if worker.slot[0] in self.first:
+                return [(worker, "failed", str(error))]
+            log.warning("%s; continuing without node %s", error, worker.host)
+            self.slots = [slot for slot in self.slots if slot[0] != worker.slot[0]]
+            self.replace(worker)
+            return []
+        devices.note_remote(kind, self.gpus * len(self.workers))
+        return None
 
     def _lose(self, worker: Actor, reason: str) -> tuple[Actor, str, Any]:
         """Report that a worker has ended, and start another in its place if its node is still there."""
@@ -222,14 +243,17 @@ class Actors:
 class _Computer:
     """What an actor does in its process."""
 
-    def __init__(self, folder: str, environment: dict[str, str], logs: Path | None) -> None:
-        self.folder, self.environment, self.logs = folder, environment, logs
+    def __init__(self, folder: str, environment: dict[str, str], logs: Path | None, gpus: int) -> None:
+        self.folder, self.environment, self.logs, self.gpus = folder, environment, logs, gpus
 
     def wait_for_device(self) -> tuple[str, Any]:
-        def prepare() -> None:
+        """Return "placed" and the kind of GPU, "" without any, once Ray has found a place for this process."""
+
+        def prepare() -> str:
             cluster.take_over(self.folder, self.environment)
             if self.logs:
                 processes.redirect_output(self.logs / f"worker-{os.uname().nodename}-{os.getpid()}.log")
+            return devices.check_granted(self.gpus)
 
         return self._try("placed", prepare)
 
@@ -246,7 +270,4 @@ class _Computer:
         try:
             return kind, function()
         except Exception as error:
-            message = user_message(error)
-            if os.environ.get("SPPO_DEBUG") or not message:
-                raise
-            return "failed", message
+            return "failed", message_or_raise(error)

@@ -12,12 +12,12 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.runtime import processes, scratch
+from stages.runtime import devices, processes, scratch
 from stages.runtime.errors import StageError, describe, quote
 from stages.runtime.logs import log, setup_logging
 from stages.runtime.paths import ROOT
@@ -30,6 +30,8 @@ GREETING, ANSWER = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0", 4
 """What a client of gRPC, and so of Ray, says first, and the type of the frame that the server answers with: SETTINGS."""
 OF_A_NODE = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "RAY_", "SLURM", "HOSTNAME", "TMPDIR", "LD_LIBRARY_PATH")
 """Beginnings of the environment variables that each node has its own values of."""
+GPU_TYPE = "accelerator_type:"
+"""Beginning of the names of Ray's resources that tell a node's kind of GPU."""
 SECRET = re.compile("(^|_)(KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS)(_|$)")
 """Names of environment variables that Ray, which logs them, must not start workers with."""
 WORKER_FAILED = "a worker process failed: see its error message above"
@@ -117,16 +119,21 @@ def list_nodes(ray: Any) -> list[dict[str, Any]]:
 
 
 def check_kinds(nodes: Sequence[Mapping[str, Any]]) -> None:
-    """Raise StageError if nodes have two kinds of GPU."""
+    """Raise StageError if Ray knows that nodes have two kinds of GPU. It does not tell their memory apart."""
+    types = [(name.partition(":")[2], node) for node in nodes for name in node["Resources"] if name.startswith(GPU_TYPE)]
+    refuse_kinds((kind, node["NodeManagerAddress"]) for kind, node in types)
+
+
+def refuse_kinds(found: Iterable[tuple[str, str]]) -> None:
+    """Raise StageError if GPUs are of two kinds. found: pairs of a kind and a node's address; "" is no kind."""
     kinds: dict[str, list[str]] = {}
-    for node in nodes:
-        for name in node["Resources"]:
-            if name.startswith("accelerator_type:"):
-                kinds.setdefault(name.partition(":")[2], []).append(node["NodeManagerAddress"])
+    for kind, host in found:
+        if kind and host not in kinds.setdefault(kind, []):
+            kinds[kind].append(host)
     if len(kinds) > 1:
-        found = "; ".join(f"{kind}: {', '.join(hosts)}" for kind, hosts in sorted(kinds.items()))
+        listing = "; ".join(f"{kind}: {', '.join(hosts)}" for kind, hosts in sorted(kinds.items()))
         raise StageError(
-            f"the cluster has two kinds of GPU, which give different results ({found}): stop Ray on the nodes of one kind"
+            f"the cluster has two kinds of GPU, which give different results ({listing}): stop Ray on the nodes of one kind"
         )
 
 
@@ -249,38 +256,46 @@ def _run_in_group(
         found = ray.get([find_missing(ray, shared, place) for place in places])
     for host, path, _ in found:
         refuse_missing(host, path)
-    (host, _, port), gpus = found[0], group.bundle_specs[0].get("GPU", 0)
+    (host, _, port), gpus = found[0], int(group.bundle_specs[0].get("GPU", 0))
     options = {"num_cpus": 1, "num_gpus": gpus, "max_retries": 0, "runtime_env": worker_environment()}
-    calls = []
-    for rank, place in enumerate(places):
-        remote = ray.remote(_call).options(scheduling_strategy=place, **options)
-        where = Place(rank, len(places), host, port)
-        calls.append(remote.remote(str(Path.cwd()), hand_over(), function, where, arguments))
-    _wait(ray, dict(zip(calls, (host for host, *_ in found), strict=True)))
+    hosts = [address for address, *_ in found]
+
+    def call(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        calls = {}
+        for place, address, given in zip(places, hosts, arguments, strict=True):
+            remote = ray.remote(_call).options(scheduling_strategy=place, **options)
+            calls[remote.remote(str(Path.cwd()), hand_over(), function, *given)] = address
+        return _wait(ray, calls)
+
+    if gpus:
+        kinds = call(devices.check_granted, [(gpus,)] * len(places))
+        refuse_kinds(zip(kinds, hosts, strict=True))
+        devices.note_remote(kinds[0], gpus * len(places))
+    call(function, [(Place(rank, len(places), host, port), *arguments) for rank in range(len(places))])
 
 
-def _call(
-    folder: str, environment: Mapping[str, str], function: Callable[..., None], place: Place, arguments: tuple[Any, ...]
-) -> str | None:
-    """Call a function in a process that Ray started. Returns the message of its StageError, None if it succeeded."""
+def _call(folder: str, environment: Mapping[str, str], function: Callable[..., Any], *arguments: Any) -> tuple[str | None, Any]:
+    """Call a function in a process that Ray started. Returns the message of its StageError, None if it succeeded, and what it
+    returned."""
     take_over(folder, environment)
     try:
-        function(place, *arguments)
+        return None, function(*arguments)
     except StageError as error:
-        return str(error)
-    return None
+        return str(error), None
 
 
-def _wait(ray: Any, calls: Mapping[Any, str]) -> None:
-    """Wait for calls of `_call`, by node. Raises StageError, and ends the others, if one fails."""
+def _wait(ray: Any, calls: Mapping[Any, str]) -> list[Any]:
+    """Wait for calls of `_call`, by node, and return what their functions returned. Raises StageError, and ends the others, if
+    one fails."""
     pending, said, lost = list(calls), list[str](), list[str]()  # what functions and Ray say, in order of arrival
+    returned = dict[Any, Any]()
     while pending:
         done, pending = ray.wait(pending, timeout=GRACE if said or lost else None)
         if not done:
             break
         for call in done:
             try:
-                message = ray.get(call)
+                message, returned[call] = ray.get(call)
             except ray.exceptions.RayError as error:
                 reason = describe(error)
                 lost.append(f"the cluster's node {calls[call]} failed ({reason}): fix the cause, then re-run to resume")
@@ -293,3 +308,4 @@ def _wait(ray: Any, calls: Mapping[Any, str]) -> None:
         log.warning("%s", other)
     if failures:
         raise StageError(failures[0])
+    return [returned[call] for call in calls]

@@ -29,6 +29,8 @@ params.yaml says, or would not start."""
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 NO_GPU = ("", "-1", "NoDevFiles")
 """Values of CUDA_VISIBLE_DEVICES that hide every GPU on purpose; Slurm sets the last one for a job without GPUs."""
+REMOTE: dict[str, int] = {}
+"""GPUs of a cluster's nodes that have computed for this process: their name (one at most) -> how many, at most, at a time."""
 DRIVER = Path("/proc/driver/nvidia/version")
 OLDEST_DRIVER = {"13": 580, "12": 525}
 """Major version of CUDA that torch was built for -> the oldest driver that it works with (CUDA's release notes, table 2)."""
@@ -84,18 +86,53 @@ def _explain_unseen_gpus(driver: str, cuda: str, visible: str | None) -> str:
 
 def _check_kinds() -> None:
     """Raise StageError if the visible GPUs differ in name or memory."""
-    import torch
-
     gpus = _visible_gpus()
     if len(gpus) < 2:
         return
     kinds: dict[str, list[str]] = {}
     for index, gpu in enumerate(gpus):
-        properties = torch.cuda.get_device_properties(index)
-        kinds.setdefault(f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB", []).append(gpu)
+        kinds.setdefault(describe_gpu(index), []).append(gpu)
     if len(kinds) > 1:
         choices = " or ".join(f"{VISIBLE}={','.join(same)} ({len(same)} x {kind})" for kind, same in kinds.items())
         raise StageError(f"the GPUs are not all of one kind, on which results and memory would depend: set {choices}")
+
+
+def describe_gpu(index: int = 0) -> str:
+    """Return the name and the memory of a GPU that torch sees, such as "NVIDIA H100 80GB HBM3, 79 GiB"."""
+    import torch
+
+    properties = torch.cuda.get_device_properties(index)
+    return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+
+
+def check_granted(count: int) -> str:
+    """Return what `describe_gpu` says of the GPUs that Ray gave this process, "" if it gave none. count: their number.
+
+    Raises StageError, which names this machine, if torch does not see them all, or as `has_gpus` does: the process would
+    compute on the CPU, or on other GPUs than its neighbour's workers.
+    """
+    if not count:
+        return ""
+    import torch
+
+    host = os.uname().nodename
+    try:
+        seen = torch.cuda.device_count() if has_gpus() else 0
+    except StageError as error:
+        raise StageError(f"node {host}: {error}") from error
+    if seen != count:
+        raise StageError(
+            f"node {host}: torch sees {seen} of the {count} GPUs that Ray gave a process: check that `nvidia-smi` lists them, "
+            "then restart Ray on this node"
+        )
+    return describe_gpu()
+
+
+def note_remote(kind: str, count: int) -> None:
+    """Note in REMOTE that so many GPUs of a kind work for this process at a time. kind: of `check_granted`."""
+    if kind:
+        name = kind.rpartition(", ")[0]
+        REMOTE[name] = max(count, REMOTE.get(name, 0))
 
 
 def _visible_gpus() -> list[str]:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from stages.artifacts import machine, records
+from stages.runtime import devices
 from stages.runtime.versions import tool_versions
 
 CPUINFO = """processor\t: 0
@@ -58,6 +59,15 @@ def test_a_stage_that_loaded_torch_used_its_gpus(monkeypatch: pytest.MonkeyPatch
     cuda = SimpleNamespace(is_available=lambda: True, get_device_name=lambda: "NVIDIA H100", device_count=lambda: 8)
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
     assert write("train", "fast")["device"] == {"kind": "NVIDIA H100", "count": 8}
+
+
+def test_the_gpus_of_a_cluster_count_and_not_those_of_the_machine_that_started_the_stage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda = SimpleNamespace(is_available=lambda: True, get_device_name=lambda: "NVIDIA H100", device_count=lambda: 8)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    monkeypatch.setattr(devices, "REMOTE", {"NVIDIA A100": 32})
+    assert write("train", "fast")["device"] == {"kind": "NVIDIA A100", "count": 32}
 
 
 def test_a_record_has_the_same_bytes_in_every_run() -> None:

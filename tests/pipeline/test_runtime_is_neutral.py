@@ -85,6 +85,7 @@ DECLARATIONS = {
     "scratch.NUMERICS",  # the name of an environment variable
     "logs.log",
     "devices.LAUNCH_FOLDER",  # the name of an environment variable
+    "devices.REMOTE",  # what a record says of a cluster's GPUs
     "errors.StageError",
     "errors.DISK_FULL",
     "errors.FREE_SPACE",
@@ -113,6 +114,7 @@ MUTANTS: dict[str, Callable[..., Any]] = {
     "errors.one_line": lambda text: "mutant",
     "errors.describe": lambda error: "mutant",
     "errors.user_message": lambda error: "mutant",
+    "errors.message_or_raise": lambda error: "mutant",
     "errors.is_disk_full": lambda error: True,
     "errors.exit_with": lambda error, prefix="": sys.exit(3),
     "logs.setup_logging": ignore,
@@ -120,6 +122,9 @@ MUTANTS: dict[str, Callable[..., Any]] = {
     "devices.has_gpus": lambda: False,  # True means that torch itself sees some
     "devices.find_driver": lambda: "",
     "devices.query_gpus": lambda field: ["mutant"],
+    "devices.describe_gpu": lambda index=0: "mutant",
+    "devices.check_granted": lambda count: "",
+    "devices.note_remote": ignore,
     "devices.explain_out_of_memory": do_nothing,
     "devices.is_launched": lambda: False,
     "devices.forget_launchers": ignore,
@@ -154,6 +159,7 @@ MUTANTS: dict[str, Callable[..., Any]] = {
     "fingerprint.hash_code": lambda source: "0",
     "fingerprint.hash_requirements": lambda text: "0",
     "hashes.digest_file": lambda path: b"0",
+    "hashes.hash_content": lambda file: b"0",
     "catalog.stage_modules": dict,
     "catalog.environment_of": lambda stage: "mutant",
     "catalog.may_go_online": lambda stage: True,
@@ -224,6 +230,7 @@ def test_every_function_of_runtime_is_listed_here() -> None:
             f"cluster.{name}"
             for name in (
                 "check_kinds",
+                "refuse_kinds",
                 "hand_over",
                 "take_over",
                 "worker_environment",

@@ -1,13 +1,15 @@
 """Workers on a Ray cluster of two nodes, whose stage is a program that deals tasks."""
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from stages.runtime import actors
+from stages.runtime import actors, devices
 from stages.runtime import cluster as clusters_of_ray
 from stages.runtime.errors import StageError
 from support import clusters
@@ -45,7 +47,8 @@ class FakeActor:
 
     def __init__(self, ray: FakeRay, slot: actors.Slot, host: str, gpus: int, folder: Path | None) -> None:
         self.slot, self.host, self.gpus = slot, host, gpus
-        self.handle, self.task, self.since, self.pending, self.loaded = slot, None, None, None, False
+        self.handle, self.task, self.since, self.pending, self.loaded = self, None, None, None, False
+        self.load = SimpleNamespace(remote=lambda *_: "loading")
 
 
 @pytest.fixture
@@ -125,7 +128,7 @@ def test_a_lost_worker_is_replaced_only_where_its_node_lives_on(fakes: dict[str,
     second.pending = ConnectionError("node died")
     assert crew._read(second) == [(second, "lost", "its worker on node at-b is lost")]
     assert [worker.slot for worker in crew.workers] == [("a", 0)]
-    assert ray.killed == [("b", 0)]
+    assert ray.killed == [second]
     first.pending = ConnectionError("actor died")
     assert crew._read(first) == [(first, "lost", "its worker on node at-a is lost")]
     (third,) = crew.workers
@@ -184,6 +187,40 @@ def test_a_node_with_another_kind_of_gpu_is_refused_first_and_left_out_later(
     assert "A100" in caplog.text
 
 
+def place(crew: actors.Actors, worker: Any, kind: str) -> list[Any]:
+    """Let a worker say that it has a device of this kind. Returns the reports that follow."""
+    worker.pending = ("placed", kind)
+    return crew._read(worker)
+
+
+def test_gpus_that_ray_does_not_tell_apart_are_refused_first_and_left_out_later(
+    fakes: dict[str, str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those with other memory: what torch sees in the worker's process counts."""
+    monkeypatch.setattr(devices, "REMOTE", {})
+    resources = {"GPU": 2, "accelerator_type:A100": 1}
+    crew = make_crew(FakeRay(a=resources, b=resources), ["0"]).staff(4)
+    first, second, third, _ = crew.workers
+    assert [place(crew, worker, "A100, 80 GiB") for worker in (first, second)] == [[], []]
+    assert first.pending == "loading"
+    ((worker, kind, message),) = place(crew, third, "A100, 40 GiB")
+    assert (worker, kind) == (third, "failed")
+    assert_message(message, "two kinds", "A100, 40 GiB: at-b", "A100, 80 GiB: at-a")
+    ray = FakeRay(a=resources)
+    crew = make_crew(ray, ["0"]).staff(9)
+    place(crew, crew.workers[0], "A100, 80 GiB")
+    ray.found |= {"b": resources, "c": resources}
+    crew.add_nodes()
+    late = crew.staff(9).workers[2]
+    assert late.slot == ("b", 0)  # type: ignore[attr-defined]
+    assert place(crew, late, "A100, 40 GiB") == []
+    assert_message(caplog.text, "two kinds", "A100, 40 GiB: at-b", "without node at-b")
+    assert ray.killed == [late]
+    assert late not in crew.staff(9).workers
+    assert crew.slots == [("a", 0), ("a", 1), ("c", 0), ("c", 1)]
+    assert devices.REMOTE == {"A100": 4}, "of a cluster that had four GPUs of this kind at a time"
+
+
 def test_a_node_that_cannot_be_asked_is_asked_again(fakes: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     ray = FakeRay(a={"CPU": 1})
     answers = iter([ConnectionError("no memory"), ("", None, 0)])
@@ -205,6 +242,29 @@ def test_waiting_for_a_device_is_said(fakes: dict[str, str], caplog: pytest.LogC
     crew.workers[0].since, crew.idle_since = 1.0, 0.0
     crew.warn_if_idle()
     assert not caplog.records
+
+
+RUN = """
+from stages.runtime import cluster, devices
+from stages.runtime.errors import exit_with
+
+try:
+    cluster.run_on_nodes(1, 1, [], devices.check_granted, 1)
+except Exception as error:
+    exit_with(error)
+"""
+
+
+@pytest.mark.slow
+def test_gpus_that_torch_does_not_see_are_one_line(tmp_path: Path) -> None:
+    """As with a driver that is too old: the stage would compute on CPUs. Ray believes what it is told of this machine."""
+    (tmp_path / "run.py").write_text(RUN)
+    with clusters.start(1, num_gpus=1) as cluster:
+        programs = [clusters.deal(tmp_path, cluster, [("", 1)])]
+        messages = [clusters.failure(programs[0])]
+        messages.append(clusters.failure(clusters.start_program(tmp_path, "run.py", RAY_ADDRESS=cluster.address)))
+    for message in messages:
+        assert_message(message, f"node {os.uname().nodename}", "0 of the 1 GPUs", "restart Ray")
 
 
 @pytest.fixture(scope="module")

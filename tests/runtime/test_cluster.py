@@ -78,6 +78,14 @@ def test_nodes_that_have_gone_do_not_count() -> None:
     assert not cluster.has_gpus(cluster.list_nodes(Nodes({"CPU": 4})))
 
 
+def test_two_amounts_of_memory_are_two_kinds_of_gpu() -> None:
+    """Ray calls both A100-SXM4-40GB and A100-SXM4-80GB "A100"."""
+    cluster.refuse_kinds([("A100, 80 GiB", "10.0.0.0"), ("A100, 80 GiB", "10.0.0.1"), ("", "10.0.0.2")])
+    with pytest.raises(StageError) as raised:
+        cluster.refuse_kinds([("A100, 80 GiB", "10.0.0.0"), ("A100, 40 GiB", "10.0.0.1"), ("A100, 40 GiB", "10.0.0.1")])
+    assert_message(str(raised.value), "two kinds of GPU", "A100, 40 GiB: 10.0.0.1;", "A100, 80 GiB: 10.0.0.0)")
+
+
 class Calls:
     """Stands for the module `ray`: each call has ended, with a message, None, or an error."""
 
@@ -90,7 +98,7 @@ class Calls:
     def get(self, call: Any) -> Any:
         if isinstance(call, Exception):
             raise call
-        return call
+        return call, None
 
 
 @pytest.mark.parametrize(

@@ -220,3 +220,28 @@ def test_a_variable_for_other_programs_does_not_change_a_stage(name: str, monkey
     monkeypatch.setattr(os, "environ", kept | {name: "1"})
     devices.forget_overrides()
     assert os.environ == kept
+
+
+def test_gpus_that_ray_gave_a_process_are_all_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = f"node {os.uname().nodename}"
+    assert devices.check_granted(0) == ""
+    with pytest.raises(StageError) as error:
+        devices.check_granted(1)
+    assert_message(str(error.value), host, "0 of the 1 GPUs", "nvidia-smi")
+    make_gpus(monkeypatch, H100)
+    assert devices.check_granted(1) == "NVIDIA H100 80GB HBM3, 79 GiB"
+    with pytest.raises(StageError) as error:
+        devices.check_granted(2)
+    assert_message(str(error.value), host, "1 of the 2 GPUs", "nvidia-smi")
+    make_gpus(monkeypatch, H100, ("NVIDIA A100", 2**36))
+    with pytest.raises(StageError) as error:
+        devices.check_granted(2)
+    assert_message(str(error.value), host, "not all of one kind", "A100")
+
+
+def test_most_gpus_at_a_time_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "REMOTE", {})
+    for count in (8, 16, 4):
+        devices.note_remote("NVIDIA A100, 80GB, 79 GiB", count)
+    devices.note_remote("", 32)
+    assert devices.REMOTE == {"NVIDIA A100, 80GB": 16}

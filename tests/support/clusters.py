@@ -37,12 +37,12 @@ def import_ray(module: str = "ray") -> Any:
 
 
 @contextlib.contextmanager
-def start(nodes: int) -> Iterator[Any]:
-    """Start nodes of one CPU each; yield the `ray.cluster_utils.Cluster`."""
+def start(nodes: int, **resources: Any) -> Iterator[Any]:
+    """Start nodes of one CPU and these resources each; yield the `ray.cluster_utils.Cluster`."""
     cluster = import_ray("ray.cluster_utils").Cluster()
     try:
         for index in range(nodes):
-            add_node(cluster, index, **({} if index else {"include_dashboard": False}))
+            add_node(cluster, index, **resources, **({} if index else {"include_dashboard": False}))
         yield cluster
     finally:
         cluster.shutdown()
