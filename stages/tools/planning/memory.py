@@ -159,10 +159,10 @@ def estimate_train(settings: Params, shape: Shape, gpus: int) -> Memory:
 
 
 def estimate_evaluate_lm(settings: Params | EvaluationParams, shape: Shape, gpus: int) -> Memory:
-    """The policy on each GPU, and the logits of a batch of the longest requests, also as float32 and their log-softmax."""
-    each = BYTES[settings.evaluate_lm.dtype]
-    logits = settings.evaluate_lm.batch_size * HARNESS_LENGTH * shape.vocabulary * (each + 4 + 4)
-    return Memory(shape.parameters * each + logits, gpus * PROCESS)
+    """The policy on each GPU, and for a batch of the longest requests the logits and their log-softmax, both in float32, beside
+    the log-softmax of the batch before, which lm-eval still holds (`HFLM._loglikelihood_tokens`)."""
+    logits = settings.evaluate_lm.batch_size * HARNESS_LENGTH * shape.vocabulary * (4 + 4 + 4)
+    return Memory(shape.parameters * BYTES[settings.evaluate_lm.dtype] + logits, gpus * PROCESS)
 
 
 TRAINING_ESTIMATES: dict[str, Callable[[Params, Shape, int], Memory]] = {

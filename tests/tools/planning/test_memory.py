@@ -205,7 +205,7 @@ def test_every_shape_has_about_its_number_of_parameters(repo: str, shape: Shape)
 
 def test_the_harness_holds_the_logits_of_a_batch() -> None:
     found = estimate("evaluate-lm", evaluate_lm={"dtype": "bfloat16", "batch_size": 3})
-    assert found == Memory(8e9 + 3 * memory.HARNESS_LENGTH * 50_000 * 10, GPUS * memory.PROCESS)
+    assert found == Memory(8e9 + 3 * memory.HARNESS_LENGTH * 50_000 * 12, GPUS * memory.PROCESS)
     wide = estimate("evaluate-lm", evaluate_lm={"dtype": "float32", "batch_size": 3})
     assert wide.gpu == 16e9 + 3 * memory.HARNESS_LENGTH * 50_000 * 12
 
@@ -260,7 +260,13 @@ def test_the_remedy_names_a_parameter_that_exists() -> None:
             assert hasattr(getattr(settings, section_name), key)
 
 
-def test_gemma_in_batches_of_8_fills_a_gpu() -> None:
+@pytest.mark.parametrize(("batch", "fits"), [(4, True), (8, False)])
+def test_gemma_fits_a_gpu_in_the_batches_of_its_recipes(batch: int, fits: bool) -> None:
+    """Three tensors of 3,000 tokens x 256,000 logits in float32 for each request, and 9.2 billion parameters in bfloat16."""
     gemma = memory.SHAPES["google/gemma-2-9b-it"]
-    settings = read_settings(evaluate_lm={"dtype": "bfloat16", "batch_size": 8})
-    assert memory.estimate_memory("evaluate-lm", settings, gemma, 8).gpu == pytest.approx(80e9, rel=0.02)
+    settings = read_settings(evaluate_lm={"dtype": "bfloat16", "batch_size": batch})
+    estimate = memory.estimate_memory("evaluate-lm", settings, gemma, 8).gpu
+    assert estimate == pytest.approx(batch * 3000 * 256_000 * 12 + 2 * 9.24e9, rel=0.01)
+    assert (estimate < 80e9) is fits
+    for recipe in ("gemma-2-9b", "gemma-2-9b-published"):
+        assert params.read(ROOT / "recipes" / recipe / "params.yaml")["evaluate_lm"]["batch_size"] == 4
