@@ -43,4 +43,11 @@ def run(sizes: Sizes, folder: Path, limits: dict[str, float], rehearsal: bool) -
     alone = sampling.sample_shard(llm, engine, draw, shard)
     larger = sampling.sample_shard(llm, engine, draw, pa.concat_tables([other, shard]))
     within = larger.slice(other.num_rows)
-    rows.report(rows.same_bytes(f"{WHAT} ({shard.num_rows} of {larger.num_rows} prompts)", map(shards.digest, (alone, within))))
+    again, speed = shards.sample_timed(llm, engine, draw, shard)
+    rows.report(
+        rows.same_bytes(f"{WHAT} ({shard.num_rows} of {larger.num_rows} prompts)", map(shards.digest, (alone, within, again))),
+        rows.judge_on_gpu(
+            rows.measure("generate, engine.batch_invariant: speed, to compare with generate's", f"{speed:.0f} tokens/s"),
+            rehearsal,
+        ),
+    )

@@ -56,6 +56,11 @@ def count_bytes_per_token(model: Any, length: int, count: int) -> float:
     return traffic.bytes / (count * length)
 
 
+def count_weights(model: Any) -> int:
+    """Count the weights of DeBERTa's layers that multiply each token; those of the embeddings are looked up."""
+    return sum(weight.numel() for weight in model.encoder.layer.parameters() if weight.dim() == 2)
+
+
 def make_texts(blender: Any, size: Ranking) -> list[pairrm.EncodedTexts]:
     """Make prompts with distinct responses, as PairRM's token IDs: [CLS], the marker, random words and [SEP]."""
     rng, tokenizer = random.Random(0), blender.ranker_tokenizer
@@ -152,13 +157,19 @@ def compare(label: str, found: list[list[Tensor]], expected: list[Tensor], oracl
     ]
 
 
+def count_work(texts: list[pairrm.EncodedTexts]) -> tuple[int, int]:
+    """Return the number of ordered pairs of all prompts, and that of their tokens: prompt, left and right response."""
+    pairs = tokens = 0
+    for each in texts:
+        count = len(each.candidates)
+        pairs += count * (count - 1)
+        tokens += count * (count - 1) * len(each.source) + 2 * (count - 1) * sum(map(len, each.candidates))
+    return pairs, tokens
+
+
 def judge_speed(blender: Any, texts: list[pairrm.EncodedTexts], size: Ranking, seconds: float, bandwidth: float) -> rows.Row:
     """Judge the plain forward pass's speed. bandwidth: of the GPU's memory, in bytes per second."""
-    pairs = len(texts) * size.samples * (size.samples - 1)
-    tokens = sum(
-        size.samples * (size.samples - 1) * len(each.source) + 2 * (size.samples - 1) * sum(map(len, each.candidates))
-        for each in texts
-    )
+    pairs, tokens = count_work(texts)
     mean = round(tokens / pairs)
     per_token = count_bytes_per_token(blender.ranker.pretrained_model, mean, max(1, size.tokens_per_batch // mean))
     share = tokens * per_token / bandwidth / seconds
@@ -172,11 +183,17 @@ def judge_speed(blender: Any, texts: list[pairrm.EncodedTexts], size: Ranking, s
 
 
 def check_fused(
-    blender: Any, texts: list[pairrm.EncodedTexts], size: Ranking, expected: list[Tensor], oracle: str, plain_seconds: float
+    blender: Any,
+    texts: list[pairrm.EncodedTexts],
+    size: Ranking,
+    expected: list[Tensor],
+    oracle: str,
+    plain_seconds: float,
+    flops: float,
 ) -> list[rows.Row]:
     """Check `rank.attention: fused`: by the stage's own gate, then as the plain forward pass is, and its speed.
 
-    plain_seconds: of the plain forward pass, which `measure` returns.
+    plain_seconds: of the plain forward pass, which `measure` returns. flops: per second, of the GPU's matrix products.
     """
     gate, condition = f"{FUSED}: the stage's own check of its logits", "to pass"
     try:
@@ -185,10 +202,17 @@ def check_fused(
         return [rows.Row(gate, "", condition, rows.FAIL, str(error))]
     found, seconds = measure(forward, texts, size)
     ratio = plain_seconds / seconds
+    pairs, tokens = count_work(texts)
+    share = 2 * count_weights(blender.ranker.pretrained_model) * tokens / seconds / flops
     return [
         rows.judge(gate, "passed", condition, True),
         *compare(FUSED, found, expected, oracle),
-        rows.judge(f"{FUSED}: speed, relative to plain", f"{ratio:.2f}", ">= 1", ratio >= 1),
+        rows.judge(
+            f"{FUSED}: speed, relative to plain",
+            f"{ratio:.2f} ({pairs / seconds:.0f} pairs/s; products with weights: {share:.0%} of {flops / 1e12:.3g} TFLOP/s)",
+            ">= 1",
+            ratio >= 1,
+        ),
     ]
 
 
@@ -204,4 +228,4 @@ def run(sizes: Sizes, folder: Path, limits: dict[str, float], rehearsal: bool) -
     if rehearsal:
         rows.report(rows.skip(FUSED, "rehearsal: the setting has no effect on a CPU, which has its own forward pass"))
     else:
-        rows.report(*check_fused(blender, texts, size, expected, oracle, seconds))
+        rows.report(*check_fused(blender, texts, size, expected, oracle, seconds, limits["flops"]))

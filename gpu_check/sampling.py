@@ -6,6 +6,7 @@ import json
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -13,6 +14,7 @@ from benchmarks import train as benchmark
 from gpu_check import rows
 from gpu_check import sizes as check
 from stages.engines import sampling
+from stages.runtime import params
 
 
 def make_shard(name: str, size: check.Sampling) -> pa.Table:
@@ -44,6 +46,13 @@ def digest(table: pa.Table) -> str:
     return hashlib.sha256(json.dumps(table.to_pylist()).encode()).hexdigest()
 
 
+def sample_timed(llm: Any, engine: params.Engine, draw: sampling.Sampling, shard: pa.Table) -> tuple[pa.Table, float]:
+    """Sample responses to a shard. Returns them, and their tokens per second."""
+    start = time.perf_counter()
+    responses = sampling.sample_shard(llm, engine, draw, shard)
+    return responses, sum(map(sum, responses["token_counts"].to_pylist())) / (time.perf_counter() - start)
+
+
 def run(sizes: check.Sizes, folder: Path, limits: dict[str, float], rehearsal: bool) -> None:
     """Run this part. limits: not used."""
     what = "generate: the same shard first, and after another"
@@ -55,14 +64,12 @@ def run(sizes: check.Sizes, folder: Path, limits: dict[str, float], rehearsal: b
     engine, draw = size.engine(), make_draw(size)
     llm = sampling.start_engine(folder / "model", engine, draw.seed)
     shards = [make_shard(name, size) for name in ("one", "other", "one")]
-    results, seconds = [], []
-    for shard in shards:
-        start = time.perf_counter()
-        results.append(sampling.sample_shard(llm, engine, draw, shard))
-        seconds.append(time.perf_counter() - start)
-    tokens = sum(map(sum, results[2]["token_counts"].to_pylist()))
-    speed = f"{tokens / seconds[2]:.0f} tokens/s"
+    (first, _), _, (again, speed) = (sample_timed(llm, engine, draw, shard) for shard in shards)
+    tokens = sum(map(sum, again["token_counts"].to_pylist()))
     rows.report(
-        rows.same_bytes(f"{what} ({size.prompts} prompts, {tokens} tokens)", [digest(results[0]), digest(results[2])]),
-        rows.judge_on_gpu(rows.measure(f"generate, {size.model.parameters() / 1e9:.2g}B parameters: speed", speed), rehearsal),
+        rows.same_bytes(f"{what} ({size.prompts} prompts, {tokens} tokens)", map(digest, (first, again))),
+        rows.judge_on_gpu(
+            rows.measure(f"generate, {size.model.parameters() / 1e9:.2g}B parameters: speed", f"{speed:.0f} tokens/s"),
+            rehearsal,
+        ),
     )

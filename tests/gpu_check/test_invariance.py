@@ -66,6 +66,8 @@ def test_an_influence_of_the_other_prompts_fails(
     monkeypatch.setattr(train, "make_model", lambda *_: None)
     monkeypatch.setattr(sampling, "start_engine", start_engine)
     monkeypatch.setattr(sampling, "sample_shard", sample_shard)
-    (row,) = report_rows(capsys, tmp_path)
+    row, speed = report_rows(capsys, tmp_path)
     assert row.verdict == verdict
     assert "4 of 8 prompts" in row.what
+    assert speed.verdict == "measured"
+    assert float(speed.value.removesuffix(" tokens/s")) > 0

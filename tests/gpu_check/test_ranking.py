@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def check_fused(blender: Any) -> list[rows.Row]:
     size = sizes.CPU.ranking
     texts = ranking.make_texts(blender, size)
     expected = ranking.expected_logits(blender, texts)
-    return ranking.check_fused(blender, texts, size, expected, "the oracle", plain_seconds=1e9)
+    return ranking.check_fused(blender, texts, size, expected, "the oracle", plain_seconds=1e9, flops=1e12)
 
 
 @pytest.mark.slow
@@ -56,6 +57,7 @@ def test_the_fused_attention_passes_the_stages_check_and_the_tools() -> None:
     found = check_fused(plain_ranker.make_blender(sizes.CPU.ranking, "cpu:0"))
     assert [row.verdict for row in found] == ["pass"] * 5, found
     assert all(row.what.startswith("rank, rank.attention: fused") for row in found)
+    assert re.fullmatch(r"\d+\.\d\d \(\d+ pairs/s; .*: \d+% of 1 TFLOP/s\)", found[-1].value)
 
 
 def test_a_fused_attention_that_is_wrong_fails_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,8 +72,24 @@ def test_a_fused_attention_that_is_slower_fails(monkeypatch: pytest.MonkeyPatch,
     expected = [torch.tensor([[0.0, 1.0], [-2.0, 0.0]])]
     monkeypatch.setattr(pairrm, "select_forward", lambda *_: None)
     monkeypatch.setattr(pairrm, "pair_logits", lambda *_: expected)
-    *_, speed = ranking.check_fused(None, [], sizes.CPU.ranking, expected, "the oracle", plain_seconds)
+    blender = plain_ranker.make_blender(sizes.CPU.ranking, "cpu")
+    *_, speed = ranking.check_fused(blender, [], sizes.CPU.ranking, expected, "the oracle", plain_seconds, flops=1e12)
     assert speed.verdict == verdict
+
+
+def test_pairs_and_tokens_are_those_of_both_orders() -> None:
+    texts = [
+        pairrm.EncodedTexts(torch.arange(10), [torch.arange(count) for count in counts], [], False, 0)
+        for counts in ((1, 2, 3), (7, 8))
+    ]
+    assert ranking.count_work(texts) == (6 + 2, 6 * 10 + (3 + 4 + 5) * 2 + 2 * 10 + 15 * 2)
+
+
+def test_weights_are_those_that_multiply_each_token() -> None:
+    size = sizes.CPU.ranking
+    model = plain_ranker.make_blender(size, "cpu").ranker.pretrained_model
+    layer = 4 * size.width**2 + 2 * size.width * model.config.intermediate_size
+    assert ranking.count_weights(model) == size.layers * layer
 
 
 def test_the_oracle_is_float32_and_leaves_the_ranker_as_it_was() -> None:
