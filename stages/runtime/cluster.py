@@ -303,7 +303,7 @@ def _wait(ray: Any, calls: Mapping[Any, str]) -> list[Any]:
             said += [] if message is None else [message]
     for call in pending:
         ray.cancel(call, force=True)
-    failures = [*sorted(said, key=WORKER_FAILED.__eq__), *lost]
+    failures = sorted([*said, *lost], key=WORKER_FAILED.__eq__)
     for other in dict.fromkeys(failures[1:]):
         log.warning("%s", other)
     if failures:

@@ -1,8 +1,10 @@
 """Stages on a Ray cluster of two nodes give the same bytes as on this machine."""
 
+import os
 import shutil
 import signal
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 from stages.artifacts import files
 from support import clusters
 from support.messages import assert_message
-from support.running import TINY, run_stage, set_params
+from support.running import TINY, list_processes, run_stage, set_params
 
 REFERENCE = ["--responses", "../responses.parquet", "--rankings", "../rankings.parquet", "--out", "pairs.parquet"]
 TRAIN = ["--pairs", "pairs.parquet", "--out", "iter1", "--out-log", "iter1.csv", "--out-update", "iter1.json"]
@@ -149,6 +151,54 @@ def test_scores_are_the_same_bytes_though_the_stage_was_killed_in_the_middle(eva
     assert names == {"summary.json", "items.json", "winogrande.json", "gsm8k.json", "truthfulqa_mc2.json"}
     for name in names:
         assert (evaluated / "again" / name).read_bytes() == (evaluated / "local" / name).read_bytes(), name
+
+
+def list_workers(mark: str) -> set[int]:
+    """Return the actors of the program with this value of MARK."""
+    return {pid for pid, command in list_processes(mark).items() if command.startswith("ray::_Computer")}
+
+
+@pytest.mark.slowest
+def test_scores_are_the_same_bytes_though_a_worker_was_killed_in_the_middle(evaluated: Path, cluster: Any) -> None:
+    mark = uuid.uuid4().hex
+    options = [*EVALUATE, "--out", "again"]
+    process = clusters.start_program(evaluated, "-m", "stages", *options, RAY_ADDRESS=cluster.address, MARK=mark)
+    while len(first := list_workers(mark)) < 2 or not list(evaluated.glob("scratch/evaluate-lm/*/*/score-*.json")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    os.kill(min(first), signal.SIGKILL)
+    others = set[int]()
+    while process.poll() is None:
+        others |= list_workers(mark) - first
+        time.sleep(0.1)
+    assert process.returncode == 0, process.communicate()
+    assert others, "there was one in place of the one that was killed"
+    for path in (evaluated / "local").iterdir():
+        assert (evaluated / "again" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.mark.slowest
+def test_a_training_that_loses_a_node_ends_with_one_line_and_resumes_to_the_same_bytes(pairs: Path) -> None:
+    run_training(pairs / "whole", 1)
+    folder = pairs / "lost"
+    folder.mkdir()
+    set_params(folder, TINY | {"train.devices": 2, "train.nodes": 2, "train.checkpoint_steps": 1})
+    options = ["--model", "../base", *TRAIN]
+    shutil.copyfile(pairs / "whole" / "pairs.parquet", folder / "pairs.parquet")
+    with clusters.start(2) as cluster:
+        process = clusters.start_program(folder, "-m", "stages", "train", *options, RAY_ADDRESS=cluster.address)
+        while not list(folder.glob("scratch/train/*/checkpoint-*/complete")):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+        (other,) = cluster.worker_nodes
+        cluster.remove_node(other, allow_graceful=False)
+        assert_message(clusters.failure(process), "train: error: the cluster's node 127.0.0.", "failed", "re-run to resume")
+        clusters.add_node(cluster, 2)
+        done = run_stage(folder, "train", *options, RAY_ADDRESS=cluster.address)
+    assert done.returncode == 0, done.stderr
+    assert "resuming from" in done.stderr
+    for name in ("iter1", "iter1.csv", "iter1.json"):
+        assert files.digest(folder / name) == files.digest(pairs / "whole" / name), name
 
 
 LAUNCH = """

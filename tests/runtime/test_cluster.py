@@ -107,10 +107,10 @@ class Calls:
         (["out of GPU memory: lower it", cluster.WORKER_FAILED], "out of GPU memory"),
         ([cluster.WORKER_FAILED, "out of GPU memory: lower it"], "out of GPU memory"),
         ([ConnectionError("gone"), "out of GPU memory: lower it"], "out of GPU memory"),
-        ([cluster.WORKER_FAILED, ConnectionError("gone")], cluster.WORKER_FAILED),
+        ([cluster.WORKER_FAILED, ConnectionError("gone")], "node-1 failed"),
         (["", ConnectionError("gone")], "node-1 failed"),
     ],
-    ids=["first", "second", "after a node", "no cause", "node"],
+    ids=["first", "second", "after a node", "a node is the cause", "node"],
 )
 def test_the_cause_is_said_and_not_what_follows_from_it(
     calls: list[Any], expected: str, caplog: pytest.LogCaptureFixture
