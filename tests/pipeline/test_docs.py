@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -138,7 +139,7 @@ def test_every_command_and_target_that_is_named_exists() -> None:
 
 @pytest.mark.parametrize("command", EXPERIMENTS)
 def test_every_experiment_has_valid_parameters(command: str, tmp_path: Path) -> None:
-    words = command.split()
+    words = shlex.split(command)
     overrides = [following for word, following in itertools.pairwise(words) if word == "-S"]
     shutil.copyfile(ROOT / "params.yaml", tmp_path / "params.yaml")
     if "--queue" in words:  # one experiment for each of several values
@@ -157,7 +158,7 @@ def test_every_new_recipe_is_valid(command: str, tmp_path: Path, monkeypatch: py
 
     parser = argparse.ArgumentParser()
     recipe.add_arguments(parser)
-    arguments = command.split()[4:]
+    arguments = shlex.split(command)[4:]
     recipe.main(parser.parse_args(arguments))
     made = tmp_path / "recipes" / arguments[0]
     params.validate_unpinned(params.read(made / "params.yaml"), made / "params.yaml")

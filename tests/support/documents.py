@@ -1,7 +1,6 @@
 """The repository's documents and the commands in them."""
 
 import re
-import shlex
 from pathlib import Path
 
 from stages.runtime.paths import ROOT
@@ -17,9 +16,9 @@ DOCUMENTS = [
 
 
 def commands(document: Path) -> list[str]:
-    """Return the commands in a document's bash blocks, without comments."""
+    """Return the commands in a document's bash blocks, with their quotes and without comments."""
     blocks = re.findall(r"```bash\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
-    return [" ".join(shlex.split(line, comments=True)) for block in blocks for line in block.splitlines() if line.strip()]
+    return [re.sub(r"\s+#\s.*", "", line).strip() for block in blocks for line in block.splitlines() if line.strip()]
 
 
 COMMANDS = [(document, command) for document in DOCUMENTS for command in commands(document)]
