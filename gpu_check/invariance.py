@@ -14,7 +14,7 @@ from gpu_check import sampling as shards
 from gpu_check.sizes import Sizes
 from stages.engines import sampling
 
-WHAT = "generate, engine.batch_invariant: the same shard alone, and within a larger one"
+WHAT = "generate, engine.batch_invariant: the same shard alone, within a larger one, and alone again"
 
 
 def find_obstacle() -> str:

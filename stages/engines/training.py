@@ -133,7 +133,7 @@ def load_policy(path: Path, dtype: params.Precision) -> Any:
 
 
 def load_scored_policy(path: Path, dtype: params.Precision, attention: str) -> Any:
-    """Load a policy as `load_policy` does, whose forward pass `packing.batch_logps` scores pairs with, to train it or not.
+    """Load a policy as `load_policy` does, and prepare its forward pass for `packing.batch_logps`.
 
     attention: train.attention. Raises StageError if packing or the fused attention does not support the model.
     """

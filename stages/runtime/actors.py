@@ -158,7 +158,7 @@ class Actors:
         done, _ = self.ray.wait(list(busy), num_returns=1, timeout=timeout)
         if done:
             done, _ = self.ray.wait(list(busy), num_returns=len(busy), timeout=0)
-        return [report for reference in done for report in self._read(busy[reference])]
+        return [report for reference in done if busy[reference].pending is reference for report in self._read(busy[reference])]
 
     def warn_if_idle(self) -> None:
         """Say once a minute that no worker has a device: others use the cluster's GPUs, or its nodes have left."""
@@ -180,29 +180,37 @@ class Actors:
             return [self._lose(worker, describe(error))]
         worker.pending, worker.since = None, None
         if kind == "placed":
-            if (reports := self._find_other_kind(worker, value)) is not None:
-                return reports
             load, arguments, _ = self.job
             worker.since, worker.pending = time.monotonic(), worker.handle.load.remote(load, arguments)
             return []
+        fault = value if kind == "unfit" else self._find_fault(worker, value) if kind == "ready" else ""
+        if fault:
+            return self._refuse(worker, fault)
         worker.loaded = True
         return [(worker, kind, value)]
 
-    def _find_other_kind(self, worker: Actor, kind: str) -> list[tuple[Actor, str, Any]] | None:
-        """Return None if a new worker's GPUs are of the kind of the others'. If not: what ends the stage or, if the node has
-        joined later, nothing, after a warning: the node is left out. kind: of `devices.check_granted`."""
+    def _find_fault(self, worker: Actor, kind: str) -> str:
+        """Return why a worker that has loaded must not compute: its GPUs are of another kind than the first worker's. Returns
+        "" if it may. kind: of `devices.check_granted`."""
         self.kind = self.kind or (kind, worker.host)
         try:
             cluster.refuse_kinds([self.kind, (kind, worker.host)])
         except StageError as error:
-            if worker.slot[0] in self.first:
-                return [(worker, "failed", str(error))]
-            log.warning("%s; continuing without node %s", error, worker.host)
-            self.slots = [slot for slot in self.slots if slot[0] != worker.slot[0]]
-            self.replace(worker)
-            return []
-        devices.note_remote(kind, self.gpus * len(self.workers))
-        return None
+            return str(error)
+        devices.note_remote(kind, self.gpus * len(self.slots))
+        return ""
+
+    def _refuse(self, worker: Actor, reason: str) -> list[tuple[Actor, str, Any]]:
+        """Report what ends the stage or, if the worker's node has joined later, leave the node out, with a warning."""
+        node = worker.slot[0]
+        if node in self.first:
+            return [(worker, "failed", reason)]
+        log.warning("%s; continuing without node %s", reason, worker.host)
+        self.slots = [slot for slot in self.slots if slot[0] != node]
+        there = [other for other in self.workers if other.slot[0] == node]
+        for other in there:
+            self.replace(other)
+        return [(other, "lost", f"node {worker.host} is left out") for other in there]
 
     def _lose(self, worker: Actor, reason: str) -> tuple[Actor, str, Any]:
         """Report that a worker has ended, and start another in its place if its node is still there."""
@@ -247,19 +255,23 @@ class _Computer:
         self.folder, self.environment, self.logs, self.gpus = folder, environment, logs, gpus
 
     def wait_for_device(self) -> tuple[str, Any]:
-        """Return "placed" and the kind of GPU, "" without any, once Ray has found a place for this process."""
-
-        def prepare() -> str:
+        def prepare() -> None:
             cluster.take_over(self.folder, self.environment)
             if self.logs:
                 processes.redirect_output(self.logs / f"worker-{os.uname().nodename}-{os.getpid()}.log")
-            return devices.check_granted(self.gpus)
 
         return self._try("placed", prepare)
 
     def load(self, load: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[str, Any]:
-        def prepare() -> None:
+        """Return "ready" and the kind of GPU, "" without any; or "unfit" and what is wrong with the GPUs of this process."""
+        try:
+            kind = devices.check_granted(self.gpus)
+        except StageError as error:
+            return "unfit", str(error)
+
+        def prepare() -> str:
             self.work = load(*arguments)
+            return kind
 
         return self._try("ready", prepare)
 

@@ -260,18 +260,20 @@ def _run_in_group(
     options = {"num_cpus": 1, "num_gpus": gpus, "max_retries": 0, "runtime_env": worker_environment()}
     hosts = [address for address, *_ in found]
 
-    def call(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+    def call_everywhere(called: Callable[..., Any], given: Sequence[tuple[Any, ...]]) -> list[Any]:
         calls = {}
-        for place, address, given in zip(places, hosts, arguments, strict=True):
-            remote = ray.remote(_call).options(scheduling_strategy=place, **options)
-            calls[remote.remote(str(Path.cwd()), hand_over(), function, *given)] = address
+        for place, address, values in zip(places, hosts, given, strict=True):
+            remote = ray.remote(max_calls=1)(_call).options(
+                scheduling_strategy=place, **options
+            )  # its process ends: no GPU is held
+            calls[remote.remote(str(Path.cwd()), hand_over(), called, *values)] = address
         return _wait(ray, calls)
 
     if gpus:
-        kinds = call(devices.check_granted, [(gpus,)] * len(places))
+        kinds = call_everywhere(devices.check_granted, [(gpus,)] * len(places))
         refuse_kinds(zip(kinds, hosts, strict=True))
         devices.note_remote(kinds[0], gpus * len(places))
-    call(function, [(Place(rank, len(places), host, port), *arguments) for rank in range(len(places))])
+    call_everywhere(function, [(Place(rank, len(places), host, port), *arguments) for rank in range(len(places))])
 
 
 def _call(folder: str, environment: Mapping[str, str], function: Callable[..., Any], *arguments: Any) -> tuple[str | None, Any]:

@@ -30,7 +30,7 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 NO_GPU = ("", "-1", "NoDevFiles")
 """Values of CUDA_VISIBLE_DEVICES that hide every GPU on purpose; Slurm sets the last one for a job without GPUs."""
 REMOTE: dict[str, int] = {}
-"""GPUs of a cluster's nodes that have computed for this process: their name (one at most) -> how many, at most, at a time."""
+"""GPUs of a cluster that were there for this process's work: their name (one at most) -> how many, at most, at a time."""
 DRIVER = Path("/proc/driver/nvidia/version")
 OLDEST_DRIVER = {"13": 580, "12": 525}
 """Major version of CUDA that torch was built for -> the oldest driver that it works with (CUDA's release notes, table 2)."""
@@ -73,9 +73,15 @@ def query_gpus(field: str) -> list[str]:
     return [line.strip() for line in done.stdout.splitlines() if line.strip()]
 
 
+def _is_too_old(driver: str, cuda: str) -> bool:
+    """Return whether a driver is known to be too old for a version of CUDA. driver: of `find_driver`."""
+    major = driver.partition(".")[0]
+    return major.isdecimal() and int(major) < OLDEST_DRIVER.get(cuda.partition(".")[0], 0)
+
+
 def _explain_unseen_gpus(driver: str, cuda: str, visible: str | None) -> str:
-    oldest = OLDEST_DRIVER.get(cuda.partition(".")[0], 0)
-    if driver.partition(".")[0].isdecimal() and int(driver.partition(".")[0]) < oldest:
+    if _is_too_old(driver, cuda):
+        oldest = OLDEST_DRIVER[cuda.partition(".")[0]]
         cause = f"CUDA {cuda}, for which torch is built, needs driver {oldest} or newer: update the driver"
     elif visible is not None:
         cause = f"{VISIBLE} is {quote(visible)}, whose first entry is no GPU of this machine: correct it or unset it"
@@ -108,28 +114,42 @@ def describe_gpu(index: int = 0) -> str:
 def check_granted(count: int) -> str:
     """Return what `describe_gpu` says of the GPUs that Ray gave this process, "" if it gave none. count: their number.
 
-    Raises StageError, which names this machine, if torch does not see them all, or as `has_gpus` does: the process would
-    compute on the CPU, or on other GPUs than its neighbour's workers.
+    Raises StageError, which names this machine, if torch sees another number of GPUs, so that the process would compute on the
+    CPU or on those of other workers, or if they are of two kinds.
     """
     if not count:
         return ""
     import torch
 
-    host = os.uname().nodename
-    try:
-        seen = torch.cuda.device_count() if has_gpus() else 0
-    except StageError as error:
-        raise StageError(f"node {host}: {error}") from error
+    node = f"node {os.uname().nodename}: Ray gave a process {count} GPU{'s' * (count > 1)}"
+    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if seen != count:
+        raise StageError(f"{node}, and torch sees {seen}: {_explain_granted(seen > count)}, then restart Ray there")
+    kinds = sorted({describe_gpu(index) for index in range(count)})
+    if len(kinds) > 1:
         raise StageError(
-            f"node {host}: torch sees {seen} of the {count} GPUs that Ray gave a process: check that `nvidia-smi` lists them, "
-            "then restart Ray on this node"
+            f"{node} of two kinds ({'; '.join(kinds)}): set {VISIBLE} to those of one kind, then restart Ray there"
         )
-    return describe_gpu()
+    return kinds[0]
+
+
+def _explain_granted(too_many: bool) -> str:
+    """Say what to do on a node of a cluster where torch sees more, or fewer, GPUs than Ray gave a process."""
+    import torch
+
+    cuda, driver = torch.version.cuda, find_driver()
+    if not cuda:
+        return "its torch is a build for CPUs: run `make env` without BUILD=cpu"
+    if too_many:
+        return "unset RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
+    if _is_too_old(driver, cuda):
+        oldest = OLDEST_DRIVER[cuda.partition(".")[0]]
+        return f"CUDA {cuda}, for which torch is built, needs driver {oldest} or newer, not {driver}: update it"
+    return f"check that `nvidia-smi` lists them, and that {VISIBLE} names no others"
 
 
 def note_remote(kind: str, count: int) -> None:
-    """Note in REMOTE that so many GPUs of a kind work for this process at a time. kind: of `check_granted`."""
+    """Note in REMOTE that a cluster has so many GPUs of a kind for this process's work. kind: of `check_granted`."""
     if kind:
         name = kind.rpartition(", ")[0]
         REMOTE[name] = max(count, REMOTE.get(name, 0))

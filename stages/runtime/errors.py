@@ -92,6 +92,6 @@ def message_or_raise(error: Exception) -> str:
 
 
 def exit_with(error: Exception, prefix: str = "") -> NoReturn:
-    """Exit with code 1 and one line on stderr for an error that the user can fix; re-raise as `message_or_raise`."""
+    """Exit with code 1 and one line on stderr for an error that the user can fix; re-raise what `message_or_raise` does."""
     print(f"{prefix}error: {message_or_raise(error)}", file=sys.stderr)
     sys.exit(1)

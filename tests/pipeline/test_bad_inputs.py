@@ -25,8 +25,6 @@ from support import models
 from support.messages import assert_message
 from support.running import TINY, run_program, run_stage, set_params
 
-"""The interpreter of the environment with lm-eval."""
-
 
 @pytest.fixture
 def corrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -26,10 +26,14 @@ def cluster() -> Iterator[Any]:
         yield cluster
 
 
-def run_training(folder: Path, nodes: int, **environment: str) -> None:
+LONG = {"train.epochs": 6, "train.stop_epoch": 6, "train.checkpoint_steps": 1}
+"""Overrides with which a training is not over soon after its first checkpoint."""
+
+
+def run_training(folder: Path, nodes: int, overrides: dict[str, Any], **environment: str) -> None:
     """Run reference and train with two processes, in a new folder beside the policy `base` and its responses."""
     folder.mkdir()
-    set_params(folder, TINY | {"train.devices": 2, "train.nodes": nodes})
+    set_params(folder, TINY | overrides | {"train.devices": 2, "train.nodes": nodes})
     for stage, options in (("reference", REFERENCE), ("train", TRAIN)):
         done = run_stage(folder, stage, "--model", "../base", *options, **environment)
         assert done.returncode == 0, done.stderr
@@ -38,8 +42,8 @@ def run_training(folder: Path, nodes: int, **environment: str) -> None:
 
 @pytest.mark.slow
 def test_two_nodes_train_the_same_policy_as_two_processes(pairs: Path, cluster: Any) -> None:
-    run_training(pairs / "one-node", 1)
-    run_training(pairs / "two-nodes", 2, RAY_ADDRESS=cluster.address)
+    run_training(pairs / "one-node", 1, {})
+    run_training(pairs / "two-nodes", 2, {}, RAY_ADDRESS=cluster.address)
     for name in ("pairs.parquet", "iter1", "iter1.csv", "iter1.json"):
         assert files.digest(pairs / "two-nodes" / name) == files.digest(pairs / "one-node" / name), name
 
@@ -162,7 +166,9 @@ def list_workers(mark: str) -> set[int]:
 def test_scores_are_the_same_bytes_though_a_worker_was_killed_in_the_middle(evaluated: Path, cluster: Any) -> None:
     mark = uuid.uuid4().hex
     options = [*EVALUATE, "--out", "again"]
-    process = clusters.start_program(evaluated, "-m", "stages", *options, RAY_ADDRESS=cluster.address, MARK=mark)
+    process = clusters.start_program(
+        evaluated, "-m", "stages", *options, RAY_ADDRESS=cluster.address, MARK=mark, SPPO_WORKERS="1"
+    )
     while len(first := list_workers(mark)) < 2 or not list(evaluated.glob("scratch/evaluate-lm/*/*/score-*.json")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
@@ -179,10 +185,10 @@ def test_scores_are_the_same_bytes_though_a_worker_was_killed_in_the_middle(eval
 
 @pytest.mark.slowest
 def test_a_training_that_loses_a_node_ends_with_one_line_and_resumes_to_the_same_bytes(pairs: Path) -> None:
-    run_training(pairs / "whole", 1)
+    run_training(pairs / "whole", 1, LONG)
     folder = pairs / "lost"
     folder.mkdir()
-    set_params(folder, TINY | {"train.devices": 2, "train.nodes": 2, "train.checkpoint_steps": 1})
+    set_params(folder, TINY | LONG | {"train.devices": 2, "train.nodes": 2})
     options = ["--model", "../base", *TRAIN]
     shutil.copyfile(pairs / "whole" / "pairs.parquet", folder / "pairs.parquet")
     with clusters.start(2) as cluster:

@@ -30,7 +30,7 @@ NOT_RUN = {
     "python -m stages.tools hub --pin": "asks the Hub",
     "dvc repro recipes/": "needs eight GPUs",
     "PYTHON=.venv/uv/bin/python gpu_check/pack.sh": "downloads wheels",
-    "bash part-1/run.sh": "needs them, on a machine with a GPU",
+    "bash part-1/run.sh": "needs what pack.sh packs, on a machine with a GPU",
     "python -m stages.tools publish": "needs a recipe's results, and uploads them; tests/tools/test_publish.py runs it",
     "ray ": "starts Ray for other machines to join, or needs it to be started",
     "sbatch ": "needs Slurm",

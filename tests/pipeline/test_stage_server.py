@@ -14,7 +14,7 @@ from support.running import ENVIRONMENT, run_stage
 
 
 def test_a_test_that_imports_a_library() -> None:
-    """As scikit-learn, vLLM and DeepSpeed do when they are imported; of this variable, nobody knows whether it does harm."""
+    """As scikit-learn, vLLM and DeepSpeed do when they are imported. stage_client does not know this variable."""
     os.environ["SOME_LIBRARY"] = "FALSE"
 
 

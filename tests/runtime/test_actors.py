@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from stages.runtime import actors, devices
 from stages.runtime import cluster as clusters_of_ray
@@ -187,38 +188,52 @@ def test_a_node_with_another_kind_of_gpu_is_refused_first_and_left_out_later(
     assert "A100" in caplog.text
 
 
-def place(crew: actors.Actors, worker: Any, kind: str) -> list[Any]:
-    """Let a worker say that it has a device of this kind. Returns the reports that follow."""
-    worker.pending = ("placed", kind)
+def let_load(crew: actors.Actors, worker: Any, *answer: str) -> list[Any]:
+    """Let a worker answer that it has loaded. Returns the reports that follow."""
+    worker.pending = answer
     return crew._read(worker)
 
 
-def test_gpus_that_ray_does_not_tell_apart_are_refused_first_and_left_out_later(
-    fakes: dict[str, str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gpus_that_ray_does_not_tell_apart_end_the_stage(fakes: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """As those with other memory: what torch sees in the worker's process counts."""
     monkeypatch.setattr(devices, "REMOTE", {})
     resources = {"GPU": 2, "accelerator_type:A100": 1}
-    crew = make_crew(FakeRay(a=resources, b=resources), ["0"]).staff(4)
-    first, second, third, _ = crew.workers
-    assert [place(crew, worker, "A100, 80 GiB") for worker in (first, second)] == [[], []]
+    crew = make_crew(FakeRay(a=resources, b=resources), ["0"]).staff(3)
+    first, second, third = crew.workers
+    assert let_load(crew, first, "placed", "") == []
     assert first.pending == "loading"
-    ((worker, kind, message),) = place(crew, third, "A100, 40 GiB")
-    assert (worker, kind) == (third, "failed")
+    for worker in (first, second):
+        assert let_load(crew, worker, "ready", "A100, 80 GiB") == [(worker, "ready", "A100, 80 GiB")]
+    ((worker, kind, message),) = let_load(crew, third, "ready", "A100, 40 GiB")
+    assert (worker, kind, third.loaded) == (third, "failed", False)
     assert_message(message, "two kinds", "A100, 40 GiB: at-b", "A100, 80 GiB: at-a")
+    assert devices.REMOTE == {"A100": 4}, "of a cluster with four GPUs, though there were three tasks"
+
+
+@pytest.mark.parametrize("answer", [("ready", "A100, 40 GiB"), ("unfit", "node b: torch sees 0")])
+def test_a_node_whose_gpus_cannot_be_used_is_left_out_if_it_joins_later(
+    fakes: dict[str, str], caplog: pytest.LogCaptureFixture, answer: tuple[str, str]
+) -> None:
+    resources = {"GPU": 2, "accelerator_type:A100": 1}
     ray = FakeRay(a=resources)
     crew = make_crew(ray, ["0"]).staff(9)
-    place(crew, crew.workers[0], "A100, 80 GiB")
+    let_load(crew, crew.workers[0], "ready", "A100, 80 GiB")
     ray.found |= {"b": resources, "c": resources}
     crew.add_nodes()
-    late = crew.staff(9).workers[2]
-    assert late.slot == ("b", 0)  # type: ignore[attr-defined]
-    assert place(crew, late, "A100, 40 GiB") == []
-    assert_message(caplog.text, "two kinds", "A100, 40 GiB: at-b", "without node at-b")
-    assert ray.killed == [late]
-    assert late not in crew.staff(9).workers
-    assert crew.slots == [("a", 0), ("a", 1), ("c", 0), ("c", 1)]
-    assert devices.REMOTE == {"A100": 4}, "of a cluster that had four GPUs of this kind at a time"
+    late = crew.staff(9).workers[2:4]
+    assert [worker.slot for worker in late] == [("b", 0), ("b", 1)]  # type: ignore[attr-defined]
+    reports = let_load(crew, late[1], *answer)
+    assert [(worker, kind) for worker, kind, _ in reports] == [(worker, "lost") for worker in late]
+    assert ray.killed == late
+    assert_message(caplog.text, "without node at-b")
+    assert [slot[0] for slot in crew.slots] == ["a", "a", "c", "c"]
+    assert [worker.slot[0] for worker in crew.staff(9).workers] == ["a", "a", "c", "c"]
+
+
+def test_gpus_that_cannot_be_used_end_the_stage_at_its_start(fakes: dict[str, str]) -> None:
+    crew = make_crew(FakeRay(a={"GPU": 1}), ["0"]).staff(1)
+    (worker,) = crew.workers
+    assert let_load(crew, worker, "unfit", "node a: torch sees 0") == [(worker, "failed", "node a: torch sees 0")]
 
 
 def test_a_node_that_cannot_be_asked_is_asked_again(fakes: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,12 +274,14 @@ except Exception as error:
 def test_gpus_that_torch_does_not_see_are_one_line(tmp_path: Path) -> None:
     """As with a driver that is too old: the stage would compute on CPUs. Ray believes what it is told of this machine."""
     (tmp_path / "run.py").write_text(RUN)
+    if torch.cuda.is_available():
+        pytest.skip("torch sees the GPUs of this machine")
     with clusters.start(1, num_gpus=1) as cluster:
-        programs = [clusters.deal(tmp_path, cluster, [("", 1)])]
-        messages = [clusters.failure(programs[0])]
-        messages.append(clusters.failure(clusters.start_program(tmp_path, "run.py", RAY_ADDRESS=cluster.address)))
-    for message in messages:
-        assert_message(message, f"node {os.uname().nodename}", "0 of the 1 GPUs", "restart Ray")
+        deal = clusters.deal(tmp_path, cluster, [("", 1)])
+        run = clusters.start_program(tmp_path, "run.py", RAY_ADDRESS=cluster.address)
+        for process in (deal, run):
+            message = clusters.failure(process)
+            assert_message(message, f"node {os.uname().nodename}", "1 GPU", "torch sees 0", "restart Ray")
 
 
 @pytest.fixture(scope="module")

@@ -239,5 +239,5 @@ def run_python(
 
 
 def without_hub(environment: Mapping[str, str]) -> dict[str, str]:
-    """Leave out the Hub's variables, which no library reads that the servers stage_server.HUB have imported."""
+    """Leave out the Hub's variables, which no library reads that the servers of stage_server.HUB import."""
     return {name: value for name, value in environment.items() if not name.startswith("HF_")}

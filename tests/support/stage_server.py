@@ -6,7 +6,7 @@ they are needed. Each is a fork of the one before it in ROUTES, which has import
 environment. All processes of a run of pytest share the servers, which end with the last of them.
 
 What a fork has in common with the others, and a process of its own would not: the order of sets of strings. To compare with a
-process of its own, set PYTHONHASHSEED.
+process of its own, set PYTHONHASHSEED. And what its server had imported is never collected: `gc.unfreeze` does nothing.
 """
 
 import atexit
@@ -85,36 +85,38 @@ def start() -> Path:
     `socket`, where the server listens, and `python`, for programs that start stages."""
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID")  # the same for all of pytest-xdist's workers
     folder = Path(tempfile.gettempdir(), f"stage-servers-{run}") if run else Path(tempfile.mkdtemp())
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
     presence = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "python").exists():
+        try:
+            presence.connect(str(folder / "socket"))
+            presence.send(b"null")
+        except (FileNotFoundError, ConnectionRefusedError):  # there is none yet, or its processes have ended
             launch(folder)
-        presence.connect(str(folder / "socket"))
-        presence.send(b"null")
     atexit.register(presence.close)
     return folder
 
 
 def launch(folder: Path) -> None:
     """Start the first server as a child of this process, which waits for its end so that what it used is counted."""
+    (folder / "socket").unlink(missing_ok=True)
     server = subprocess.Popen(
         [sys.executable, "-m", "support.stage_server", folder / "socket"],
         env=ENVIRONMENT | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,  # Ctrl-C is for the tests
     )
+    atexit.register(shutil.rmtree, folder)
+    atexit.register(server.communicate)  # the end of its stdin tells it that this process ends
     assert server.stdout
     assert server.stdout.readline() == "ready\n"
     command = [sys.executable, "-IS", stage_client.__file__, folder / "socket", sys.executable, json.dumps(ENVIRONMENT)]
     python = folder / "python"
     python.write_text(f'#!/bin/sh\nexec {shlex.join(map(str, command))} "$@"\n', encoding="utf-8")
     python.chmod(0o755)
-    atexit.register(shutil.rmtree, folder)
-    atexit.register(server.wait)
 
 
 def run(
@@ -205,7 +207,7 @@ class Server:
 
     def listen(self, listener: socket.socket) -> None:
         """Pass on requests of any process, until all processes of pytest that use this server have ended."""
-        present = list[socket.socket]()
+        present: list[Any] = [sys.stdin]
         while True:
             for ready in select.select([listener, *present], [], [])[0]:
                 if ready is listener:
@@ -215,9 +217,12 @@ class Server:
                 if not present:
                     return self.end()
 
-    def receive(self, connection: socket.socket, present: list[socket.socket]) -> None:
+    def receive(self, connection: socket.socket, present: list[Any]) -> None:
         """Pass on the request of a new connection, or add it to those that say that their process is present."""
         data, handles, _, _ = socket.recv_fds(connection, 2**20, 3)
+        if not data:  # its process has ended
+            connection.close()
+            return
         request = json.loads(data)
         if request is None:
             present.append(connection)
