@@ -259,13 +259,12 @@ def _run_in_group(
     (host, _, port), gpus = found[0], int(group.bundle_specs[0].get("GPU", 0))
     options = {"num_cpus": 1, "num_gpus": gpus, "max_retries": 0, "runtime_env": worker_environment()}
     hosts = [address for address, *_ in found]
+    once = ray.remote(max_calls=1)(_call)  # its process then ends, and holds no GPU
 
     def call_everywhere(called: Callable[..., Any], given: Sequence[tuple[Any, ...]]) -> list[Any]:
         calls = {}
         for place, address, values in zip(places, hosts, given, strict=True):
-            remote = ray.remote(max_calls=1)(_call).options(
-                scheduling_strategy=place, **options
-            )  # its process ends: no GPU is held
+            remote = once.options(scheduling_strategy=place, **options)
             calls[remote.remote(str(Path.cwd()), hand_over(), called, *values)] = address
         return _wait(ray, calls)
 
